@@ -1,0 +1,416 @@
+"""The command line: parses it, runs one command, and is the one place that turns errors into words.
+
+A command's modules are imported only when it runs: `exec` is called by thousands of ranks at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import condainer
+from condainer.errors import CondainerError, InterruptedBySignalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from condainer.project import Project
+
+_EXEC_FAILED = 125
+
+_DESCRIPTION = "Conda environments as single compressed files, mounted where they were built for."
+_EPILOG = """\
+examples:
+  condainer init                      make a project here; then edit environment.yml
+  condainer build                     environment.yml -> one compressed image
+  condainer exec -- python script.py  run a program from it
+  source ./activate                   or enter it, as with conda activate
+
+A command's own help: condainer COMMAND --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Returns:
+        the exit status.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except CondainerError as error:
+        failure = error
+    except KeyboardInterrupt:
+        failure = InterruptedBySignalError(signal.SIGINT)
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001  (the boundary: no traceback reaches a user unasked)
+        what = f"{type(error).__name__}: {error}"
+        hint = "this is a bug in condainer; run again with -v for a traceback to report"
+        failure = CondainerError(what, hint)
+        failure.__cause__ = error
+    else:
+        return status
+    _say_error(failure, verbose=arguments.verbose)
+    if arguments.command == "exec" and failure.exit_status < _EXEC_FAILED:
+        return _EXEC_FAILED
+    return failure.exit_status
+
+
+def _say_error(error: CondainerError, *, verbose: bool) -> None:
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    word = "\033[1;31merror:\033[0m" if colour else "error:"
+    text = f"condainer: {word} {error.message}\n"
+    if error.hint:
+        text += f"condainer: {error.hint}\n"
+    if verbose:
+        import traceback
+
+        text = "".join(traceback.format_exception(error)) + text
+    sys.stderr.write(text)
+
+
+# The parser
+
+
+class _ExecParser(argparse.ArgumentParser):
+    """Wrong usage of `exec` ends with 125, as with `env`: 2 could be the command's own status."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(_EXEC_FAILED, f"condainer: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="condainer",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-V", "--version", action="version", version=_version_text())
+    _add_general(parser)
+    parser.set_defaults(quiet=False, verbose=False, directory=Path(), dry_run=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_building(commands)
+    _add_running(commands)
+    _add_telling(commands)
+    return parser
+
+
+def _add_general(parser: argparse.ArgumentParser) -> None:
+    """The options of every command; they may stand before it and behind it."""
+    unset: Any = argparse.SUPPRESS
+    general = parser.add_argument_group("general options")
+    words = general.add_mutually_exclusive_group()
+    words.add_argument(
+        "-q", "--quiet", action="store_true", default=unset, help="say nothing but errors"
+    )
+    words.add_argument("-v", "--verbose", action="store_true", default=unset, help="say more")
+    general.add_argument(
+        "-d",
+        "--directory",
+        type=Path,
+        default=unset,
+        metavar="DIR",
+        help="the project directory (default: the current one)",
+    )
+    general.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        default=unset,
+        help="say what would be done, and do nothing",
+    )
+
+
+def _add(
+    commands: Any,  # noqa: ANN401  (argparse's own type has no name)
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    examples: str = "",
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    if name != "exec":  # what stands behind it is the command's own
+        _add_general(parser)
+    return parser
+
+
+def _add_building(commands: Any) -> None:  # noqa: ANN401
+    init = _add(
+        commands,
+        "init",
+        _init,
+        "make a project of the directory: write condainer.yml and an example environment.yml",
+        "  condainer init\n  condainer -d project init --environment ../environment.yml\n",
+    )
+    init.add_argument(
+        "--environment", type=Path, metavar="FILE", help="use this environment.yml, no example"
+    )
+    build = _add(
+        commands,
+        "build",
+        _build,
+        "install what environment.yml asks for and compress it into one image",
+        "  condainer build                  build the project here\n"
+        "  condainer build --force -j 4     build it again, with 4 processors at the most\n"
+        "  condainer build --locked         the very same packages as last time\n"
+        "  condainer build a b c            several projects side by side\n",
+    )
+    build.add_argument(
+        "-j",
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="processors for everything together (default: what this process may use, at most 8)",
+    )
+    build.add_argument(
+        "--installer",
+        default="",
+        metavar="NAME",
+        help="micromamba, mamba, conda, a path to one of them, or rattler "
+        "(default: the first there is)",
+    )
+    build.add_argument("--force", action="store_true", help="replace the image that is there")
+    build.add_argument(
+        "--locked", action="store_true", help="install exactly what the lock file lists"
+    )
+    build.add_argument("directories", nargs="*", type=Path, metavar="DIR", help="projects to build")
+
+
+def _add_running(commands: Any) -> None:  # noqa: ANN401
+    commands._parser_class = _ExecParser  # noqa: SLF001  (argparse has no other way to say it)
+    execute = _add(
+        commands,
+        "exec",
+        _exec,
+        "run a command from the environment; mounting and unmounting happen by themselves",
+        "  condainer exec -- python script.py --option\n"
+        "  srun -n 128 condainer -d /project/env exec -- python rank.py\n\n"
+        "The exit status is the command's own; 125 where condainer failed, 126 where the command\n"
+        "cannot be executed, 127 where there is none.\n",
+    )
+    commands._parser_class = argparse.ArgumentParser  # noqa: SLF001
+    execute.usage = "condainer [options] exec [-h] [--] CMD [ARG ...]"
+    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD", help="and its arguments")
+    mount = _add(
+        commands,
+        "mount",
+        _mount,
+        "mount the image; it stays until umount",
+        "  condainer mount\n  ls $(condainer mount --print)/bin\n",
+    )
+    mount.add_argument("--print", action="store_true", help="print the mountpoint")
+    mount.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "squashfuse_ll", "squashfuse", "kernel"),
+        help="what mounts (default: the first of squashfuse_ll, squashfuse; kernel is for root)",
+    )
+    _add(commands, "umount", _umount, "unmount the image, unless something uses it")
+
+
+def _add_telling(commands: Any) -> None:  # noqa: ANN401
+    status = _add(commands, "status", _status, "tell about the project, its image and its mount")
+    status.add_argument("--json", action="store_true", help="for scripts")
+    prereq = _add(
+        commands, "prereq", _prereq, "try out what this machine can do, and say what is missing"
+    )
+    prereq.add_argument("--json", action="store_true", help="for scripts")
+    _add(
+        commands, "cache", _cache, "read the image once, so that the next start finds it in memory"
+    )
+    _add(commands, "version", _version, "print the version")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+# The commands
+
+
+def _open(arguments: argparse.Namespace) -> Project:
+    from condainer import project
+
+    return project.open_project(arguments.directory)
+
+
+def _inform(arguments: argparse.Namespace, text: str) -> None:
+    """Say something on standard error that --quiet leaves out."""
+    if not arguments.quiet:
+        sys.stderr.write(f"{text}\n")
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from condainer import initialise
+
+    directory = Path(os.path.abspath(arguments.directory))  # noqa: PTH100
+    written = initialise.initialise(directory, arguments.environment, dry_run=arguments.dry_run)
+    verb = "would write" if arguments.dry_run else "wrote"
+    for path in written:
+        _inform(arguments, f"{verb} {path}")
+    if not arguments.dry_run:
+        _inform(arguments, "next: edit the environment.yml, then run 'condainer build'")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from condainer import progress, project
+    from condainer.mounting import lifetime
+    from condainer.pipeline import run, schedule
+    from condainer.pipeline.build import Options
+
+    directories = arguments.directories or [arguments.directory]
+    projects = list(
+        {p.directory: p for p in (project.open_project(d) for d in directories)}.values()
+    )
+    options = Options(
+        force=arguments.force,
+        locked=arguments.locked,
+        installer=arguments.installer,
+        dry_run=arguments.dry_run,
+    )
+    reporter = progress.reporter(
+        quiet=arguments.quiet, verbose=arguments.verbose, several=len(projects) > 1
+    )
+    jobs = arguments.jobs or schedule.default_jobs()
+    if options.force and not options.dry_run:
+        for each in projects:
+            lifetime.unmount_if_idle(each)
+    with reporter:
+        failures = run.build_all(projects, options, jobs, reporter.handle)
+    for failure in failures:
+        if len(projects) > 1:
+            sys.stderr.write(f"condainer: {failure.project.directory}:\n")
+        _say_error(failure.error, verbose=arguments.verbose)
+    return max((failure.error.exit_status for failure in failures), default=0)
+
+
+def _exec(arguments: argparse.Namespace) -> int:
+    from condainer import execution
+
+    command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    if not command:
+        raise CondainerError("exec needs a command", "for example: condainer exec -- python -V")
+    project = _open(arguments)
+    if arguments.dry_run:
+        _inform(arguments, f"would run {' '.join(command)} from {project.prefix}")
+    else:
+        execution.become(project, command)
+    return 0
+
+
+def _mount(arguments: argparse.Namespace) -> int:
+    from condainer.mounting import backends, lifetime
+
+    project = _open(arguments)
+    if arguments.dry_run:
+        backend = backends.choose(arguments.backend)
+        lifetime.check_image(project)
+        _inform(arguments, f"would mount {project.image} at {project.prefix} with {backend.name}")
+        return 0
+    descriptor = lifetime.use(project, arguments.backend)
+    lifetime.pin(project)
+    os.close(descriptor)
+    if arguments.verbose:
+        situation = lifetime.look(project)
+        kind = situation.mount.kind if situation.mount else "?"
+        _inform(arguments, f"{project.image} is mounted at {project.prefix} ({kind})")
+    if arguments.print:
+        sys.stdout.write(f"{project.prefix}\n")
+    elif not arguments.verbose:
+        _inform(arguments, f"mounted at {project.prefix}")
+    return 0
+
+
+def _umount(arguments: argparse.Namespace) -> int:
+    from condainer.mounting import lifetime
+
+    project = _open(arguments)
+    if arguments.dry_run:
+        state = lifetime.look(project).state
+        _inform(arguments, f"{project.prefix} is {state.value}; would unmount it if nobody uses it")
+        return 0
+    if lifetime.unmount(project):
+        lifetime.wait_until_gone(project)
+        _inform(arguments, f"unmounted {project.prefix}")
+    else:
+        _inform(arguments, f"{project.prefix} is not mounted")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from condainer import status
+
+    found = status.gather(_open(arguments))
+    _print(found, status.render, as_json=arguments.json)
+    return 0
+
+
+def _prereq(arguments: argparse.Namespace) -> int:
+    from condainer import prereq
+
+    found = prereq.probe(arguments.directory)
+    _print(found, prereq.render, as_json=arguments.json)
+    return 0 if found["can_build"] and found["can_mount"] else 1
+
+
+def _print(
+    found: dict[str, Any], render: Callable[[dict[str, Any]], str], *, as_json: bool
+) -> None:
+    import json
+
+    text = json.dumps(found, indent=2) if as_json else render(found)
+    sys.stdout.write(f"{text}\n")
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from condainer import warm
+    from condainer.mounting import lifetime
+    from condainer.units import human
+
+    project = _open(arguments)
+    lifetime.check_image(project)
+    if arguments.dry_run:
+        _inform(arguments, f"would read {project.image}")
+        return 0
+    live = sys.stderr.isatty() and not arguments.quiet
+
+    def show(done: int, total: int) -> None:
+        if live:
+            sys.stderr.write(f"\r{human(done)} of {human(total)} ")
+
+    size = warm.read_all(project.image, show)
+    _inform(arguments, f"{chr(13) if live else ''}read {human(size)} of {project.image}")
+    return 0
+
+
+def _version(_arguments: argparse.Namespace) -> int:
+    sys.stdout.write(f"{_version_text()}\n")
+    return 0
+
+
+def _version_text() -> str:
+    return f"condainer {condainer.__version__}"

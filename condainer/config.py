@@ -1,0 +1,310 @@
+"""`condainer.yml`: its keys, their defaults and meanings, reading it and writing a new one.
+
+One table, `KEYS`, is behind the parser, the comments in the file that `init` writes, and the
+did-you-mean. Where the files of a project are is the business of `project`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from condainer import yamlfile
+from condainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import yaml
+
+CONFIG_NAME = "condainer.yml"
+
+COMPRESSORS = {"zstd": (1, 22), "gzip": (1, 9), "xz": None, "lzo": (1, 9), "lz4": None}
+"""The algorithms an image can be written with, each with the range of its levels."""
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_SIZE = re.compile(r"(\d+)([KkMm]?)")
+_MIN_BLOCK, _MAX_BLOCK = 4096, 1 << 20
+_PREFIX_MAX = 255
+"""Packages reserve 255 bytes for the prefix they are installed at."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked `condainer.yml`; the meaning of each field stands in `KEYS`."""
+
+    uuid: str
+    mount_base_directory: Path = Path("/tmp")  # noqa: S108  (the users' own default; checked before use)
+    environment_yml: str = "environment.yml"
+    requirements_txt: str = "requirements.txt"
+    conda_exe: str = ""
+    installer_url: str = ""
+    user_env_name: str = ""
+    non_conda_application: bool = False
+    package_cache: str = ""
+    compression: str = ""
+    compression_level: int | None = None
+    block_size: int = 256 * 1024
+    user_site_packages: bool = False
+    keep_python_path: bool = False
+    unmount_after: float = 10.0
+
+    @property
+    def basename(self) -> str:
+        """The name of the mountpoint below the base directory."""
+        return f"condainer-{self.uuid}"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the file: how its text is read and what the file says about it."""
+
+    name: str
+    read: Callable[[str], Any]
+    example: str
+    comment: str
+
+
+def _absolute(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    if ".." in path.parts or re.search(r"[\s'\"\\:]", text):
+        raise ValueError("must be free of spaces, quotes, colons and '..' (package scripts break)")
+    return path
+
+
+def _uuid(text: str) -> str:
+    if not _UUID.fullmatch(text):
+        raise ValueError("must be a UUID such as 123e4567-e89b-42d3-a456-426614174000")
+    return text.lower()
+
+
+def _file(text: str) -> str:
+    if "\0" in text or not text:
+        raise ValueError("must name a file")
+    return text
+
+
+def _boolean(text: str) -> bool:
+    choices = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if text.lower() not in choices:
+        raise ValueError("must be true or false")
+    return choices[text.lower()]
+
+
+def _compression(text: str) -> str:
+    if text not in COMPRESSORS:
+        raise ValueError(f"must be one of {', '.join(COMPRESSORS)}")
+    return text
+
+
+def _block_size(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    size = int(match[1]) * {"": 1, "k": 1024, "m": 1 << 20}[match[2].lower()] if match else 0
+    if size & (size - 1) or not _MIN_BLOCK <= size <= _MAX_BLOCK:
+        raise ValueError("must be a power of two from 4K to 1M")
+    return size
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86400:  # noqa: PLR2004  (a day)
+        raise ValueError("must be a number of seconds from 0 to 86400")
+    return seconds
+
+
+KEYS = (
+    Key(
+        "mount_base_directory",
+        _absolute,
+        "/tmp",  # noqa: S108
+        "Where the environment lives while it is used: it is installed for, and mounted at,\n"
+        "mount_base_directory/condainer-UUID. Best a directory local to each node, and it must\n"
+        "exist on every node that uses the image.",
+    ),
+    Key(
+        "uuid",
+        _uuid,
+        "",
+        "The identity of this project: names the image and its mountpoint. Written once; do not\n"
+        "change it (an image built before would no longer be found), and do not give it to a\n"
+        "second project.",
+    ),
+    Key("environment_yml", _file, "environment.yml", "What to install, as conda knows it."),
+    Key(
+        "requirements_txt",
+        _file,
+        "requirements.txt",
+        "What pip adds afterwards; nothing where there is no such file.",
+    ),
+    Key(
+        "conda_exe",
+        str,
+        "micromamba",
+        "The installer: a name or path of micromamba, mamba or conda, or 'rattler' for the one\n"
+        "that comes with condainer. Left out: the first of these that is found.\n"
+        "The variable CONDAINER_INSTALLER goes before this key.",
+    ),
+    Key(
+        "installer_url",
+        str,
+        "",
+        "Read for the sake of older projects; nothing is downloaded from it any more.",
+    ),
+    Key(
+        "user_env_name",
+        str,
+        "myenv",
+        "The name that the prompt and CONDA_DEFAULT_ENV show. Left out: 'name' of environment_yml.",
+    ),
+    Key(
+        "non_conda_application",
+        _boolean,
+        "false",
+        "true: the mountpoint directory was filled by another installer; build compresses what\n"
+        "is there and installs nothing.",
+    ),
+    Key(
+        "package_cache",
+        str,
+        "/scratch/me/pkgs",
+        "Where downloaded packages are kept between builds. Left out: the installer's own place\n"
+        "(CONDA_PKGS_DIRS for the mamba family; RATTLER_CACHE_DIR or ~/.cache/rattler).",
+    ),
+    Key(
+        "compression",
+        _compression,
+        "zstd",
+        "The image's compression: zstd, gzip, xz, lzo or lz4. Left out: zstd, or what comes next\n"
+        "where this machine's mksquashfs has no zstd.",
+    ),
+    Key(
+        "compression_level",
+        int,
+        "8",
+        "1 to 22 for zstd, 1 to 9 for gzip and lzo, none for xz and lz4. Higher is smaller and\n"
+        "slower to write; reading is as fast. Left out: 8 for zstd, 9 for gzip.",
+    ),
+    Key(
+        "block_size",
+        _block_size,
+        "256K",
+        "How much is compressed together, 4K to 1M. Larger blocks make smaller images and quicker\n"
+        "builds, smaller ones quicker small reads.",
+    ),
+    Key(
+        "user_site_packages",
+        _boolean,
+        "false",
+        "true: Python also sees what 'pip install --user' put into the home directory.",
+    ),
+    Key(
+        "keep_python_path",
+        _boolean,
+        "false",
+        "true: PYTHONPATH and PYTHONHOME of the calling shell reach the programs.",
+    ),
+    Key(
+        "unmount_after",
+        _seconds,
+        "10",
+        "Seconds for which a mount made by 'exec' is kept after its last use.",
+    ),
+)
+
+
+def parse(path: Path, text: str) -> Config:
+    """Read the text of a `condainer.yml`.
+
+    Args:
+        path: named in errors.
+        text: what the file holds.
+
+    Raises:
+        ConfigError: with file, line and reason.
+    """
+    document = yamlfile.YamlFile(path, text)
+    document.check_keys(key.name for key in KEYS)
+    values: dict[str, Any] = {}
+    for key in KEYS:
+        node = document.value(key.name)
+        if node is not None:
+            values[key.name] = _read(document, node, key)
+    if "uuid" not in values:
+        raise ConfigError(
+            f"{path}: the key 'uuid' is missing",
+            "take the file that came with the image, or run 'condainer init' in a new directory",
+        )
+    config = Config(**values)
+    _check_level(document, config)
+    prefix = config.mount_base_directory / config.basename
+    if len(str(prefix)) > _PREFIX_MAX:
+        raise ConfigError(
+            f"{path}: the mountpoint {prefix} is longer than {_PREFIX_MAX} characters",
+            "choose a shorter mount_base_directory",
+        )
+    return config
+
+
+def load(directory: Path) -> Config:
+    """Read the `condainer.yml` of a project directory.
+
+    Raises:
+        ConfigError: where there is none, or where it is broken.
+    """
+    path = directory / CONFIG_NAME
+    if not path.exists():
+        raise ConfigError(
+            f"no condainer project in {directory} (there is no {CONFIG_NAME})",
+            "run 'condainer init' there, or name the project directory with -d DIR",
+        )
+    return parse(path, yamlfile.read_text(path))
+
+
+def template(uuid: str, *, chosen: dict[str, str] | None = None) -> str:
+    """The text of a new `condainer.yml` with every key explained.
+
+    Args:
+        uuid: the identity of the new project.
+        chosen: keys that are to be set to something other than their default.
+    """
+    chosen = {**(chosen or {}), "uuid": uuid}
+    plain = {"mount_base_directory", "environment_yml", "requirements_txt"}
+    parts = ["# A condainer project. Commented keys show an example or the default.\n"]
+    for key in KEYS:
+        if key.name == "installer_url":
+            continue
+        comment = "".join(f"# {line}\n" for line in key.comment.splitlines())
+        off = "" if key.name in plain or key.name in chosen else "#"
+        parts.append(f"{comment}{off}{key.name}: {chosen.get(key.name, key.example)}\n")
+    return "\n".join(parts)
+
+
+def _read(document: yamlfile.YamlFile, node: yaml.Node, key: Key) -> object:
+    text = document.scalar(node, f"'{key.name}'")
+    try:
+        return key.read(text)
+    except ValueError as error:
+        reason = str(error)
+        if reason.startswith(("invalid literal", "could not convert")):
+            reason = "must be a number"
+        raise document.error(node, f"{key.name}: '{text}' {reason}") from None
+
+
+def _check_level(document: yamlfile.YamlFile, config: Config) -> None:
+    if config.compression_level is None:
+        return
+    algorithm = config.compression or "zstd"
+    levels = COMPRESSORS[algorithm]
+    node = document.items["compression_level"][1]
+    if levels is None:
+        raise document.error(node, f"{algorithm} has no levels", "remove the key compression_level")
+    if not levels[0] <= config.compression_level <= levels[1]:
+        raise document.error(node, f"{algorithm} has levels {levels[0]} to {levels[1]}")
+
+
+if {field.name for field in fields(Config)} != {key.name for key in KEYS}:  # pragma: no cover
+    raise AssertionError("Config and KEYS name different keys")

@@ -1,0 +1,187 @@
+"""`environment.yml`: what conda knows of it, parsed and checked.
+
+The meaning of each part is conda's own
+(https://docs.conda.io/projects/conda/en/stable/user-guide/tasks/manage-environments.html).
+Solving and installing are the business of `pipeline`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from condainer import yamlfile
+from condainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
+
+EXAMPLE = """\
+# What goes into the environment; see
+# https://docs.conda.io/projects/conda/en/stable/user-guide/tasks/manage-environments.html
+name: myenv
+channels:
+  - conda-forge
+  - nodefaults
+dependencies:
+  - python=3.12
+  - numpy
+  - pandas
+"""
+
+_KEYS = ("name", "channels", "dependencies", "variables", "prefix")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PATH_LIKE = re.compile(r"(/|\.{1,2}(/|$)|~)")
+_CHANNEL_SPEC = re.compile(r"(?P<channel>\S+?)::(?P<rest>\S.*)")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A checked `environment.yml`.
+
+    Attributes:
+        path: the file.
+        text: the file as given.
+        name: the environment's name; may be empty.
+        channels: names and URLs in order of priority; paths have become file:// URLs.
+        override_channels: `nodefaults` stands among the channels: no others than these.
+        specs: what conda is to install.
+        pip: the lines of the `pip:` list.
+        variables: set when the environment is activated, in the order of the file.
+    """
+
+    path: Path
+    text: str
+    name: str
+    channels: tuple[str, ...]
+    override_channels: bool
+    specs: tuple[str, ...]
+    pip: tuple[str, ...]
+    variables: tuple[tuple[str, str], ...]
+
+
+def load(path: Path) -> Environment:
+    """Read an `environment.yml`.
+
+    Raises:
+        ConfigError: where there is none, or where it is broken: file, line, reason.
+    """
+    if not path.exists():
+        raise ConfigError(
+            f"there is no {path}",
+            "write one, or name another with the key environment_yml of condainer.yml",
+        )
+    return parse(path, yamlfile.read_text(path))
+
+
+def parse(path: Path, text: str) -> Environment:
+    """Read the text of an `environment.yml`; paths in it count from the file's directory.
+
+    Raises:
+        ConfigError: with file, line and reason.
+    """
+    document = yamlfile.YamlFile(path, text)
+    document.check_keys(_KEYS)
+    base = path.parent
+    channels = _texts(document, "channels")
+    specs, pip = _dependencies(document)
+    name = document.value("name")
+    return Environment(
+        path=path,
+        text=text,
+        name=document.scalar(name, "'name'") if name is not None else "",
+        channels=tuple(channel_url(c, base) for c in channels if c != "nodefaults"),
+        override_channels="nodefaults" in channels,
+        specs=tuple(_resolve_spec(spec, base) for spec in specs),
+        pip=pip,
+        variables=_variables(document),
+    )
+
+
+def channel_url(channel: str, base: Path) -> str:
+    """A channel as conda reads it: a path becomes a file:// URL, the rest stays.
+
+    Args:
+        channel: a name, a URL or a path.
+        base: the directory that relative paths count from.
+    """
+    if not _PATH_LIKE.match(channel):
+        return channel.rstrip("/")
+    path = (base / Path(channel).expanduser()).resolve()
+    return "file://" + quote(str(path))
+
+
+def _texts(document: yamlfile.YamlFile, key: str) -> list[str]:
+    node = document.value(key)
+    if node is None:
+        return []
+    texts = []
+    for item in document.sequence(node, f"'{key}'"):
+        text = document.scalar(item, f"an item of '{key}'").strip()
+        if not text:
+            raise document.error(item, f"'{key}' has an empty item")
+        texts.append(text)
+    return texts
+
+
+def _dependencies(document: yamlfile.YamlFile) -> tuple[list[str], tuple[str, ...]]:
+    """The conda specs and the lines for pip."""
+    import yaml
+
+    node = document.value("dependencies")
+    if node is None:
+        raise ConfigError(
+            f"{document.path}: there is nothing under 'dependencies'",
+            "list the packages to install there, for example '- python=3.12'",
+        )
+    specs: list[str] = []
+    pip: list[str] = []
+    for item in document.sequence(node, "'dependencies'"):
+        if isinstance(item, yaml.MappingNode):
+            pip += _pip_lines(document, item)
+            continue
+        spec = document.scalar(item, "a dependency").strip()
+        if not re.match(r"[A-Za-z0-9_.*\[]|[/~]", spec):
+            raise document.error(item, f"'{spec}' is not a package specification")
+        specs.append(spec)
+    return specs, tuple(pip)
+
+
+def _pip_lines(document: yamlfile.YamlFile, node: yaml.Node) -> list[str]:
+    lines = []
+    for name, (key, value) in document.mapping(node, "a dependency").items():
+        if name != "pip":
+            raise document.error(
+                key,
+                f"'{name}:' is not a kind of dependency",
+                "only 'pip:' takes a list; a version is written as '- name=1.2'",
+            )
+        items = document.sequence(value, "'pip:'")
+        lines += [document.scalar(item, "an item of 'pip:'").strip() for item in items]
+    return lines
+
+
+def _resolve_spec(spec: str, base: Path) -> str:
+    """Make the path before `::` a URL, as among the channels."""
+    match = _CHANNEL_SPEC.match(spec)
+    if match and _PATH_LIKE.match(match["channel"]):
+        return f"{channel_url(match['channel'], base)}::{match['rest']}"
+    return spec
+
+
+def _variables(document: yamlfile.YamlFile) -> tuple[tuple[str, str], ...]:
+    node = document.value("variables")
+    if node is None:
+        return ()
+    pairs = []
+    for name, (key, value) in document.mapping(node, "'variables'").items():
+        if not _VARIABLE.fullmatch(name):
+            raise document.error(key, f"'{name}' is not a name of a variable")
+        text = document.scalar(value, f"variable '{name}'")
+        if "\0" in text:
+            raise document.error(value, f"variable '{name}' holds a NUL byte")
+        pairs.append((name, text))
+    return tuple(pairs)

@@ -1,0 +1,99 @@
+"""`exec`: mounts if need be, then becomes the command.
+
+No process stays in between, so that signals, job control, streams and the exit status are the
+command's own. Nothing here writes to standard output, and nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from condainer import activation
+from condainer.errors import CommandNotFoundError, NotExecutableError
+from condainer.mounting import lifetime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from condainer.project import Project
+
+_SHELL = "/bin/sh"
+
+
+def become(project: Project, command: Sequence[str], backend: str = "auto") -> NoReturn:
+    """Replace this process by a command that runs in a project's environment.
+
+    Args:
+        project: whose environment.
+        command: program and arguments; a name without a slash is looked up on its PATH.
+        backend: how to mount, where that has still to be done.
+
+    Raises:
+        ImageError: where the image is not whole.
+        MountError: where it cannot be mounted.
+        CommandNotFoundError: where there is no such command.
+        NotExecutableError: where it cannot be executed.
+    """
+    descriptor = lifetime.use(project, backend)
+    variables = activation.apply(
+        activation.load(project.prefix),
+        _given_variables(),
+        user_site=project.config.user_site_packages,
+        keep_python_path=project.config.keep_python_path,
+    )
+    os.set_inheritable(descriptor, True)  # noqa: FBT003
+    # Python ignores these two, and what is ignored stays so in the program that comes after.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    _execute(find_command(command[0], variables), command, variables)
+
+
+def find_command(name: str, variables: Mapping[str, str]) -> str:
+    """The file behind the name of a command, found as `execvp` finds it.
+
+    Raises:
+        CommandNotFoundError: where there is none.
+        NotExecutableError: where there is one that is not executable.
+    """
+    if "/" in name:
+        return name
+    seen = ""
+    for directory in variables.get("PATH", os.defpath).split(":"):
+        path = os.path.join(directory or ".", name)  # noqa: PTH118
+        if os.path.isfile(path):  # noqa: PTH113
+            if os.access(path, os.X_OK):
+                return path
+            seen = seen or path
+    if seen:
+        raise NotExecutableError(f"cannot execute {seen}: Permission denied")
+    raise CommandNotFoundError(
+        f"command not found: {name}", "it is neither in the environment nor on PATH"
+    )
+
+
+def _execute(path: str, command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+    try:
+        os.execve(path, list(command), variables)  # noqa: S606  (what `exec` is for)
+    except OSError as error:
+        if error.errno == errno.ENOEXEC:  # a script without a first line, as shells allow
+            os.execve(_SHELL, [_SHELL, path, *command[1:]], variables)  # noqa: S606
+        if error.errno in {errno.ENOENT, errno.ENOTDIR} and not os.path.lexists(path):
+            raise CommandNotFoundError(f"command not found: {path}") from error
+        raise NotExecutableError(f"cannot execute {path}: {error.strerror}") from error
+
+
+def _given_variables() -> dict[str, str]:
+    """This process's variables as they were given to it.
+
+    In the C locale Python sets LC_CTYPE for itself (PEP 538); the command did not ask for that.
+    """
+    variables = dict(os.environ)
+    if "LC_CTYPE" in variables:
+        given = Path("/proc/self/environ").read_bytes()
+        if not given.startswith(b"LC_CTYPE=") and b"\0LC_CTYPE=" not in given:
+            del variables["LC_CTYPE"]
+    return variables

@@ -1,0 +1,151 @@
+"""The superblock of an image, and the manifest inside it, read without mounting.
+
+The format is that of SquashFS 4.0 as the kernel documents it
+(https://docs.kernel.org/filesystems/squashfs.html). Nothing here trusts an image: what a
+superblock says is checked against the file before anybody mounts it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from condainer.errors import ImageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MANIFEST = ".condainer/manifest.json"
+"""Path of the manifest inside an image."""
+
+_SUPERBLOCK = struct.Struct("<5I6H8Q")
+_MAGIC = 0x73717368
+_NO_TABLE = 0xFFFFFFFFFFFFFFFF
+_COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+_MIN_BLOCK_LOG, _MAX_BLOCK_LOG = 12, 20
+_MANIFEST_MAX = 64 << 20
+
+
+@dataclass(frozen=True)
+class Superblock:
+    """The head of an image.
+
+    Attributes:
+        inodes: number of files, directories and links.
+        made: when it was written, seconds since the epoch.
+        block_size: bytes.
+        compression: name of the algorithm.
+        bytes_used: bytes of the file that belong to the image.
+    """
+
+    inodes: int
+    made: int
+    block_size: int
+    compression: str
+    bytes_used: int
+
+
+def read_superblock(path: Path) -> Superblock:
+    """Read the head of an image and compare it with the file.
+
+    Raises:
+        ImageError: where there is no such file, where it is no SquashFS 4.0 image, or where it
+            is shorter than its own superblock says.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_SUPERBLOCK.size)
+            status = os.fstat(file.fileno())
+    except OSError as error:
+        raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path} is not a regular file")
+    return _checked(path, data, status.st_size)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest inside an image, without mounting it.
+
+    Raises:
+        ImageError: where the image is damaged, was not built by condainer, or uses a
+            compression this interpreter cannot read.
+    """
+    read_superblock(path)
+    try:
+        text = _read_file(path, MANIFEST)
+        manifest = json.loads(text)
+    except ImportError as error:
+        raise ImageError(f"cannot read inside {path}: {error}") from error
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged image fails in as many ways as it has bytes
+        raise ImageError(f"the image {path} is damaged: {error}", _REBUILD) from error
+    if not isinstance(manifest, dict):
+        raise ImageError(f"the manifest of {path} is not what it should be", _REBUILD)
+    return manifest
+
+
+_REBUILD = "copy it again from where it came, or build it again with 'condainer build --force'"
+
+
+def _checked(path: Path, data: bytes, size: int) -> Superblock:
+    if len(data) < _SUPERBLOCK.size or data[:4] != struct.pack("<I", _MAGIC):
+        raise ImageError(f"{path} is not a squashfs image", _REBUILD)
+    values = _SUPERBLOCK.unpack(data)
+    inodes, made, block_size, _, compression, block_log = values[1:7]
+    major, minor, bytes_used = values[9], values[10], values[12]
+    tables = values[13:]
+    if (major, minor) != (4, 0):
+        raise ImageError(f"{path} is squashfs {major}.{minor}; only 4.0 can be read")
+    if bytes_used > size:
+        raise ImageError(
+            f"the image {path} is truncated: it has {size} of {bytes_used} bytes", _REBUILD
+        )
+    sane = (
+        _MIN_BLOCK_LOG <= block_log <= _MAX_BLOCK_LOG
+        and block_size == 1 << block_log
+        and compression in _COMPRESSORS
+        and inodes > 0
+        and all(_SUPERBLOCK.size <= table < bytes_used for table in tables if table != _NO_TABLE)
+    )
+    if not sane:
+        raise ImageError(f"the superblock of {path} is damaged", _REBUILD)
+    return Superblock(inodes, made, block_size, _COMPRESSORS[compression], bytes_used)
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    """One small file of an image, found by walking only the directories above it."""
+    import PySquashfsImage
+    from PySquashfsImage.const import Type
+
+    class LazyImage(PySquashfsImage.SquashFsImage):  # type: ignore[misc]
+        """Reads directories when they are asked for: the base class scans the whole tree."""
+
+        def _dir_scan(self, start_block: int, offset: int) -> Any:  # noqa: ANN401
+            return self._opendir(start_block, offset)
+
+        def find_inode(self, parts: list[str]) -> Any:  # noqa: ANN401
+            directory = self.root
+            for depth, part in enumerate(parts):
+                wanted = part.encode()
+                entry = next((e for e in directory.entries if e["name"] == wanted), None)
+                if entry is None:
+                    raise ImageError(f"{path} was not built by condainer: it has no {name}")
+                last = depth == len(parts) - 1
+                if entry["type"] != (Type.FILE if last else Type.DIR):
+                    raise ImageError(f"{path} was not built by condainer: {name} is no file")
+                if last:
+                    return self._read_inode(entry["start_block"], entry["offset"])
+                directory = self._opendir(entry["start_block"], entry["offset"])
+            raise AssertionError(name)
+
+    with LazyImage.from_file(path) as image:
+        inode = image.find_inode(name.split("/"))
+        if inode.data > _MANIFEST_MAX:
+            raise ImageError(f"{path}: {name} is larger than it can be", _REBUILD)
+        data: bytes = image.read_file(inode)
+        return data

@@ -1,0 +1,121 @@
+"""Lock files in a directory of this user's own, on this node.
+
+The kernel drops a lock however its holder ends, so nothing here has to be cleaned up by hand. The
+directory lies in a shared place such as /tmp, so it is trusted only where it is a real directory,
+owned by this user and closed to everybody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from condainer.errors import CondainerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.1
+_ATTEMPTS = 100
+
+
+class BusyError(CondainerError):
+    """Somebody else holds a lock."""
+
+
+def acquire(path: Path, *, shared: bool = False, timeout: float = 0.0) -> int:
+    """Take a lock and give the descriptor that holds it; closing it drops the lock.
+
+    Args:
+        path: the lock file; it and its directory are made where they are missing.
+        shared: several may hold it at once, but nobody alone meanwhile.
+        timeout: seconds to wait; 0 means not at all.
+
+    Raises:
+        BusyError: where somebody else holds it until the time is over.
+        CondainerError: where the directory is not this user's own.
+    """
+    deadline = time.monotonic() + timeout
+    pause = _FIRST_PAUSE
+    while True:
+        descriptor = _open(path)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            if time.monotonic() >= deadline:
+                raise BusyError(f"{path} is held by another process") from None
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            continue
+        if _is_current(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # removed by its last holder while we waited
+
+
+def discard(path: Path, descriptor: int) -> None:
+    """Remove a lock file that this process holds alone, drop the lock, and tidy up behind it."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    os.close(descriptor)
+    tidy(path.parent)
+
+
+def tidy(directory: Path) -> None:
+    """Remove the directory of the locks once nothing is left in it."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+def ensure_directory(directory: Path) -> None:
+    """Make the directory of the locks, or check that it is what it should be.
+
+    Raises:
+        CondainerError: where it cannot be made, or belongs to somebody else.
+    """
+    with contextlib.suppress(FileExistsError):
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise CondainerError(
+                f"cannot make the directory {directory}: {error.strerror}",
+                f"mount_base_directory ({directory.parent}) must exist and be writable",
+            ) from error
+    try:
+        status = directory.lstat()
+    except FileNotFoundError:
+        return  # tidied by another process this very moment: the caller tries again
+    private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    if not private or status.st_mode & 0o077:
+        raise CondainerError(
+            f"{directory} is not a directory that only you can use",
+            "somebody else may have made it; ask its owner or an administrator to remove it",
+        )
+
+
+def _open(path: Path) -> int:
+    for _ in range(_ATTEMPTS):
+        ensure_directory(path.parent)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            continue  # another process tidied the directory in between
+        except OSError as error:
+            raise CondainerError(f"cannot open {path}: {error.strerror}") from error
+    raise CondainerError(f"cannot open {path}: its directory keeps vanishing")
+
+
+def _is_current(path: Path, descriptor: int) -> bool:
+    mine = os.fstat(descriptor)
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)

@@ -1,0 +1,97 @@
+"""The programs that can mount an image, and how each is called."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from condainer import process, tools
+from condainer.errors import MountError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AUTOMATIC = ("squashfuse_ll", "squashfuse")
+"""What `auto` tries, in this order."""
+
+KERNEL = "kernel"
+NAMES = ("auto", *AUTOMATIC, KERNEL)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to mount an image.
+
+    Attributes:
+        name: as in `--backend`.
+        executable: the program that mounts.
+    """
+
+    name: str
+    executable: Path
+
+    @property
+    def is_daemon(self) -> bool:
+        """Whether a process of ours serves the mount as long as it lasts."""
+        return self.name != KERNEL
+
+    def mount_command(self, image: Path, mountpoint: Path) -> list[str]:
+        """The command that mounts; a daemon stays in the foreground."""
+        if self.is_daemon:
+            return [
+                str(self.executable),
+                "-f",
+                "-o",
+                "ro,nodev,nosuid",
+                str(image),
+                str(mountpoint),
+            ]
+        options = "loop,ro,nodev,nosuid"
+        return [str(self.executable), "-t", "squashfs", "-o", options, str(image), str(mountpoint)]
+
+
+def choose(name: str) -> Backend:
+    """The backend of that name, or the first there is.
+
+    Raises:
+        MountError: where it is not there, and what to do about it.
+    """
+    if name == KERNEL:
+        mount = tools.which("mount")
+        if os.getuid() != 0 or mount is None:
+            raise MountError("the backend 'kernel' is for root only", "use '--backend auto'")
+        return Backend(KERNEL, mount)
+    for candidate in AUTOMATIC if name == "auto" else (name,):
+        executable = tools.which(candidate)
+        if executable is not None:
+            return Backend(candidate, executable)
+    wanted = "neither squashfuse_ll nor squashfuse" if name == "auto" else f"no {name}"
+    raise MountError(
+        f"there is {wanted} on this machine",
+        f"install or load {tools.PACKAGE_HINTS['squashfuse']}; see 'condainer prereq'",
+    )
+
+
+def unmount(mountpoint: Path, kind: str) -> str:
+    """Unmount without force.
+
+    Args:
+        mountpoint: where.
+        kind: file system type in the mount table.
+
+    Returns:
+        an empty text, or why it cannot be done (mostly because it is in use).
+    """
+    fusermount = tools.find_fusermount() if kind.startswith("fuse") else None
+    umount = tools.which("umount")
+    if fusermount is not None and (os.getuid() != 0 or umount is None):
+        command = [str(fusermount), "-u", str(mountpoint)]
+    elif umount is not None:
+        command = [str(umount), str(mountpoint)]
+    else:
+        return "there is neither fusermount nor umount"
+    answer = process.call(command)
+    if answer.returncode == 0:
+        return ""
+    return (answer.stderr or answer.stdout).strip() or f"exit status {answer.returncode}"

@@ -1,0 +1,217 @@
+"""The process that keeps a mount: starts its daemon, and unmounts it after the last use.
+
+It runs in a session of its own, without a terminal, a working directory or inherited files, so
+that nothing meant for the command that needed the mount reaches it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from condainer import locks, mounttable, process
+from condainer.errors import CondainerError, MountError
+from condainer.mounting import backends, lifetime
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from condainer.mounting.backends import Backend
+    from condainer.project import Project
+
+_READY = b"ready"
+_SENDER = 3
+"""The descriptor by which a keeper answers, after those of every process."""
+
+_MOUNT_POLL = 0.004
+_IDLE_POLL = 0.25
+
+
+def start(project: Project, backend: Backend) -> None:
+    """Start a keeper and wait until the mount is live; the caller holds the mount lock.
+
+    Raises:
+        MountError: with what the daemon said.
+    """
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _detach_and_keep(project, backend, sender)
+    os.close(sender)
+    os.waitpid(child, 0)
+    try:
+        answer = _receive(receiver, time.monotonic() + lifetime.DEADLINE)
+    finally:
+        os.close(receiver)
+    if answer != _READY:
+        reason = answer.decode("utf-8", "replace") or "its keeper ended without a word"
+        raise MountError(
+            f"cannot mount {project.image} with {backend.name}: {reason}",
+            "'condainer prereq' tells what this machine can do",
+        )
+
+
+def _receive(receiver: int, deadline: float) -> bytes:
+    answer = b""
+    while True:
+        ready, _, _ = select.select([receiver], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return b"it did not answer in time"
+        chunk = os.read(receiver, 4096)
+        if not chunk:
+            return answer
+        answer += chunk
+
+
+def _detach_and_keep(project: Project, backend: Backend, sender: int) -> NoReturn:
+    """In the child: become a daemon, keep the mount, and end without returning."""
+    status = 1
+    try:
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)
+        _keep(project, backend, _shed(project, sender))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _shed(project: Project, sender: int) -> int:
+    """Let go of all that was inherited but the way back to the parent.
+
+    Returns:
+        the descriptor of that way.
+    """
+    os.chdir("/")
+    os.umask(0o022)
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+        signal.signal(signum, signal.SIG_IGN)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    null = _high(os.open(os.devnull, os.O_RDWR))
+    log = _high(os.open(project.mount_log, flags, 0o600))
+    sender = _high(sender)
+    for target, source in enumerate((null, log, log, sender)):
+        os.dup2(source, target, inheritable=target != _SENDER)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        if int(name) > _SENDER:
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.close(int(name))
+    return _SENDER
+
+
+def _high(descriptor: int) -> int:
+    """The same file under a number that is in nobody's way; any of 0, 1, 2 may be closed."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+
+
+def _keep(project: Project, backend: Backend, sender: int) -> None:
+    try:
+        daemon = _mount(project, backend)
+    except CondainerError as error:
+        os.write(sender, error.message.encode())
+        return
+    except Exception as error:  # noqa: BLE001  (the parent has to hear of it)
+        os.write(sender, repr(error).encode())
+        return
+    os.write(sender, _READY)
+    os.close(sender)
+    _serve(project, daemon)
+
+
+def _mount(project: Project, backend: Backend) -> subprocess.Popen[bytes] | None:
+    """Mount, and wait until the mount table shows it.
+
+    Returns:
+        the daemon, or None where the kernel serves the mount itself.
+
+    Raises:
+        MountError: with the daemon's last words.
+    """
+    command = backend.mount_command(project.image, project.prefix)
+    if not backend.is_daemon:
+        answer = process.call(command)
+        if answer.returncode != 0:
+            raise MountError(answer.stderr.strip() or f"exit status {answer.returncode}")
+        return None
+    daemon = process.spawn(command, log=2, env=dict(os.environ))
+    deadline = time.monotonic() + lifetime.DEADLINE
+    while lifetime.look(project).state is not lifetime.State.LIVE:
+        if daemon.poll() is not None:
+            words = lifetime.log_tail(project.mount_log)
+            raise MountError(words or f"it ended with exit status {daemon.returncode}")
+        if time.monotonic() > deadline:
+            daemon.kill()
+            raise MountError(f"nothing was mounted within {lifetime.DEADLINE:.0f} s")
+        time.sleep(_MOUNT_POLL)
+    return daemon
+
+
+def _serve(project: Project, daemon: subprocess.Popen[bytes] | None) -> None:
+    """Wait until the mount has gone, or unmount it when it has been idle for long enough."""
+    asked_to_end = False
+
+    def end(_signum: int, _frame: object) -> None:
+        nonlocal asked_to_end
+        asked_to_end = True
+
+    signal.signal(signal.SIGTERM, end)
+    idle_since = time.monotonic()
+    while _is_served(project, daemon):
+        patience = 0.0 if asked_to_end else project.config.unmount_after
+        pinned = project.pin.exists() and not asked_to_end
+        if pinned or _in_use(project):
+            idle_since = time.monotonic()
+        elif time.monotonic() - idle_since >= patience:
+            if _unmount_if_idle(project, daemon):
+                return
+            idle_since = time.monotonic()
+        time.sleep(_IDLE_POLL)
+    _clean_up(project)
+
+
+def _is_served(project: Project, daemon: subprocess.Popen[bytes] | None) -> bool:
+    if daemon is not None:
+        return daemon.poll() is None
+    return mounttable.mount_at(project.prefix) is not None
+
+
+def _in_use(project: Project) -> bool:
+    try:
+        os.close(locks.acquire(project.use_lock))
+    except locks.BusyError:
+        return True
+    return False
+
+
+def _unmount_if_idle(project: Project, daemon: subprocess.Popen[bytes] | None) -> bool:
+    """Unmount while nobody can begin to use the mount; False where somebody does already."""
+    try:
+        descriptor = locks.acquire(project.use_lock)
+    except locks.BusyError:
+        return False
+    mount = mounttable.mount_at(project.prefix)
+    if mount is not None and backends.unmount(project.prefix, mount.kind):
+        os.close(descriptor)  # something still runs from it without holding the lock
+        return False
+    if daemon is not None:
+        daemon.wait()
+    lifetime.tidy(project)
+    locks.discard(project.use_lock, descriptor)
+    return True
+
+
+def _clean_up(project: Project) -> None:
+    """The mount has gone: somebody unmounted it, or the daemon died."""
+    with contextlib.suppress(CondainerError):
+        descriptor = locks.acquire(project.use_lock)
+        situation = lifetime.look(project)
+        if situation.state is lifetime.State.DEAD and situation.mount is not None:
+            lifetime.remove_dead(project, situation.mount)
+        elif situation.state is lifetime.State.ABSENT:
+            lifetime.tidy(project)
+        locks.discard(project.use_lock, descriptor)

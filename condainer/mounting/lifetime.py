@@ -1,0 +1,277 @@
+"""The life of a mount: made by the first that needs it, shared by all, gone after the last.
+
+Whoever uses a mount holds a shared lock on a file. The descriptor survives `execve`, and the
+kernel drops the lock however the process ends, so the count is always right. A keeper, a process
+of its own, serves the mount: it takes the lock for itself alone when nobody uses the mount any
+more, and then unmounts, never by force. A mount that a user asked for by name is pinned: it stays
+until that user unmounts it.
+
+What a mountpoint holds is never removed; an empty one is, with rmdir.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from condainer import image, locks, mounttable
+from condainer.errors import ImageError, MountError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from condainer.mounting.users import User
+    from condainer.mounttable import Mount
+    from condainer.project import Project
+
+DEADLINE = 30.0
+"""Seconds after which a mount that does not come is an error."""
+
+_POLL = 0.02
+_DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
+
+
+class State(enum.Enum):
+    """What is at a mountpoint."""
+
+    ABSENT = "not mounted"
+    LIVE = "mounted"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is at a mountpoint, and the line of the mount table that says so."""
+
+    state: State
+    mount: Mount | None
+
+
+def look(project: Project) -> Situation:
+    """See what is at a project's mountpoint.
+
+    Raises:
+        MountError: where another user has mounted something there.
+    """
+    mount = mounttable.mount_at(project.prefix)
+    if mount is None:
+        return Situation(State.ABSENT, None)
+    if mount.owner not in {None, os.getuid()}:
+        raise MountError(
+            f"{project.prefix} is mounted by user {mount.owner}",
+            "on this node only one user at a time can have this image mounted there",
+        )
+    try:
+        os.stat(project.prefix)  # noqa: PTH116
+    except OSError as error:
+        if error.errno in _DEAD:
+            return Situation(State.DEAD, mount)
+        raise MountError(f"cannot look at {project.prefix}: {error.strerror}") from error
+    return Situation(State.LIVE, mount)
+
+
+def use(project: Project, backend: str = "auto") -> int:
+    """See that an image is mounted, and hold it.
+
+    Args:
+        project: whose image.
+        backend: name of the backend, where it has to be mounted first.
+
+    Returns:
+        the descriptor of the lock: while it is open, here or in a program it was passed on to,
+        the mount stays.
+
+    Raises:
+        ImageError: where the image is not whole.
+        MountError: where it cannot be mounted.
+    """
+    check_image(project)
+    descriptor = _hold(project)
+    try:
+        if look(project).state is not State.LIVE:
+            _mount(project, backend)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_image(project: Project) -> image.Superblock:
+    """See that a project has an image, and that it is whole.
+
+    Raises:
+        ImageError: where it is not.
+    """
+    if not project.image.exists():
+        raise ImageError(f"there is no image {project.image}", "make one with 'condainer build'")
+    return image.read_superblock(project.image)
+
+
+def pin(project: Project) -> None:
+    """Let a mount stay when nobody uses it; the caller holds it."""
+    project.pin.touch(mode=0o600)
+
+
+def unmount(project: Project) -> bool:
+    """Unmount a project's image, unless somebody uses it.
+
+    Returns:
+        whether there was anything to unmount.
+
+    Raises:
+        MountError: where it is in use, and by whom.
+    """
+    from condainer.mounting import backends, users
+
+    situation = look(project)
+    if situation.mount is None:
+        return False
+    if situation.state is State.DEAD:
+        remove_dead(project, situation.mount)
+        return True
+    try:
+        # The keeper takes the lock for an instant now and then, to see whether anybody holds it.
+        descriptor = locks.acquire(project.use_lock, timeout=0.1)
+    except locks.BusyError:
+        raise _in_use(project, users.users_of(project.prefix, project.use_lock)) from None
+    problem = backends.unmount(project.prefix, situation.mount.kind)
+    if problem and mounttable.mount_at(project.prefix) is not None:
+        os.close(descriptor)
+        raise _in_use(project, users.users_of(project.prefix, project.use_lock), problem)
+    tidy(project)
+    locks.discard(project.use_lock, descriptor)
+    return True
+
+
+def unmount_if_idle(project: Project) -> None:
+    """Unmount what an `exec` mounted, where nobody uses it any more and nobody pinned it."""
+    if not project.pin.exists():
+        with contextlib.suppress(MountError):
+            if unmount(project):
+                wait_until_gone(project)
+
+
+def remove_dead(project: Project, mount: Mount) -> None:
+    """Take away a mount whose daemon has died.
+
+    Raises:
+        MountError: where that cannot be done.
+    """
+    from condainer.mounting import backends
+
+    problem = backends.unmount(project.prefix, mount.kind)
+    if problem and mounttable.mount_at(project.prefix) is not None:
+        raise MountError(
+            f"the daemon behind {project.prefix} has died, and it cannot be unmounted: {problem}",
+            "end the processes that still use it, then try again",
+        )
+    tidy(project)
+
+
+def tidy(project: Project) -> None:
+    """Remove what a mount leaves behind: the pin, its log, and the empty mountpoint."""
+    for path in (project.pin, project.mount_log):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        project.prefix.rmdir()
+    locks.tidy(project.runtime_directory)
+
+
+def prepare_mountpoint(project: Project) -> None:
+    """Make the directory to mount at, or see that the one there will do.
+
+    Raises:
+        MountError: where something else is there.
+    """
+    prefix = project.prefix
+    with contextlib.suppress(FileExistsError):
+        try:
+            prefix.mkdir(mode=0o755)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise MountError(
+                f"cannot make the mountpoint {prefix}: {error.strerror}",
+                "mount_base_directory must exist and be writable on this node",
+            ) from error
+    status = prefix.lstat()
+    hint = "look what it is, and move it away"
+    if stat.S_ISLNK(status.st_mode):
+        raise MountError(f"the mountpoint {prefix} is a symbolic link", hint)
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"the mountpoint {prefix} is not a directory", hint)
+    if status.st_uid != os.getuid():
+        raise MountError(f"the mountpoint {prefix} belongs to user {status.st_uid}", hint)
+    if any(prefix.iterdir()):
+        raise MountError(
+            f"the mountpoint {prefix} is not empty",
+            "a build may be running or may have been killed; " + hint,
+        )
+
+
+def _hold(project: Project) -> int:
+    try:
+        return locks.acquire(project.use_lock, shared=True, timeout=DEADLINE)
+    except locks.BusyError:
+        raise MountError(
+            f"{project.prefix} has been being unmounted for {DEADLINE:.0f} s", "try again"
+        ) from None
+
+
+def _mount(project: Project, backend: str) -> None:
+    """Mount, or wait until somebody else has."""
+    from condainer.mounting import backends, keeper
+
+    chosen = backends.choose(backend)
+    try:
+        descriptor = locks.acquire(project.mount_lock, timeout=DEADLINE)
+    except locks.BusyError:
+        raise MountError(
+            f"{project.prefix} did not get mounted within {DEADLINE:.0f} s", "try again"
+        ) from None
+    try:
+        situation = look(project)
+        if situation.state is State.LIVE:
+            return
+        if situation.state is State.DEAD and situation.mount is not None:
+            remove_dead(project, situation.mount)
+            locks.ensure_directory(project.runtime_directory)
+        prepare_mountpoint(project)
+        try:
+            keeper.start(project, chosen)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                project.prefix.rmdir()
+            raise
+    finally:
+        locks.discard(project.mount_lock, descriptor)
+
+
+def wait_until_gone(project: Project, seconds: float = 5.0) -> None:
+    """Wait until the keeper of an unmounted image has tidied up."""
+    deadline = time.monotonic() + seconds
+    while os.path.lexists(project.prefix) and time.monotonic() < deadline:
+        time.sleep(_POLL)
+    locks.tidy(project.runtime_directory)
+
+
+def log_tail(path: Path, most: int = 3) -> str:
+    """The last lines of a daemon's log, in one."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "; ".join(line.strip() for line in text.splitlines()[-most:] if line.strip())
+
+
+def _in_use(project: Project, users: list[User], problem: str = "") -> MountError:
+    from condainer.mounting.users import describe
+
+    who = describe(users) or problem or "a process of another user"
+    return MountError(f"{project.prefix} is in use by {who}", "end these first, then try again")

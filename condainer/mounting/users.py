@@ -1,0 +1,69 @@
+"""Who uses a mount: found by looking at this user's processes in /proc (proc(5))."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class User:
+    """A process that uses a mount."""
+
+    pid: int
+    command: str
+
+
+def users_of(mountpoint: Path, use_lock: Path) -> list[User]:
+    """The processes that run, map, or have open something below a mountpoint, or hold its lock.
+
+    Other users' processes cannot be looked at; a FUSE mount is closed to them anyway.
+    """
+    top = str(mountpoint.parent.resolve() / mountpoint.name)
+    lock = str(use_lock.parent.resolve() / use_lock.name)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            uses = any(path in {lock, top} or path.startswith(top + "/") for path in _paths(entry))
+            if uses:
+                found.append(User(int(entry.name), _command(entry)))
+    return sorted(found, key=lambda user: user.pid)
+
+
+def describe(users: list[User], most: int = 8) -> str:
+    """Processes in words, for a message."""
+    words = [f"{user.command} ({user.pid})" for user in users[:most]]
+    if len(users) > most:
+        words.append(f"{len(users) - most} more")
+    return ", ".join(words)
+
+
+def _paths(process: Path) -> Iterator[str]:
+    for link in ("exe", "cwd", "root"):
+        try:
+            yield os.readlink(process / link)  # noqa: PTH115  (thousands of them)
+        except OSError:
+            continue
+    try:
+        for descriptor in os.scandir(process / "fd"):
+            try:
+                yield os.readlink(descriptor.path)  # noqa: PTH115
+            except OSError:
+                continue
+        with (process / "maps").open(encoding="utf-8", errors="surrogateescape") as maps:
+            for line in maps:
+                yield line[73:].rstrip("\n")  # the path's column, as the kernel pads it
+    except OSError:
+        return
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "?"

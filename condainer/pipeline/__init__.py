@@ -1,0 +1,1 @@
+"""From a project's environment to its image: the stages of `condainer build`."""

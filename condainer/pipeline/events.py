@@ -1,0 +1,126 @@
+"""What a build says while it works: frozen events, from the stages to whoever draws or logs them.
+
+Events may come from any thread; what receives them must allow for that.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+class Stage(enum.Enum):
+    """The stages of a build in their order; the value is how people read it."""
+
+    CHECK = "check"
+    SOLVE = "solve"
+    INSTALL = "fetch and link"
+    PIP = "pip"
+    COMPILE = "compile"
+    SNAPSHOT = "snapshot"
+    SQUASH = "squash"
+    VERIFY = "verify"
+    PUBLISH = "publish"
+
+
+class Unit(enum.Enum):
+    """What a stage counts."""
+
+    PACKAGES = "packages"
+    FILES = "files"
+    BLOCKS = "blocks"
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage has begun."""
+
+    project: str
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is.
+
+    Attributes:
+        project: label of the project.
+        stage: which stage.
+        done: how many of `unit` are done.
+        total: how many there are; None where nobody knows.
+        unit: what is counted.
+        detail: what is being done right now, a few words.
+        bytes_done: what has been fetched so far.
+        bytes_total: what is to be fetched, as far as that is known; 0 where nothing is.
+    """
+
+    project: str
+    stage: Stage
+    done: int
+    total: int | None
+    unit: Unit
+    detail: str = ""
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+@dataclass(frozen=True)
+class StageFinished:
+    """A stage has ended well.
+
+    Attributes:
+        project: label of the project.
+        stage: which stage.
+        seconds: wall time it took.
+        detail: what came of it, a few words.
+    """
+
+    project: str
+    stage: Stage
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line that the user should see whatever the verbosity, short of --quiet."""
+
+    project: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """One line of a program's output; for the log."""
+
+    project: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """A build is complete and its image is in place.
+
+    Attributes:
+        project: label of the project.
+        image: path of the image.
+        image_bytes: its size.
+        files: files, directories and links in it.
+        tree_bytes: what the same files held before they were compressed.
+        packages: number of conda packages.
+        stages: seconds of each stage.
+    """
+
+    project: str
+    image: str
+    image_bytes: int
+    files: int
+    tree_bytes: int
+    packages: int
+    stages: tuple[tuple[Stage, float], ...]
+
+
+Event: TypeAlias = StageStarted | Progress | StageFinished | Note | Output | Built
+Emit: TypeAlias = Callable[[Event], None]

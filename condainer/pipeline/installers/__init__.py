@@ -1,0 +1,195 @@
+"""What fetches and links packages: one small interface, and the choice between those there are.
+
+`mamba` drives an executable of the mamba family, `rattler` the engine that comes as a dependency.
+Both install at the very prefix the image will be mounted at.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from condainer import tools
+from condainer.errors import ToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from condainer.config import Config
+
+RATTLER = "rattler"
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package of a solution or of a prefix; empty text and 0 where nobody said."""
+
+    name: str
+    version: str
+    build: str
+    build_number: int
+    channel: str
+    subdir: str
+    url: str
+    md5: str
+    sha256: str
+    size: int
+
+    @property
+    def stem(self) -> str:
+        """name-version-build, as installers print it."""
+        return f"{self.name}-{self.version}-{self.build}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be installed, and how.
+
+    Attributes:
+        specs: what environment.yml asks for; not used where `locked` is given.
+        channels: names and URLs in order of priority.
+        override_channels: no other channels than these.
+        locked: URLs of the exact packages, with `#md5` or `#sha256:…`; empty means solve.
+        prefix: where to install.
+        package_cache: where packages are kept; None means the installer's own place.
+    """
+
+    specs: tuple[str, ...]
+    channels: tuple[str, ...]
+    override_channels: bool
+    locked: tuple[str, ...]
+    prefix: Path
+    package_cache: Path | None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The packages to install, each after those it depends on.
+
+    Attributes:
+        packages: what is to be installed.
+        records: the installer's own form of the same, handed back to its `install`.
+    """
+
+    packages: tuple[Package, ...]
+    records: object = None
+
+
+class OnProgress(Protocol):
+    """Takes how far a stage is, from any thread."""
+
+    def __call__(
+        self, done: int, total: int | None, text: str, *, bytes_done: int = 0, bytes_total: int = 0
+    ) -> None:
+        """Take it.
+
+        Args:
+            done: packages, files or blocks, as the stage counts.
+            total: how many there are; None where nobody knows.
+            text: what is being done right now, a few words.
+            bytes_done: what has been fetched so far.
+            bytes_total: what is to be fetched, as far as that is known.
+        """
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a stage is given to work with.
+
+    Attributes:
+        processors: how many it may keep busy.
+        on_line: takes each line that a program prints.
+        on_progress: takes how far it is.
+        environment: the variables programs run with.
+        pass_fds: descriptors programs inherit.
+    """
+
+    processors: int
+    on_line: Callable[[str], None]
+    on_progress: OnProgress
+    environment: Mapping[str, str]
+    pass_fds: Sequence[int] = ()
+
+
+class Installer(Protocol):
+    """What the pipeline asks of an installer."""
+
+    @property
+    def description(self) -> str:
+        """Name and version, for people and for the manifest."""
+
+    @property
+    def runs_link_scripts(self) -> bool:
+        """Whether `install` runs the packages' post-link scripts itself."""
+
+    def check(self, request: Request) -> None:
+        """See whether it can do what is asked.
+
+        Raises:
+            ToolError: where it cannot.
+        """
+
+    async def solve(self, request: Request, workplace: Workplace) -> Solution:
+        """Find the packages.
+
+        Raises:
+            BuildError: with the installer's own explanation.
+        """
+
+    async def install(self, request: Request, solution: Solution, workplace: Workplace) -> None:
+        """Fetch and link them; ended and silent when cancelled.
+
+        Raises:
+            BuildError: with the installer's own explanation.
+        """
+
+
+def choose(config: Config, asked: str = "") -> Installer:
+    """The installer to use.
+
+    Args:
+        config: its `conda_exe` counts after `asked` and the variable CONDAINER_INSTALLER.
+        asked: name or path from the command line.
+
+    Raises:
+        ToolError: where one that was asked for is not there.
+    """
+    from condainer.pipeline.installers import mamba
+
+    for name, strict in (
+        (asked, True),
+        (os.environ.get("CONDAINER_INSTALLER", ""), True),
+        # Older projects name a 'mamba' that they brought along: no error where there is none.
+        (config.conda_exe, "/" in config.conda_exe),
+    ):
+        if name == RATTLER:
+            return _rattler()
+        if name:
+            path = _executable(name)
+            if path is not None:
+                return mamba.Mamba(path)
+            if strict:
+                raise ToolError(
+                    f"the installer '{name}' was not found",
+                    f"name one of {', '.join(tools.MAMBA_FAMILY)}, a path to one, or {RATTLER}",
+                )
+    for name in tools.MAMBA_FAMILY:
+        path = tools.which(name)
+        if path is not None:
+            return mamba.Mamba(path)
+    return _rattler()
+
+
+def _rattler() -> Installer:
+    from condainer.pipeline.installers.rattler import Rattler
+
+    return Rattler()
+
+
+def _executable(name: str) -> Path | None:
+    if "/" not in name:
+        return tools.which(name)
+    path = Path(name).expanduser().absolute()
+    return path if os.access(path, os.X_OK) and path.is_file() else None

@@ -1,0 +1,149 @@
+"""The lock file beside an image: the exact packages, for conda and for pip.
+
+conda's part is an @EXPLICIT list of URLs with checksums, as `conda list --explicit --md5` writes
+it, each package after those it depends on; every conda can install from it. pip's part stands in
+comments, `# pip NAME @ URL --hash=sha256:…`, a form that other tools use as well.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from condainer.errors import BuildError
+from condainer.pipeline.installers import Package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_PIP = "# pip "
+_URL = re.compile(
+    r"(?P<channel>.+)/(?P<subdir>[^/]+)/"
+    r"(?P<name>[^/]+)-(?P<version>[^-/]+)-(?P<build>[^-/]+)\.(conda|tar\.bz2)"
+)
+_CHECKSUM = re.compile(r"[0-9a-f]{32}|(sha256:)?[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class PipPackage:
+    """A package that pip installed.
+
+    Attributes:
+        name: as pip names it.
+        version: what was installed.
+        url: where it came from; for a version control system with its commit.
+        sha256: of the file; empty where there is no one file.
+    """
+
+    name: str
+    version: str
+    url: str
+    sha256: str
+
+    @property
+    def requirement(self) -> str:
+        """A line for `pip install -r` that installs the very same again."""
+        if not self.url:
+            return f"{self.name}=={self.version}"
+        return f"{self.name} @ {self.url}" + (f"#sha256={self.sha256}" if self.sha256 else "")
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock file.
+
+    Attributes:
+        urls: of conda's packages, each with its checksum.
+        pip: pip's packages.
+    """
+
+    urls: tuple[str, ...]
+    pip: tuple[PipPackage, ...]
+
+
+def render(packages: Iterable[Package], pip: Iterable[PipPackage]) -> str:
+    """The text of a lock file."""
+    packages = list(packages)
+    platform = next((p.subdir for p in packages if p.subdir != "noarch"), "noarch")
+    lines = [
+        "# The exact packages of the image; 'condainer build --locked' installs them again,",
+        "# and so does 'conda create --file FILE' (without those of pip).",
+        f"# platform: {platform}",
+        "@EXPLICIT",
+        *explicit_lines(packages),
+    ]
+    for package in pip:
+        checksum = f" --hash=sha256:{package.sha256}" if package.sha256 else ""
+        where = f" @ {package.url}" if package.url else ""
+        lines.append(f"{_PIP}{package.name}=={package.version}{where}{checksum}")
+    return "\n".join(lines) + "\n"
+
+
+def explicit_lines(packages: Iterable[Package]) -> list[str]:
+    """URL and checksum of each package, in the form that every conda reads."""
+    lines = []
+    for package in packages:
+        checksum = package.md5 or (f"sha256:{package.sha256}" if package.sha256 else "")
+        lines.append(f"{package.url}#{checksum}" if checksum else package.url)
+    return lines
+
+
+def read(path: Path) -> Lock:
+    """Read a lock file.
+
+    Raises:
+        BuildError: where there is none, or a line of it is not what it should be.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BuildError(
+            f"there is no lock file {path}", "build once without --locked: that writes it"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BuildError(f"cannot read the lock file {path}: {error}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    if "@EXPLICIT" not in lines:
+        raise BuildError(f"{path} is not a lock file: it has no line @EXPLICIT")
+    pip = [_pip_package(line.removeprefix(_PIP)) for line in lines if line.startswith(_PIP)]
+    urls = [line for line in lines if line and not line.startswith(("#", "@"))]
+    for url in urls:
+        package_from_url(url)
+    return Lock(tuple(urls), tuple(pip))
+
+
+def package_from_url(line: str) -> Package:
+    """What a line of a lock file says of its package.
+
+    Raises:
+        BuildError: where it is not .../CHANNEL/SUBDIR/NAME-VERSION-BUILD.conda#CHECKSUM.
+    """
+    url, _, checksum = line.partition("#")
+    match = _URL.fullmatch(url)
+    if match is None or (checksum and not _CHECKSUM.fullmatch(checksum)):
+        raise BuildError(f"'{line}' in the lock file is not the URL of a conda package")
+    number = re.search(r"(\d+)$", match["build"])
+    is_md5 = len(checksum) == 32  # noqa: PLR2004  (hexadecimal digits of an MD5)
+    return Package(
+        name=match["name"],
+        version=match["version"],
+        build=match["build"],
+        build_number=int(number[1]) if number else 0,
+        channel=match["channel"],
+        subdir=match["subdir"],
+        url=url,
+        md5=checksum if is_md5 else "",
+        sha256="" if is_md5 else checksum.removeprefix("sha256:"),
+        size=0,
+    )
+
+
+def _pip_package(line: str) -> PipPackage:
+    line, _, checksum = line.partition(" --hash=sha256:")
+    what, _, url = line.partition(" @ ")
+    name, equals, version = what.partition("==")
+    if not equals:
+        raise BuildError(f"'{_PIP}{line}' in the lock file is not a package of pip")
+    return PipPackage(name.strip(), version.strip(), url.strip(), checksum.strip())

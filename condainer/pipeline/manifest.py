@@ -1,0 +1,121 @@
+"""Writes what an image says of itself: `.condainer/` inside it.
+
+Reading the manifest back is the business of `image`, the snapshot's that of `activation`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import condainer
+from condainer import image
+from condainer.activation import SNAPSHOT, Snapshot
+from condainer.pipeline.installers import Package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from condainer.environment import Environment
+    from condainer.project import Project
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What goes into the manifest.
+
+    Attributes:
+        environment: environment.yml as it was read; None for what conda did not install.
+        requirements: the text of requirements.txt; None where there is none.
+        packages: conda's packages.
+        pip: name and version of what pip installed.
+        tools: name to version of what built the image.
+        snapshot: the activation.
+    """
+
+    environment: Environment | None
+    requirements: str | None
+    packages: tuple[Package, ...]
+    pip: tuple[tuple[str, str], ...]
+    tools: dict[str, str]
+    snapshot: Snapshot
+
+
+def installed_packages(prefix: Path, solution: Iterable[Package]) -> tuple[Package, ...]:
+    """The packages of conda as the prefix itself lists them, in the order of a solution.
+
+    Args:
+        prefix: the environment; its conda-meta says what is installed.
+        solution: fills in what a record leaves out, such as a checksum.
+    """
+    planned = {package.stem: (place, package) for place, package in enumerate(solution)}
+    found = []
+    for path in sorted((prefix / "conda-meta").glob("*.json")):
+        record = _package(json.loads(path.read_bytes()))
+        place, plan = planned.get(record.stem, (len(planned), record))
+        found.append((place, _merged(record, plan)))
+    return tuple(package for _, package in sorted(found, key=lambda item: item[0]))
+
+
+def write(project: Project, manifest: Manifest) -> None:
+    """Write the manifest and the snapshot into a project's prefix."""
+    when = dt.datetime.now(dt.timezone.utc)
+    environment = manifest.environment
+    document = {
+        "format": FORMAT,
+        "uuid": project.config.uuid,
+        "name": manifest.snapshot.name,
+        "prefix": str(project.prefix),
+        "built": when.isoformat(timespec="seconds"),
+        "host": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "release": platform.release(),
+        },
+        "tools": {"condainer": condainer.__version__, **manifest.tools},
+        "environment_yml": environment.text if environment else None,
+        "requirements_txt": manifest.requirements,
+        "packages": [asdict(package) for package in manifest.packages],
+        "pip": [{"name": name, "version": version} for name, version in manifest.pip],
+        "activation": manifest.snapshot.to_json(),
+    }
+    directory = (project.prefix / image.MANIFEST).parent
+    directory.mkdir(mode=0o755, exist_ok=True)
+    _write_json(project.prefix / image.MANIFEST, document)
+    _write_json(project.prefix / SNAPSHOT, manifest.snapshot.to_json())
+    if environment:
+        (directory / "environment.yml").write_text(environment.text, encoding="utf-8")
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    text = json.dumps(document, indent=1, ensure_ascii=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    os.chmod(path, 0o644)  # noqa: PTH101  (whatever the umask)
+
+
+def _package(record: dict[str, Any]) -> Package:
+    return Package(
+        name=str(record.get("name") or ""),
+        version=str(record.get("version") or ""),
+        build=str(record.get("build") or record.get("build_string") or ""),
+        build_number=int(record.get("build_number") or 0),
+        channel=str(record.get("channel") or ""),
+        subdir=str(record.get("subdir") or ""),
+        url=str(record.get("url") or ""),
+        md5=str(record.get("md5") or ""),
+        sha256=str(record.get("sha256") or ""),
+        size=int(record.get("size") or 0),
+    )
+
+
+def _merged(record: Package, plan: Package) -> Package:
+    """A record with what it leaves out taken from the plan."""
+    fields = asdict(record)
+    return Package(**{key: value or getattr(plan, key) for key, value in fields.items()})

@@ -1,0 +1,144 @@
+"""What pip adds to an installed environment, and what it has added.
+
+pip runs from the environment itself, as conda runs it: first the `pip:` list of environment.yml
+in the directory of that file, then requirements.txt.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from condainer import process
+from condainer.errors import BuildError
+from condainer.pipeline.lockfile import PipPackage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from condainer.pipeline.installers import Workplace
+
+_LAST_LINES = 8
+_LISTING = """\
+import importlib.metadata as m, json
+print(json.dumps([
+    [d.metadata["Name"], d.version, (d.read_text("INSTALLER") or "").strip()]
+    for d in m.distributions() if d.metadata["Name"]
+]))
+"""
+_PIP_VERSION = "import pip; print(pip.__version__)"
+_REPORT_SINCE = (22, 2)
+
+
+async def install(
+    prefix: Path, requirements: Path, *, cwd: Path, locked: bool, workplace: Workplace
+) -> list[PipPackage]:
+    """Install what a requirements file asks for.
+
+    Args:
+        prefix: the environment.
+        requirements: the file.
+        cwd: the directory that relative paths in the file count from.
+        locked: the file lists every package, so look at no dependencies.
+        workplace: where pip runs.
+
+    Returns:
+        what pip installed, with origin and checksum where this pip can tell.
+
+    Raises:
+        BuildError: with pip's last lines.
+    """
+    python = prefix / "bin" / "python"
+    with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
+        report = Path(directory, "report.json")
+        argv = [
+            *(str(python), "-m", "pip", "install", "--no-input", "--no-compile"),
+            *("--disable-pip-version-check", "--no-warn-script-location"),
+            *("--progress-bar", "off", "--upgrade"),
+            *(["--no-deps"] if locked else []),
+        ]
+        if await _version(python, workplace) >= _REPORT_SINCE:
+            argv += ["--report", str(report)]
+        answer = await process.run(
+            [*argv, "-r", str(requirements)],
+            on_line=workplace.on_line,
+            cwd=cwd,
+            env=workplace.environment,
+            pass_fds=workplace.pass_fds,
+        )
+        if answer.returncode != 0:
+            last = "\n".join(f"  {line}" for line in _matter(answer.tail))
+            raise BuildError(f"pip failed ({answer.verdict}) for {requirements}:\n{last}")
+        if not report.exists():
+            return []
+        return _installed(json.loads(report.read_bytes()))
+
+
+async def list_installed(prefix: Path, workplace: Workplace) -> list[tuple[str, str]]:
+    """Name and version of what is there and did not come from conda."""
+    python = prefix / "bin" / "python"
+    if not python.exists():
+        return []
+    text = await _ask(python, _LISTING, workplace)
+    return sorted(
+        (str(name), str(version))
+        for name, version, installer in json.loads(text)
+        if installer == "pip"
+    )
+
+
+def write_requirements(lines: Sequence[str], directory: Path) -> Path:
+    """Write lines for pip to a file in a directory, for `-r`."""
+    path = directory / "requirements.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+async def _version(python: Path, workplace: Workplace) -> tuple[int, ...]:
+    text = await _ask(python, _PIP_VERSION, workplace)
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+
+async def _ask(python: Path, code: str, workplace: Workplace) -> str:
+    """What a few lines of Python print in the environment."""
+    answer = await process.run(
+        [str(python), "-I", "-c", code],
+        on_line=workplace.on_line,
+        env=workplace.environment,
+        capture=True,
+        pass_fds=workplace.pass_fds,
+    )
+    if answer.returncode != 0:
+        last = answer.tail[-1] if answer.tail else answer.verdict
+        raise BuildError(f"the environment's Python cannot be asked: {last}")
+    return answer.stdout.decode("utf-8", "replace").strip()
+
+
+def _matter(tail: Sequence[str]) -> list[str]:
+    """The lines of pip's that say what went wrong."""
+    errors = [line for line in tail if line.lstrip().startswith(("ERROR", "error"))]
+    return (errors or list(tail))[-_LAST_LINES:]
+
+
+def _installed(report: dict[str, Any]) -> list[PipPackage]:
+    """What was installed, by pip's report: https://pip.pypa.io/en/stable/reference/installation-report/."""
+    packages = []
+    for item in report.get("install", []):
+        origin = item.get("download_info", {})
+        url = str(origin.get("url", ""))
+        control = origin.get("vcs_info")
+        if control:
+            url = f"{control['vcs']}+{url}@{control['commit_id']}"
+        hashes = origin.get("archive_info", {}).get("hashes", {})
+        metadata = item.get("metadata", {})
+        packages.append(
+            PipPackage(
+                name=str(metadata.get("name", "")),
+                version=str(metadata.get("version", "")),
+                url=url,
+                sha256=str(hashes.get("sha256", "")),
+            )
+        )
+    return packages

@@ -1,0 +1,83 @@
+"""Runs the builds of one command side by side, and ends them all when a signal asks for it."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from condainer.errors import CondainerError, InterruptedBySignalError
+from condainer.pipeline import schedule
+from condainer.pipeline.build import Build, Options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from condainer.pipeline.events import Emit
+    from condainer.project import Project
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A build that did not come to its end."""
+
+    project: Project
+    error: CondainerError
+
+
+def build_all(
+    projects: Sequence[Project], options: Options, jobs: int, emit: Emit
+) -> list[Failure]:
+    """Build images; one that fails does not stop the others.
+
+    Args:
+        projects: what to build.
+        options: how.
+        jobs: processors for all of them together.
+        emit: takes the events; called from several threads.
+
+    Raises:
+        InterruptedBySignalError: on SIGINT, SIGTERM or SIGHUP, when all is cleaned up.
+    """
+    schedule.bind_to(jobs)
+    return anyio.run(_build_all, projects, options, jobs, emit)
+
+
+async def _build_all(
+    projects: Sequence[Project], options: Options, jobs: int, emit: Emit
+) -> list[Failure]:
+    budget = schedule.Budget(jobs)
+    failures: list[Failure] = []
+    received: list[int] = []
+
+    async def build(project: Project) -> None:
+        try:
+            await Build(project, options, budget, emit).run()
+        except CondainerError as error:
+            failures.append(Failure(project, error))
+        except Exception as error:  # noqa: BLE001  (the other builds go on)
+            bug = CondainerError(f"{type(error).__name__}: {error}", "this is a bug in condainer")
+            bug.__cause__ = error
+            failures.append(Failure(project, bug))
+
+    async def watch(scope: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(*_SIGNALS) as signals:
+            async for signum in signals:
+                # A second one changes nothing: cleaning up takes a few seconds at the most.
+                received.append(signum)
+                scope.cancel()
+
+    async with anyio.create_task_group() as watching:
+        with anyio.CancelScope() as scope:
+            watching.start_soon(watch, scope)
+            async with anyio.create_task_group() as building:
+                for project in projects:
+                    building.start_soon(build, project)
+        watching.cancel_scope.cancel()
+    if received:
+        raise InterruptedBySignalError(received[0])
+    return failures

@@ -1,0 +1,139 @@
+"""How many processors a build may keep busy, and who of several builds gets them.
+
+One budget for the whole command: downloads, pip, compilers and mksquashfs take processors from
+it before they start. As a second fence, the process and all its children are bound to that many
+processors, since some programs run more threads than they were told to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+MOST = 8
+"""The default never takes more: builds run on login nodes that are shared."""
+
+
+class Budget:
+    """The processors of one command, shared by its builds.
+
+    Args:
+        processors: how many there are to share, at least 1.
+    """
+
+    def __init__(self, processors: int) -> None:
+        self.processors = processors
+        self._free = processors
+        self._builds = 0
+        self._changed = anyio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def build(self) -> AsyncIterator[None]:
+        """One more build shares the budget while this is open."""
+        self._builds += 1
+        try:
+            yield
+        finally:
+            self._builds -= 1
+
+    @contextlib.asynccontextmanager
+    async def take(self, at_most: int | None = None) -> AsyncIterator[int]:
+        """Wait for processors, hold them, and give them back.
+
+        Args:
+            at_most: how many can be used; this build's fair share by default.
+
+        Yields:
+            how many there are, at least 1.
+        """
+        async with self._changed:
+            while not self._free:
+                await self._changed.wait()
+            share = max(1, self.processors // max(1, self._builds))
+            taken = min(self._free, share, at_most or share)
+            self._free -= taken
+        try:
+            yield taken
+        finally:
+            with anyio.CancelScope(shield=True):
+                async with self._changed:
+                    self._free += taken
+                    self._changed.notify_all()
+
+
+def default_jobs(*, cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many processors this process may use, at most `MOST`.
+
+    Args:
+        cgroup_root: where the control groups are mounted.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    quota = cgroup_quota(Path("/proc/self/cgroup").read_text(encoding="utf-8"), cgroup_root)
+    if quota is not None:
+        allowed = min(allowed, max(1, int(quota)))
+    return min(allowed, MOST)
+
+
+def cgroup_quota(membership: str, root: Path) -> float | None:
+    """The processors that control groups allow: the least of this group and those above it.
+
+    Args:
+        membership: what /proc/self/cgroup says (cgroups(7)).
+        root: where the control groups are mounted.
+    """
+    quotas = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            tops = [root, root / "unified"]
+            read = _quota_v2
+        elif "cpu" in controllers.split(","):
+            tops = [root / controllers, root / "cpu"]
+            read = _quota_v1
+        else:
+            continue
+        for top in tops:
+            group = top / path.lstrip("/")
+            while group.is_relative_to(top):
+                quotas.append(read(group))
+                group = group.parent
+    known = [quota for quota in quotas if quota is not None]
+    return min(known, default=None)
+
+
+def bind_to(processors: int) -> None:
+    """Let this process and its children run on no more than so many processors.
+
+    Which ones is left to chance, so that several builds on a node do not meet on the same.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if processors < len(allowed):
+        with contextlib.suppress(OSError):  # forbidden in some containers; the budget still holds
+            os.sched_setaffinity(0, random.sample(allowed, processors))
+
+
+def _quota_v2(group: Path) -> float | None:
+    """`cpu.max` holds quota and period in microseconds, or `max`."""
+    try:
+        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        return int(quota) / int(period) if quota != "max" else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(group: Path) -> float | None:
+    """`cpu.cfs_quota_us` is -1 where there is no limit."""
+    try:
+        quota = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        period = int((group / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

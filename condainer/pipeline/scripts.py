@@ -1,0 +1,76 @@
+"""Runs the packages' post-link scripts, as conda does: after all is linked, in order.
+
+Only for installers that do not run them themselves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from condainer import process, tools
+from condainer.errors import BuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from condainer.pipeline.installers import Package, Workplace
+
+_MESSAGES = ".messages.txt"
+_LAST_LINES = 8
+
+
+async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Workplace) -> None:
+    """Run the post-link script of each package that has one.
+
+    Args:
+        prefix: the environment.
+        packages: each after those it depends on.
+        workplace: where the scripts run.
+
+    Raises:
+        BuildError: with the last lines of one that failed.
+    """
+    shell = tools.which("bash") or tools.which("sh")
+    for package in packages:
+        script = prefix / "bin" / f".{package.name}-post-link.sh"
+        if not script.exists():
+            continue
+        workplace.on_line(f"post-link script of {package.stem}")
+        answer = await process.run(
+            [str(shell), str(script)],
+            on_line=workplace.on_line,
+            cwd=prefix,
+            env=_variables(prefix, package, workplace),
+            pass_fds=workplace.pass_fds,
+        )
+        if answer.returncode != 0:
+            last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
+            raise BuildError(
+                f"the post-link script of {package.stem} failed ({answer.verdict}):\n{last}"
+            )
+
+
+def take_messages(prefix: Path) -> list[str]:
+    """What the scripts left for the user to read; the file goes."""
+    path = prefix / _MESSAGES
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        path.unlink()
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _variables(prefix: Path, package: Package, workplace: Workplace) -> dict[str, str]:
+    path = workplace.environment.get("PATH", "/usr/bin:/bin")
+    return {
+        **workplace.environment,
+        "ROOT_PREFIX": str(prefix),
+        "PREFIX": str(prefix),
+        "CONDA_PREFIX": str(prefix),
+        "PKG_NAME": package.name,
+        "PKG_VERSION": package.version,
+        "PKG_BUILDNUM": str(package.build_number),
+        "PATH": f"{prefix}/bin:{path}",
+    }

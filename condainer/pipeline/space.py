@@ -1,0 +1,87 @@
+"""Says which file system ran full, and how much is needed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from condainer.errors import BuildError
+from condainer.units import human
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+UNPACKED_RATIO = 4
+"""Packages grow about that much when they are unpacked (measured on 22 scientific packages)."""
+
+IMAGE_RATIO = 3
+"""An image is about that much smaller than what it holds (likewise)."""
+
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|os error (28|122)\b")
+_ALMOST_NOTHING = 16 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory that a build fills.
+
+    Attributes:
+        path: the directory.
+        what: what is put there.
+        needed: about how many bytes; 0 where nobody knows.
+    """
+
+    path: Path
+    what: str
+    needed: int
+
+
+def require(place: Place, least: int) -> None:
+    """Refuse early where a directory cannot possibly hold what is coming.
+
+    Args:
+        place: the directory, with an estimate for the message.
+        least: bytes that are needed for certain.
+
+    Raises:
+        BuildError: where less than that is free.
+    """
+    free = free_bytes(place.path)
+    if free < least:
+        raise _error(place, free)
+
+
+def explain(error: BaseException, places: Iterable[Place]) -> BuildError | None:
+    """If an error means that something is full, say what; else None."""
+    number = getattr(error, "errno", None)
+    full = number in {errno.ENOSPC, errno.EDQUOT} or _FULL.search(str(error))
+    if not full:
+        return None
+    place = min(places, key=lambda place: free_bytes(place.path))
+    free = free_bytes(place.path)
+    if free < max(_ALMOST_NOTHING, place.needed):
+        return _error(place, free)
+    return BuildError(
+        f"a file system or quota is full: {str(error).splitlines()[-1].strip()}",
+        "make room, or set mount_base_directory or package_cache to where there is some",
+    )
+
+
+def free_bytes(path: Path) -> int:
+    """What this user may still write below a directory, quotas aside."""
+    while not path.exists():
+        path = path.parent
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def _error(place: Place, free: int) -> BuildError:
+    needed = f"; about {human(place.needed)} are needed" if place.needed else ""
+    return BuildError(
+        f"no space left for {place.what} in {place.path}: {human(free)} are free{needed}",
+        "make room there, or choose another place in condainer.yml",
+    )

@@ -1,0 +1,134 @@
+"""Writes an image from a directory with mksquashfs, and checks it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from condainer import image, process
+from condainer.errors import BuildError, ImageError, ToolError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from condainer.config import Config
+    from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.tree import Tree
+    from condainer.tools import Mksquashfs
+
+PREFERENCE = ("zstd", "lz4", "gzip", "xz", "lzo")
+"""Which algorithm is taken where the project names none, by what mksquashfs has."""
+
+DEFAULT_LEVELS = {"zstd": 8}
+"""Levels taken where the project names none; the others keep mksquashfs's own."""
+
+_BAR = re.compile(r"\[.*?\]\s*(\d+)/(\d+)\s+\d+%")
+_MEMORY = "1G"
+"""What mksquashfs may hold in its queues: its own default is a quarter of the machine."""
+
+_LAST_LINES = 8
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How an image is compressed.
+
+    Attributes:
+        algorithm: its name.
+        level: None where the algorithm has none, or mksquashfs's own is taken.
+        block_size: bytes.
+    """
+
+    algorithm: str
+    level: int | None
+    block_size: int
+
+    @property
+    def arguments(self) -> list[str]:
+        """For mksquashfs."""
+        arguments = ["-comp", self.algorithm, "-b", str(self.block_size)]
+        if self.level is not None:
+            arguments += ["-Xcompression-level", str(self.level)]
+        return arguments
+
+
+def choose_compression(config: Config, mksquashfs: Mksquashfs) -> Compression:
+    """What the project asks for, or the best that this mksquashfs has.
+
+    Raises:
+        ToolError: where the project asks for what this mksquashfs does not have.
+    """
+    algorithm = config.compression
+    if not algorithm:
+        algorithm = next((a for a in PREFERENCE if a in mksquashfs.compressors), "gzip")
+    elif algorithm not in mksquashfs.compressors:
+        raise ToolError(
+            f"{mksquashfs.path} cannot compress with {algorithm}",
+            f"it has {', '.join(mksquashfs.compressors)}; change the key compression",
+        )
+    level = config.compression_level
+    if level is None:
+        level = DEFAULT_LEVELS.get(algorithm)
+    elif not config.compression and algorithm != "zstd":
+        level = None  # it was meant for zstd
+    return Compression(algorithm, level, config.block_size)
+
+
+async def write(
+    mksquashfs: Mksquashfs,
+    source: Path,
+    target: Path,
+    compression: Compression,
+    workplace: Workplace,
+) -> None:
+    """Compress a directory into a new image.
+
+    Everything in it belongs to root, so that an image is the same whoever built it.
+
+    Raises:
+        BuildError: with mksquashfs's last lines.
+    """
+
+    def take(line: str) -> None:
+        bar = _BAR.match(line)
+        if bar:
+            workplace.on_progress(int(bar[1]), int(bar[2]), "")
+        else:
+            workplace.on_line(line)
+
+    answer = await process.run(
+        [
+            *(str(mksquashfs.path), str(source), str(target), "-noappend"),
+            *compression.arguments,
+            *("-processors", str(workplace.processors), "-mem", _MEMORY),
+            *("-all-root", "-no-xattrs", "-no-recovery"),
+        ],
+        on_line=take,
+        env=workplace.environment,
+        pass_fds=workplace.pass_fds,
+    )
+    if answer.returncode != 0:
+        lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]
+        last = "\n".join(f"  {line}" for line in lines)
+        raise BuildError(f"mksquashfs failed ({answer.verdict}):\n{last}")
+
+
+def verify(path: Path, tree: Tree) -> image.Superblock:
+    """See that an image is whole and holds what was to go into it.
+
+    Raises:
+        BuildError: where it does not.
+    """
+    try:
+        superblock = image.read_superblock(path)
+        if superblock.compression not in {"lzo", "lz4"}:  # not readable with the standard parts
+            image.read_manifest(path)
+    except ImageError as error:
+        raise BuildError(f"the new image is not what it should be: {error.message}") from error
+    if superblock.inodes != tree.inodes:
+        raise BuildError(
+            f"the new image holds {superblock.inodes} inodes instead of {tree.inodes}",
+            "something changed the staging directory meanwhile; build again",
+        )
+    return superblock

@@ -1,0 +1,195 @@
+"""The directory an environment is installed in before it becomes an image.
+
+It lies at the very prefix the image will be mounted at. Whatever stands there and was not made by
+an earlier build of the same project is left alone: nothing that is not known to be ours is ever
+removed, and nothing below a mountpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from condainer import locks, mounttable
+from condainer.errors import BuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from condainer.project import Project
+
+_PERSISTENCE = 5.0
+"""Seconds for which a directory that fills up again while it is removed is removed again."""
+
+
+@contextlib.contextmanager
+def claim(project: Project) -> Iterator[int]:
+    """Hold a project's prefix for one build; what stands there afterwards is removed.
+
+    Yields:
+        the descriptor of the lock. Programs that write to the staging directory inherit it, so
+        that an orphan of a killed build is not mistaken for a left-over.
+
+    Raises:
+        BuildError: where the prefix is not ours to use.
+    """
+    check_base_directory(project.prefix.parent)
+    descriptor = _lock(project)
+    try:
+        check_prefix(project)
+        if project.prefix.exists():
+            remove_tree(project.prefix)  # what a killed build left behind
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"process": os.getpid()}).encode(), 0)
+        project.prefix.mkdir(mode=0o755)
+        project.prefix.chmod(0o755)  # whatever the umask: the image's root is for everybody
+        try:
+            yield descriptor
+        finally:
+            remove_tree(project.prefix)
+        os.ftruncate(descriptor, 0)
+    finally:
+        if project.prefix.exists() and _was_staging(descriptor):
+            os.close(descriptor)  # the next build recognises what could not be removed
+        else:
+            locks.discard(project.build_lock, descriptor)
+
+
+def check_base_directory(base: Path) -> None:
+    """See that an environment can be installed below a directory and run from there.
+
+    Raises:
+        BuildError: where it is missing, not writable, or mounted noexec.
+    """
+    hint = "choose another mount_base_directory in condainer.yml"
+    if not base.is_dir():
+        raise BuildError(f"mount_base_directory {base} is missing", f"make it, or {hint}")
+    if not os.access(base, os.W_OK | os.X_OK):
+        raise BuildError(f"mount_base_directory {base} is not writable for you", hint)
+    flags = os.statvfs(base).f_flag
+    if flags & os.ST_RDONLY:
+        raise BuildError(f"mount_base_directory {base} is read-only", hint)
+    if flags & os.ST_NOEXEC:
+        raise BuildError(f"mount_base_directory {base} is mounted noexec: no program runs", hint)
+
+
+def check_prefix(project: Project) -> None:
+    """See that a project's prefix is free, or holds what an earlier build of ours left.
+
+    Raises:
+        BuildError: says what stands there.
+    """
+    prefix = project.prefix
+    mounted = mounttable.mounts_at_or_below(prefix)
+    if mounted:
+        raise BuildError(
+            f"{mounted[-1].mountpoint} is mounted ({mounted[-1].kind})",
+            f"end what uses it, then run 'condainer -d {project.directory} umount'",
+        )
+    try:
+        status = prefix.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BuildError(f"cannot look at {prefix}: {error.strerror}") from error
+    hint = "nothing was removed; look what it is, move it away, and build again"
+    if stat.S_ISLNK(status.st_mode):
+        raise BuildError(f"the mountpoint {prefix} is a symbolic link", hint)
+    if not stat.S_ISDIR(status.st_mode):
+        raise BuildError(f"the mountpoint {prefix} is not a directory", hint)
+    if status.st_uid != os.getuid():
+        raise BuildError(f"the mountpoint {prefix} belongs to user {status.st_uid}", hint)
+    if any(prefix.iterdir()) and not _left_over(project):
+        raise BuildError(f"{prefix} is in use by something else: it is not empty", hint)
+
+
+def remove_tree(top: Path) -> None:
+    """Remove a directory and all below it, on this one file system only.
+
+    An installer's threads may still be writing: what appears meanwhile is removed as well.
+
+    Raises:
+        BuildError: where something is mounted below it, or it cannot be removed.
+    """
+    deadline = time.monotonic() + _PERSISTENCE
+    while True:
+        if mounttable.mounts_at_or_below(top):
+            raise BuildError(f"{top} was not removed: something is mounted there")
+        try:
+            device = top.lstat().st_dev
+            parent = os.open(top.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                _remove_below(parent, top.name, device)
+                os.rmdir(top.name, dir_fd=parent)
+            finally:
+                os.close(parent)
+        except FileNotFoundError:
+            if not os.path.lexists(top):
+                return
+        except OSError as error:
+            busy = error.errno in {errno.ENOTEMPTY, errno.EEXIST}
+            if not busy or time.monotonic() > deadline:
+                raise BuildError(f"cannot remove {top}: {error.strerror}") from error
+        time.sleep(0.02)
+
+
+def _remove_below(parent: int, name: str, device: int) -> None:
+    """Empty a directory without ever following a link or entering another file system."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        directory = os.open(name, flags, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=parent)
+        directory = os.open(name, flags, dir_fd=parent)
+    try:
+        status = os.fstat(directory)
+        if status.st_dev != device:
+            raise OSError(errno.EXDEV, f"{name} is on another file system")
+        if status.st_mode & 0o300 != 0o300:  # noqa: PLR2004  (write and search, for removing)
+            os.fchmod(directory, 0o700)
+        with os.scandir(directory) as entries:
+            names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for child, is_directory in names:
+            if is_directory:
+                _remove_below(directory, child, device)
+                os.rmdir(child, dir_fd=directory)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(child, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _lock(project: Project) -> int:
+    try:
+        return locks.acquire(project.build_lock)
+    except locks.BusyError:
+        raise BuildError(
+            f"another build of this project is running on this machine{_holder(project)}",
+            "wait until it has ended",
+        ) from None
+
+
+def _holder(project: Project) -> str:
+    try:
+        return f" (process {json.loads(project.build_lock.read_bytes())['process']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _left_over(project: Project) -> bool:
+    """Whether an earlier build of ours began to fill the prefix and was killed."""
+    try:
+        return bool(project.build_lock.read_bytes())
+    except OSError:
+        return False
+
+
+def _was_staging(descriptor: int) -> bool:
+    return os.fstat(descriptor).st_size > 0

@@ -1,0 +1,175 @@
+"""`prereq`: tries out what this machine can do, and says how to get what is missing.
+
+It mounts a tiny image with each backend and reads from it, since a program that is there may
+still not be allowed to mount. The image, `mounting/probe.squashfs`, holds one file `probe`:
+
+    mksquashfs DIR probe.squashfs -comp zstd -all-root -no-xattrs -all-time 0 -mkfs-time 0
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from condainer import mounttable, process, tools
+from condainer.config import CONFIG_NAME, Config, load
+from condainer.errors import CondainerError
+from condainer.mounting import backends
+from condainer.pipeline import installers, schedule, staging
+
+_IMAGE = Path(__file__).parent / "mounting" / "probe.squashfs"
+_CONTENT = b"condainer\n"
+_PATIENCE = 5.0
+_NO_PROJECT = "00000000-0000-4000-8000-000000000000"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried.
+
+    Attributes:
+        name: what.
+        ok: whether it works.
+        detail: version, or why it does not.
+        hint: what to do about it.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+def probe(directory: Path) -> dict[str, Any]:
+    """Try everything.
+
+    Args:
+        directory: of a project, whose settings are taken; it need not be one.
+    """
+    config = load(directory) if (directory / CONFIG_NAME).exists() else Config(uuid=_NO_PROJECT)
+    building = [_mksquashfs(), _installer(config), _base_directory(config)]
+    helpers = [_device(), _fusermount()]
+    mounting = [_backend(name) for name in backends.AUTOMATIC]
+    return {
+        "can_build": all(check.ok for check in building),
+        "can_mount": any(check.ok for check in mounting),
+        "processors": schedule.default_jobs(),
+        "checks": [asdict(check) for check in (*building, *helpers, *mounting)],
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = []
+    for check in found["checks"]:
+        mark = "ok     " if check["ok"] else "missing"
+        lines.append(f"{mark}  {check['name']}: {check['detail']}")
+        if check["hint"] and not check["ok"]:
+            lines.append(f"         {check['hint']}")
+    lines.append("")
+    lines.append(f"build: {'yes' if found['can_build'] else 'no'}")
+    lines.append(f"exec and mount: {'yes' if found['can_mount'] else 'no'}")
+    lines.append(f"processors for a build: {found['processors']}")
+    return "\n".join(lines)
+
+
+def _mksquashfs() -> Check:
+    try:
+        found = tools.find_mksquashfs()
+    except CondainerError as error:
+        return Check("mksquashfs", ok=False, detail=error.message, hint=error.hint)
+    version = ".".join(map(str, found.version))
+    detail = f"{found.path} {version} ({', '.join(found.compressors)})"
+    return Check("mksquashfs", ok=True, detail=detail)
+
+
+def _installer(config: Config) -> Check:
+    try:
+        return Check("installer", ok=True, detail=installers.choose(config).description)
+    except CondainerError as error:
+        return Check("installer", ok=False, detail=error.message, hint=error.hint)
+
+
+def _base_directory(config: Config) -> Check:
+    base = config.mount_base_directory
+    try:
+        staging.check_base_directory(base)
+    except CondainerError as error:
+        return Check("mount base directory", ok=False, detail=error.message, hint=error.hint)
+    return Check("mount base directory", ok=True, detail=f"{base} is writable, programs can run")
+
+
+def _device() -> Check:
+    device = "/dev/fuse"
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return Check(
+            "FUSE",
+            ok=False,
+            detail=f"{device}: {error.strerror}",
+            hint=f"an administrator can open it: modprobe fuse; chmod 666 {device}",
+        )
+    return Check("FUSE", ok=True, detail=f"{device} can be opened")
+
+
+def _fusermount() -> Check:
+    path = tools.find_fusermount()
+    hint = f"an administrator can install {tools.PACKAGE_HINTS['fusermount']}"
+    if path is None:
+        return Check("fusermount", ok=False, detail="not found", hint=hint)
+    if not path.stat().st_mode & stat.S_ISUID and os.getuid() != 0:
+        return Check("fusermount", ok=False, detail=f"{path} is not setuid root", hint=hint)
+    return Check("fusermount", ok=True, detail=str(path))
+
+
+def _backend(name: str) -> Check:
+    try:
+        backend = backends.choose(name)
+        _try(backend)
+    except CondainerError as error:
+        return Check(name, ok=False, detail=error.message, hint=error.hint)
+    return Check(name, ok=True, detail=f"{backend.executable} mounts and reads")
+
+
+def _try(backend: backends.Backend) -> None:
+    """Mount the tiny image, read it, and unmount it again.
+
+    Raises:
+        CondainerError: says which of these failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
+        mountpoint = Path(directory, "mountpoint")
+        mountpoint.mkdir()
+        with Path(directory, "log").open("w+b") as log:
+            daemon = process.spawn(
+                backend.mount_command(_IMAGE, mountpoint),
+                log=log.fileno(),
+                env=dict(os.environ),
+            )
+            try:
+                deadline = time.monotonic() + _PATIENCE
+                while mounttable.mount_at(mountpoint) is None and daemon.poll() is None:
+                    if time.monotonic() > deadline:
+                        raise CondainerError(f"{backend.executable} mounts nothing")
+                    time.sleep(0.01)
+                if daemon.poll() is not None:
+                    log.seek(0)
+                    words = log.read().decode("utf-8", "replace").strip().replace("\n", "; ")
+                    raise CondainerError(f"{backend.executable} cannot mount: {words}")
+                if (mountpoint / "probe").read_bytes() != _CONTENT:
+                    raise CondainerError(f"{backend.executable} reads something else")
+            except OSError as error:
+                message = f"{backend.executable} mounts but does not read: {error.strerror}"
+                raise CondainerError(message) from error
+            finally:
+                mount = mounttable.mount_at(mountpoint)
+                if mount is not None:
+                    backends.unmount(mountpoint, mount.kind)
+                daemon.terminate()
+                daemon.wait()

@@ -1,0 +1,288 @@
+"""Draws what a build says: a live board on a terminal, plain lines elsewhere.
+
+`Board` folds events into a state and renders it as lines for a given moment and width, so that
+it can be looked at without a terminal. Only this module draws.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from condainer.pipeline.events import (
+    Built,
+    Note,
+    Output,
+    Progress,
+    Stage,
+    StageFinished,
+    StageStarted,
+)
+from condainer.units import human
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import TextIO
+
+    from rich.text import Text
+    from typing_extensions import Self
+
+    from condainer.pipeline.events import Event
+
+_REFRESH = 8
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_BAR_WIDTH = 24
+
+
+class Reporter(Protocol):
+    """Takes the events of a build; a context manager that tidies the terminal."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    def handle(self, event: Event) -> None:
+        """Take an event, from any thread."""
+
+
+def reporter(
+    *, quiet: bool, verbose: bool, several: bool, stream: TextIO | None = None
+) -> Reporter:
+    """The reporter that suits a stream.
+
+    Args:
+        quiet: say nothing.
+        verbose: plain lines with every program's output, on a terminal too.
+        several: name the project in every line.
+        stream: standard error by default.
+    """
+    stream = stream or sys.stderr
+    if quiet:
+        return Silent()
+    if stream.isatty() and not verbose:
+        return Live(stream)
+    return Plain(stream, verbose=verbose, several=several)
+
+
+class Silent:
+    """Says nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def handle(self, event: Event) -> None:
+        """Take an event."""
+
+
+class Plain(Silent):
+    """Plain lines for logs: one when a stage begins that lasts, one when it ends.
+
+    Args:
+        stream: where to.
+        verbose: the programs' output as well.
+        several: name the project in every line.
+    """
+
+    def __init__(self, stream: TextIO, *, verbose: bool = False, several: bool = False) -> None:
+        self._stream = stream
+        self._verbose = verbose
+        self._several = several
+        self._guard = threading.Lock()
+
+    def handle(self, event: Event) -> None:
+        """Take an event."""
+        text = _plain(event, verbose=self._verbose)
+        if text is None:
+            return
+        name = f"{event.project}: " if self._several else ""
+        with self._guard:
+            for line in text.splitlines():
+                self._stream.write(f"{name}{line}\n")
+            self._stream.flush()
+
+
+def _plain(event: Event, *, verbose: bool) -> str | None:
+    if isinstance(event, StageStarted):
+        return f"{event.stage.value} …" if event.stage in _LONG else None
+    if isinstance(event, StageFinished):
+        detail = f" ({event.detail})" if event.detail else ""
+        return f"{event.stage.value}: {event.seconds:.1f} s{detail}"
+    if isinstance(event, Note):
+        return event.text
+    if isinstance(event, Output) and verbose:
+        return f"  | {event.line}"
+    if isinstance(event, Built):
+        return summary(event)
+    return None
+
+
+_LONG = {Stage.SOLVE, Stage.INSTALL, Stage.PIP, Stage.COMPILE, Stage.SQUASH}
+
+
+def summary(built: Built) -> str:
+    """What came of a build, in a few lines."""
+    ratio = built.tree_bytes / max(1, built.image_bytes)
+    total = sum(seconds for _, seconds in built.stages)
+    stages = ", ".join(f"{stage.value} {seconds:.1f}" for stage, seconds in built.stages)
+    return (
+        f"{built.image}\n"
+        f"  {built.files:,} files, {human(built.tree_bytes)} -> 1 file, "
+        f"{human(built.image_bytes)} ({ratio:.1f} times smaller)\n"
+        f"  {total:.1f} s: {stages}"
+    )
+
+
+@dataclass
+class _Row:
+    """What the board knows of one project."""
+
+    stage: Stage | None = None
+    started: float = 0.0
+    progress: Progress | None = None
+    counting_since: float = 0.0
+    done: list[StageFinished] = field(default_factory=list)
+    finished: bool = False
+
+
+class Board:
+    """What is going on in all builds, as lines of text."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, _Row] = {}
+
+    def update(self, event: Event, now: float) -> None:
+        """Fold an event in; `now` is the moment it came, in seconds."""
+        row = self._rows.setdefault(event.project, _Row(started=now))
+        if isinstance(event, StageStarted):
+            row.stage, row.started, row.progress = event.stage, now, None
+        elif isinstance(event, Progress):
+            if row.progress is None or row.progress.done == 0:
+                row.counting_since = now
+            row.progress = event
+        elif isinstance(event, StageFinished):
+            row.done.append(event)
+            row.stage = None
+        elif isinstance(event, Built):
+            row.finished = True
+
+    def render(self, now: float, width: int) -> list[str]:
+        """The lines to show at a moment, none longer than a width."""
+        lines = []
+        for project, row in self._rows.items():
+            if row.finished or row.stage is None:
+                continue
+            spinner = _SPINNER[int(now * _REFRESH) % len(_SPINNER)]
+            elapsed = now - row.started
+            line = f"{spinner} {project}: {row.stage.value} {_clock(elapsed)}"
+            if row.progress is not None:
+                line += "  " + _measure(row.progress, now - row.counting_since)
+            lines.append(line[:width])
+        return lines
+
+
+def _measure(progress: Progress, elapsed: float) -> str:
+    """A bar, a count, a rate and the time left, as far as they are known."""
+    count = f"{progress.done:,}"
+    if progress.total:
+        share = min(1.0, progress.done / progress.total)
+        filled = round(share * _BAR_WIDTH)
+        bar = "━" * filled + "╌" * (_BAR_WIDTH - filled)
+        text = f"{bar} {count} of {progress.total:,} {progress.unit.value}"
+    else:
+        text = f"{count} {progress.unit.value}"
+    if progress.bytes_total > progress.bytes_done:
+        text += f", {human(progress.bytes_done)} of {human(progress.bytes_total)}"
+        text += _pace(progress.bytes_done, progress.bytes_total, elapsed, human)
+    else:
+        text += _pace(progress.done, progress.total, elapsed, "{:,.0f}".format)
+    return f"{text}  {progress.detail}".rstrip()
+
+
+def _pace(done: int, total: int | None, elapsed: float, amount: Callable[[float], str]) -> str:
+    """The rate, and the time left at that rate."""
+    if not done or elapsed < 1:
+        return ""
+    rate = done / elapsed
+    text = f", {amount(rate)}/s"
+    if total and total > done:
+        text += f", {_clock((total - done) / rate)} left"
+    return text
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+class Live:
+    """The board on a terminal; what has ended scrolls away above it.
+
+    Args:
+        stream: a terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+
+        self._console = Console(file=stream, highlight=False)
+        self._board = Board()
+        self._guard = threading.Lock()
+        self._live = RichLive(
+            console=self._console,
+            get_renderable=self._renderable,
+            refresh_per_second=_REFRESH,
+            transient=True,
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def handle(self, event: Event) -> None:
+        """Take an event."""
+        from rich.text import Text
+
+        with self._guard:
+            self._board.update(event, time.monotonic())
+        if isinstance(event, StageFinished):
+            detail = f"  {event.detail}" if event.detail else ""
+            text = Text.assemble(
+                ("✓ ", "green"),
+                f"{event.project}: {event.stage.value} ",
+                (f"{event.seconds:.1f} s{detail}", "dim"),
+            )
+            self._console.print(text)
+        elif isinstance(event, Note):
+            self._console.print(Text(f"{event.project}: {event.text}"))
+        elif isinstance(event, Built):
+            self._console.print(Text(summary(event), style="bold"))
+
+    def _renderable(self) -> Text:
+        from rich.text import Text
+
+        with self._guard:
+            lines = self._board.render(time.monotonic(), self._console.width)
+        return Text("\n".join(lines))

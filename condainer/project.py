@@ -1,0 +1,118 @@
+"""Where the files of a project are. The only place that builds such paths; it opens nothing.
+
+Beside `condainer.yml` lie the image and what belongs to it. On each node, below the mount base
+directory, lie the mountpoint and a directory of this user's own for locks and logs.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from condainer import config as config_module
+
+if TYPE_CHECKING:
+    from condainer.config import Config
+
+METADATA = ".condainer"
+"""The directory inside an image that holds what condainer wrote there."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project directory and what its `condainer.yml` says.
+
+    Args:
+        directory: absolute path of the project directory.
+        config: its parsed `condainer.yml`.
+    """
+
+    directory: Path
+    config: Config
+
+    @property
+    def label(self) -> str:
+        """How messages name the project."""
+        return self.directory.name or str(self.directory)
+
+    @property
+    def environment_file(self) -> Path:
+        """What to install."""
+        return self.directory / self.config.environment_yml
+
+    @property
+    def requirements_file(self) -> Path:
+        """What pip adds; need not exist."""
+        return self.directory / self.config.requirements_txt
+
+    @property
+    def prefix(self) -> Path:
+        """Where the environment is installed, and where its image is mounted."""
+        return self.config.mount_base_directory / self.config.basename
+
+    @property
+    def image(self) -> Path:
+        """The squashfs image."""
+        return self.directory / f"{self.config.uuid}.squashfs"
+
+    @property
+    def lock_file(self) -> Path:
+        """The exact packages of the image, in conda's @EXPLICIT format."""
+        return self.directory / f"{self.config.uuid}.lock.txt"
+
+    @property
+    def build_log(self) -> Path:
+        """The full output of every program of the last build."""
+        return self.directory / f"{self.config.uuid}.build.log"
+
+    @property
+    def activate(self) -> Path:
+        """To be sourced: puts a shell into the environment."""
+        return self.directory / "activate"
+
+    @property
+    def deactivate(self) -> Path:
+        """To be sourced: takes a shell out of it again."""
+        return self.directory / "deactivate"
+
+    @property
+    def runtime_directory(self) -> Path:
+        """This user's locks and logs on this node."""
+        return self.config.mount_base_directory / f".condainer-{os.getuid()}"
+
+    @property
+    def build_lock(self) -> Path:
+        """Held by a running build; says which directory is its staging."""
+        return self.runtime_directory / f"{self.config.uuid}.build"
+
+    @property
+    def mount_lock(self) -> Path:
+        """Held while the image is being mounted."""
+        return self.runtime_directory / f"{self.config.uuid}.mounting"
+
+    @property
+    def use_lock(self) -> Path:
+        """Shared by all that use the mount, held alone to unmount it."""
+        return self.runtime_directory / f"{self.config.uuid}.use"
+
+    @property
+    def pin(self) -> Path:
+        """There while a mount is to stay without users."""
+        return self.runtime_directory / f"{self.config.uuid}.pin"
+
+    @property
+    def mount_log(self) -> Path:
+        """What the mount's daemon has to say."""
+        return self.runtime_directory / f"{self.config.uuid}.log"
+
+
+def open_project(directory: Path) -> Project:
+    """Read the project in a directory.
+
+    Raises:
+        ConfigError: where there is none, or its `condainer.yml` is broken.
+    """
+    directory = Path(os.path.abspath(directory))  # noqa: PTH100  (resolve() would follow links)
+    return Project(directory, config_module.load(directory))

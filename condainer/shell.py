@@ -1,0 +1,163 @@
+"""The scripts `activate` and `deactivate` of a project, for bash and zsh.
+
+To be sourced. They do to the shell what `conda activate` and `conda deactivate` do: variables,
+PATH, prompt, and the packages' own scripts; and they put back what was there before.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+from condainer.activation import SNAPSHOT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from condainer.activation import Snapshot
+
+_CONDA_NAMES = ("CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CONDA_SHLVL", "CONDA_PROMPT_MODIFIER")
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+_ACTIVATE = r"""# Puts a bash or zsh into the environment:  source ./activate
+# Out of it again:                          source ./deactivate
+# Written by 'condainer build'.
+
+_condainer() {
+  if [ -x @COMMAND@ ]; then @COMMAND@ "$@"; else command condainer "$@"; fi
+}
+
+_condainer_activate() {
+  if [ -n "${ZSH_VERSION-}" ]; then emulate -L sh; fi
+  local name script
+  _CONDAINER_DIRECTORY="$1"
+  _CONDAINER_PREFIX=@PREFIX@
+  _CONDAINER_NAMES="@NAMES@"
+  _CONDAINER_MOUNTED=
+  if [ ! -e "$_CONDAINER_PREFIX/@SNAPSHOT@" ]; then _CONDAINER_MOUNTED=1; fi
+  if ! _condainer -q -d "$_CONDAINER_DIRECTORY" mount; then
+    unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_MOUNTED
+    return 1
+  fi
+  for name in $_CONDAINER_NAMES; do
+    eval "_CONDAINER_HAD_$name=\"\${$name+1}\"; _CONDAINER_OLD_$name=\"\${$name-}\""
+  done
+  _CONDAINER_OUTER=
+  if [ "${CONDA_SHLVL:-0}" -gt 0 ]; then
+    _CONDAINER_OUTER="CONDA_PREFIX_$CONDA_SHLVL"
+    export "$_CONDAINER_OUTER=${CONDA_PREFIX-}"
+  fi
+  export CONDA_SHLVL=$((${CONDA_SHLVL:-0} + 1))
+  export CONDA_PREFIX="$_CONDAINER_PREFIX"
+  export CONDA_DEFAULT_ENV=@NAME@
+  export CONDA_PROMPT_MODIFIER=@PROMPT@
+  export PATH="$_CONDAINER_PREFIX/bin${PATH:+:$PATH}"
+@VARIABLES@
+  if [ -n "${PS1+1}" ]; then PS1="$CONDA_PROMPT_MODIFIER$PS1"; fi
+  if [ -d "$_CONDAINER_PREFIX/etc/conda/activate.d" ]; then
+    for script in "$_CONDAINER_PREFIX"/etc/conda/activate.d/*.sh; do
+      if [ -r "$script" ]; then . "$script"; fi
+    done
+  fi
+  for name in $_CONDAINER_NAMES; do
+    eval "_CONDAINER_NEW_$name=\"\${$name-}\""
+  done
+  hash -r
+}
+
+_condainer_deactivate() {
+  if [ -n "${ZSH_VERSION-}" ]; then emulate -L sh; fi
+  local name value made script before after
+  if [ -d "$_CONDAINER_PREFIX/etc/conda/deactivate.d" ]; then
+    while IFS= read -r script <&9; do
+      . "$script"
+    done 9<<SCRIPTS
+$(printf '%s\n' "$_CONDAINER_PREFIX"/etc/conda/deactivate.d/*.sh | sort -r)
+SCRIPTS
+  fi
+  if [ -n "${PS1+1}" ]; then PS1="${PS1#"${CONDA_PROMPT_MODIFIER-}"}"; fi
+  # Of PATH only our own entry goes: it may have grown meanwhile.
+  case ":$PATH:" in
+    *":$_CONDAINER_PREFIX/bin:"*)
+      before=":$PATH:"
+      after="${before#*":$_CONDAINER_PREFIX/bin:"}"
+      before="${before%":$_CONDAINER_PREFIX/bin:$after"}"
+      before="${before#:}"
+      after="${after%:}"
+      PATH="$before${before:+${after:+:}}$after" ;;
+  esac
+  # Other variables are put back where they still are what activation made of them.
+  for name in $_CONDAINER_NAMES; do
+    eval "value=\"\${$name-}\"; made=\"\$_CONDAINER_NEW_$name\""
+    if [ "$value" = "$made" ] || [ -z "$value" ]; then
+      if eval "[ -n \"\$_CONDAINER_HAD_$name\" ]"; then
+        eval "export $name=\"\$_CONDAINER_OLD_$name\""
+      else
+        unset "$name"
+      fi
+    fi
+    unset "_CONDAINER_OLD_$name" "_CONDAINER_NEW_$name" "_CONDAINER_HAD_$name"
+  done
+  if [ -n "$_CONDAINER_OUTER" ]; then unset "$_CONDAINER_OUTER"; fi
+  hash -r
+  if [ -n "$_CONDAINER_MOUNTED" ]; then
+    # Where another shell or program uses it, it stays.
+    _condainer -q -d "$_CONDAINER_DIRECTORY" umount >/dev/null 2>&1
+  fi
+  unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_MOUNTED _CONDAINER_OUTER
+  unset -f _condainer _condainer_activate _condainer_deactivate
+}
+
+if [ "${_CONDAINER_PREFIX-}" = @PREFIX@ ]; then
+  :  # active already
+elif [ -n "${_CONDAINER_PREFIX-}" ]; then
+  echo "condainer: another environment is active: source its deactivate first" >&2
+  false
+elif [ -n "${BASH_VERSION-}" ]; then
+  _condainer_activate "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+elif [ -n "${ZSH_VERSION-}" ]; then
+  eval '_condainer_activate "${${(%):-%x}:A:h}"'
+else
+  echo "condainer: activate is for bash and zsh" >&2
+  false
+fi
+"""
+
+_DEACTIVATE = r"""# Takes a bash or zsh out of the environment again:  source ./deactivate
+# Written by 'condainer build'.
+if [ -n "${_CONDAINER_PREFIX-}" ]; then
+  _condainer_deactivate
+else
+  echo "condainer: no environment of condainer is active in this shell" >&2
+  false
+fi
+"""
+
+
+def activate_script(snapshot: Snapshot, variables: Sequence[tuple[str, str]], command: str) -> str:
+    """The text of `activate`.
+
+    Args:
+        snapshot: what activation does; names the variables to put back.
+        variables: those that no script sets: of environment.yml and of env_vars.d.
+        command: path of the `condainer` executable; where it is not there, PATH is searched.
+    """
+    changed = [name for name, _ in snapshot.variables if name != "PATH"]
+    names = dict.fromkeys([*_CONDA_NAMES, *changed])
+    exports = [f"  export {name}={shlex.quote(value)}" for name, value in variables]
+    places = {
+        "@COMMAND@": shlex.quote(command),
+        "@PREFIX@": shlex.quote(snapshot.prefix),
+        "@NAMES@": " ".join(name for name in names if _IDENTIFIER.fullmatch(name)),
+        "@SNAPSHOT@": SNAPSHOT,
+        "@NAME@": shlex.quote(snapshot.name),
+        "@PROMPT@": shlex.quote(f"({snapshot.name}) "),
+        "@VARIABLES@": "\n".join(exports),
+    }
+    return re.sub(r"@[A-Z]+@", lambda match: places[match[0]], _ACTIVATE)
+
+
+def deactivate_script() -> str:
+    """The text of `deactivate`."""
+    return _DEACTIVATE

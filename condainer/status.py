@@ -1,0 +1,97 @@
+"""`status`: the project, its image, its mount, and who uses it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+from condainer import image
+from condainer.errors import CondainerError
+from condainer.mounting import lifetime, users
+from condainer.units import human
+
+if TYPE_CHECKING:
+    from condainer.project import Project
+
+
+def gather(project: Project) -> dict[str, Any]:
+    """All there is to say, as JSON can hold it. Looks, and changes nothing."""
+    return {
+        "project": str(project.directory),
+        "uuid": project.config.uuid,
+        "mountpoint": str(project.prefix),
+        "image": _image(project),
+        "mount": _mount(project),
+    }
+
+
+def render(status: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [f"project     {status['project']}", *_image_lines(status["image"])]
+    mount = status["mount"]
+    lines.append(f"mountpoint  {status['mountpoint']}")
+    if mount["state"] == lifetime.State.LIVE.value:
+        stays = ", stays until 'condainer umount'" if mount["pinned"] else ""
+        lines.append(f"mounted     with {mount['backend']}{stays}")
+        used = ", ".join(f"{user['command']} ({user['pid']})" for user in mount["users"])
+        lines.append(f"used by     {used or 'nobody'}")
+    elif mount["state"] == lifetime.State.DEAD.value:
+        lines.append("mounted     no: its daemon has died; the next exec or mount repairs that")
+    else:
+        lines.append(f"mounted     {mount.get('problem') or 'no'}")
+    return "\n".join(lines)
+
+
+def _image(project: Project) -> dict[str, Any]:
+    about: dict[str, Any] = {"path": str(project.image), "exists": project.image.exists()}
+    if not about["exists"]:
+        return about
+    try:
+        about["bytes"] = project.image.stat().st_size
+        superblock = image.read_superblock(project.image)
+        about["compression"] = superblock.compression
+        about["block_size"] = superblock.block_size
+        about["files"] = superblock.inodes
+        manifest = image.read_manifest(project.image)
+        about["name"] = manifest.get("name")
+        about["built"] = manifest.get("built")
+        about["packages"] = len(manifest.get("packages", []))
+        about["pip_packages"] = len(manifest.get("pip", []))
+        about["tools"] = manifest.get("tools")
+    except (CondainerError, OSError) as error:
+        about["problem"] = str(error)
+    return about
+
+
+def _image_lines(about: dict[str, Any]) -> list[str]:
+    if not about["exists"]:
+        return [f"image       none yet ({about['path']}); make it with 'condainer build'"]
+    size = f"{human(about['bytes'])}" if "bytes" in about else "unreadable"
+    lines = [f"image       {about['path']} ({size})"]
+    if "files" in about:
+        packages = f", {about['packages']} packages" if "packages" in about else ""
+        pip = f" and {about['pip_packages']} of pip" if about.get("pip_packages") else ""
+        lines.append(f"holds       {about['files']:,} files{packages}{pip}, {about['compression']}")
+    if about.get("built"):
+        built = dt.datetime.fromisoformat(about["built"]).astimezone()
+        lines.append(f"built       {built:%Y-%m-%d %H:%M} as '{about['name']}'")
+    if "problem" in about:
+        lines.append(f"problem     {about['problem']}")
+    return lines
+
+
+def _mount(project: Project) -> dict[str, Any]:
+    try:
+        situation = lifetime.look(project)
+    except CondainerError as error:
+        return {"state": lifetime.State.ABSENT.value, "problem": str(error)}
+    about: dict[str, Any] = {"state": situation.state.value}
+    if situation.mount is not None:
+        kind = situation.mount.kind
+        about["backend"] = kind.partition(".")[2] or ("kernel" if kind == "squashfs" else kind)
+        about["pinned"] = project.pin.exists()
+        about["users"] = [
+            {"pid": user.pid, "command": user.command}
+            for user in users.users_of(project.prefix, project.use_lock)
+        ]
+    return about

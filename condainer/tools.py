@@ -1,0 +1,104 @@
+"""Which executables there are, and their versions and abilities.
+
+Asks the programs themselves; whether mounts really work here is for `prereq` to try.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from condainer import process
+from condainer.errors import ToolError
+
+MAMBA_FAMILY = ("micromamba", "mamba", "conda")
+"""The names by which installers of the mamba family go, in the order they are tried."""
+
+PACKAGE_HINTS = {
+    "mksquashfs": "squashfs-tools (Debian, Ubuntu, Fedora, RHEL, conda-forge)",
+    "squashfuse": "squashfuse (Debian, Ubuntu, Fedora, EPEL for RHEL, conda-forge)",
+    "fusermount": "fuse3 (Debian, Ubuntu, Fedora, RHEL)",
+}
+"""Which package of which distribution holds a program."""
+
+_TAR_SINCE = (4, 5)
+
+
+@dataclass(frozen=True)
+class Mksquashfs:
+    """The program that writes images.
+
+    Attributes:
+        path: where it is.
+        version: major and minor.
+        compressors: the algorithms it was built with.
+    """
+
+    path: Path
+    version: tuple[int, int]
+    compressors: tuple[str, ...]
+
+    @property
+    def reads_tar(self) -> bool:
+        """Whether it compresses a tar stream as it arrives."""
+        return self.version >= _TAR_SINCE
+
+
+def which(name: str) -> Path | None:
+    """The program of that name on PATH, or in the system's directories that PATH often lacks."""
+    places = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
+    found = shutil.which(name, path=places)
+    return Path(found) if found else None
+
+
+def find_mksquashfs() -> Mksquashfs:
+    """Find mksquashfs and ask what it can do.
+
+    Raises:
+        ToolError: where there is none.
+    """
+    path = which("mksquashfs")
+    if path is None:
+        raise ToolError(
+            "mksquashfs was not found",
+            f"install or load {PACKAGE_HINTS['mksquashfs']}",
+        )
+    version = process.call([str(path), "-version"])
+    match = re.search(r"version (\d+)\.(\d+)", version.stdout + version.stderr)
+    if not match:
+        raise ToolError(f"{path} does not say its version", "is it really squashfs-tools?")
+    return Mksquashfs(path, (int(match[1]), int(match[2])), _compressors(path))
+
+
+def _compressors(path: Path) -> tuple[str, ...]:
+    """What `mksquashfs -help` lists as available compressors.
+
+    4.x list them at the end of the help text, each on a line of its own after a heading; 4.7 has
+    them on a page of its own.
+    """
+    for option in ("-help", "-help-all", "-help-comp all"):
+        answer = process.call([str(path), *option.split()])
+        text = answer.stdout + answer.stderr
+        _, heading, listing = text.partition("ompressors available")
+        names = re.findall(r"^\s+(gzip|lzma|lzo|lz4|xz|zstd)\b", listing, re.MULTILINE)
+        if heading and names:
+            return tuple(dict.fromkeys(names))
+    return ("gzip",)
+
+
+def find_fusermount() -> Path | None:
+    """The helper that lets an ordinary user mount and unmount with FUSE."""
+    return which("fusermount3") or which("fusermount")
+
+
+def version_of(path: Path) -> str:
+    """The first line a program prints for --version; empty where it prints none."""
+    try:
+        answer = process.call([str(path), "--version"], timeout=20)
+    except ToolError:
+        return ""
+    text = (answer.stdout.strip() or answer.stderr.strip()).splitlines()
+    return text[0].strip() if text else ""

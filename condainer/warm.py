@@ -1,0 +1,41 @@
+"""`cache`: reads an image once, so that this node has it in memory when programs start."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from condainer.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_CHUNK = 4 << 20
+
+
+def read_all(path: Path, on_progress: Callable[[int, int], None]) -> int:
+    """Read a file from its beginning to its end.
+
+    Args:
+        path: the file.
+        on_progress: called with bytes read and bytes there are.
+
+    Returns:
+        the bytes read.
+
+    Raises:
+        ImageError: where it cannot be read.
+    """
+    done = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            total = os.fstat(file.fileno()).st_size
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            buffer = bytearray(_CHUNK)
+            while count := file.readinto(buffer):
+                done += count
+                on_progress(done, total)
+    except OSError as error:
+        raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
+    return done

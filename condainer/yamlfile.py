@@ -1,0 +1,113 @@
+"""Reads the small YAML files people write, and remembers the line each thing stands on.
+
+What the keys mean is the business of `config` and `environment`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+import yaml
+
+from condainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+# The C parser is five times as fast, but not every PyYAML was built with it.
+_Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_text(path: Path) -> str:
+    """Read a file a user wrote.
+
+    Raises:
+        ConfigError: where it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+
+
+class YamlFile:
+    """One parsed file: a mapping at the top, with line numbers.
+
+    Args:
+        path: named in every error.
+        text: what the file holds.
+
+    Raises:
+        ConfigError: where the text is not YAML, or not a mapping.
+    """
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            line = mark.line + 1 if mark else 1
+            raise ConfigError(f"{path}, line {line}: not valid YAML: {error.problem}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if node is None:
+            node = yaml.MappingNode("tag:yaml.org,2002:map", [])
+        self.items = self.mapping(node, "the file")
+
+    def error(self, node: yaml.Node, problem: str, hint: str = "") -> ConfigError:
+        """An error that names the file and the line of a node."""
+        line = node.start_mark.line + 1 if node.start_mark else 1
+        return ConfigError(f"{self.path}, line {line}: {problem}", hint)
+
+    def check_keys(self, known: Iterable[str]) -> None:
+        """Refuse keys that nobody reads.
+
+        Raises:
+            ConfigError: with the line, and with the known key that looks most like it.
+        """
+        known = list(known)
+        for name, (key, _) in self.items.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+                raise self.error(key, f"unknown key '{name}'", hint)
+
+    def value(self, name: str) -> yaml.Node | None:
+        """The node below a key of the file, or None where there is none or it is empty."""
+        pair = self.items.get(name)
+        if pair is None or _is_null(pair[1]):
+            return None
+        return pair[1]
+
+    def mapping(self, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """The items of a mapping: key text to key node and value node."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(node, f"{what} must be a mapping of 'key: value' lines")
+        items: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            name = self.scalar(key, "a key")
+            if name in items:
+                raise self.error(key, f"key '{name}' stands here a second time")
+            items[name] = (key, value)
+        return items
+
+    def sequence(self, node: yaml.Node, what: str) -> list[yaml.Node]:
+        """The items of a list."""
+        if not isinstance(node, yaml.SequenceNode):
+            raise self.error(node, f"{what} must be a list, one '- item' a line")
+        return list(node.value)
+
+    def scalar(self, node: yaml.Node, what: str) -> str:
+        """The text of a scalar as it stands in the file (so `3.10` stays `3.10`)."""
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.error(node, f"{what} must be one plain value")
+        return "" if _is_null(node) else str(node.value)
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
