@@ -1,8 +1,6 @@
 """`python -m condainer` is the `condainer` command."""
 
-import sys
-
-from condainer.cli import main
+from condainer.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -6,6 +6,7 @@ A command's modules are imported only when it runs: `exec` is called by thousand
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -32,6 +33,19 @@ examples:
 
 A command's own help: condainer COMMAND --help
 """
+
+
+def entry() -> NoReturn:
+    """Run the command of this process, and end it.
+
+    Does not go through the interpreter's own end: the installer that comes with condainer has
+    threads that may still be at work then, and has been seen to crash it.
+    """
+    status = main()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -184,9 +184,9 @@ KEYS = (
     Key(
         "compression_level",
         int,
-        "8",
+        "6",
         "1 to 22 for zstd, 1 to 9 for gzip and lzo, none for xz and lz4. Higher is smaller and\n"
-        "slower to write; reading is as fast. Left out: 8 for zstd, 9 for gzip.",
+        "slower to write; reading is as fast. Left out: 6 for zstd, 9 for gzip.",
     ),
     Key(
         "block_size",

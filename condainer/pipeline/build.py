@@ -74,12 +74,14 @@ class Options:
         locked: install what the lock file lists, instead of solving.
         installer: name or path; empty means the first there is.
         dry_run: only check and solve.
+        umask: for the files beside the image.
     """
 
     force: bool = False
     locked: bool = False
     installer: str = ""
     dry_run: bool = False
+    umask: int = 0o022
 
 
 @dataclass(frozen=True)
@@ -340,8 +342,10 @@ class Build:
         }
         if described.packages:
             texts[project.lock_file] = lockfile.render(described.packages, added)
+        mode = 0o666 & ~self.options.umask
         for path, text in texts.items():
-            _replace(path, text)
+            _replace(path, text, mode)
+        part.chmod(mode)
         part.rename(project.image)
 
     # What the stages share
@@ -444,6 +448,7 @@ class Build:
         part = project.directory / f".{project.build_log.name}.{os.getpid()}.part"
         try:
             with part.open("w", encoding="utf-8", errors="replace", buffering=1) as log:
+                part.chmod(0o666 & ~self.options.umask)
                 yield log
             if self.options.dry_run:
                 part.unlink()
@@ -484,10 +489,11 @@ def _command() -> str:
     return shutil.which("condainer") or str(Path(sys.executable).parent / "condainer")
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: str, mode: int) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")
+        part.chmod(mode)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

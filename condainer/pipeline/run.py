@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,6 +46,8 @@ def build_all(
         InterruptedBySignalError: on SIGINT, SIGTERM or SIGHUP, when all is cleaned up.
     """
     schedule.bind_to(jobs)
+    # What goes into an image is for all who may use it; the user's own umask is for the image file.
+    options = dataclasses.replace(options, umask=os.umask(0o022))
     return anyio.run(_build_all, projects, options, jobs, emit)
 
 

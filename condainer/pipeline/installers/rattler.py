@@ -6,9 +6,14 @@ that for every installer alike. https://conda.github.io/rattler/py-rattler/
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
+import urllib.parse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
 import rattler
 from rattler.install import InstallerReporter
 
@@ -72,6 +77,7 @@ class Rattler:
         """Fetch and link the packages of a solution."""
         records = solution.records
         assert isinstance(records, list)  # noqa: S101  (what `solve` gave)
+        await anyio.to_thread.run_sync(_verify_local, solution.packages)
         # The base class does nothing in the callbacks that are left to it.
         reporter = _Reporter(workplace, solution.packages)  # type: ignore[abstract]
         try:
@@ -86,8 +92,7 @@ class Rattler:
             )
         except Exception as error:  # as above
             raise BuildError(f"rattler failed to install:\n{explanation(error)}") from error
-        # A mark for backup programs to skip the directory; not a part of the environment.
-        (request.prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
+        await anyio.to_thread.run_sync(_tidy, request.prefix, workplace)
 
 
 class _Reporter(InstallerReporter):
@@ -206,6 +211,50 @@ def _in_order(records: Iterable[RepoDataRecord]) -> list[RepoDataRecord]:
     by_name = {record.name.normalized: record for record in records}
     order = rattler.PackageRecord.sort_topologically(list(by_name.values()))
     return [by_name[record.name.normalized] for record in order]
+
+
+def _verify_local(packages: Iterable[Package]) -> None:
+    """Compare packages of file:// channels with their checksums, which rattler does not.
+
+    Raises:
+        BuildError: where one is not what its channel says.
+    """
+    for package in packages:
+        address = urllib.parse.urlsplit(package.url)
+        path = Path(urllib.parse.unquote(address.path))
+        if address.scheme != "file" or not package.sha256 or not path.exists():
+            continue
+        found = _sha256(path)
+        if found != package.sha256:
+            raise BuildError(
+                f"{path} is not the file that its channel lists: "
+                f"SHA256 {found[:16]}… instead of {package.sha256[:16]}…",
+                "the channel is damaged: index it again, or fetch it again",
+            )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _tidy(prefix: Path, workplace: Workplace) -> None:
+    """Take out of a prefix what rattler leaves there and no other installer does."""
+    # A mark for backup programs to skip the directory.
+    (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
+    # Its records are closed to everybody else, which an image that others use must not be.
+    for record in (prefix / "conda-meta").glob("*.json"):
+        record.chmod(0o644)
+    # The losers where two packages own one path.
+    losers = prefix / "__clobbers__"
+    for loser in sorted(losers.glob("*/**/*")):
+        if not loser.is_dir() or loser.is_symlink():
+            package, *path = loser.relative_to(losers).parts
+            workplace.on_line(f"warning: {'/'.join(path)} of {package} is left out: another has it")
+    shutil.rmtree(losers, ignore_errors=True)
 
 
 def _package(record: RepoDataRecord) -> Package:

@@ -1,0 +1,67 @@
+"""Fixtures: channels, and workshops that check what is left behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import localchannel, standin, support
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def hard_channel() -> Path:
+    """The channel of the hand-made hard cases, and a real Python."""
+    return localchannel.ensure("hard")
+
+
+@pytest.fixture(scope="session")
+def basic_channel() -> Path:
+    """The channel with Python, pip, numpy and pandas."""
+    return localchannel.ensure("basic")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stands for the user's home directory; its caches are shared by all tests."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def micromamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for micromamba, in a directory of its own."""
+    return standin.write_micromamba(tmp_path_factory.mktemp("micromamba"))
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, home: Path) -> Iterator[support.Workshop]:
+    """An empty project; afterwards nothing may be left in its mount base directory."""
+    made = support.make_workshop(tmp_path / "my project", home)
+    try:
+        yield made
+        made.wait_until_clean()
+    finally:
+        support.clear(made)
+
+
+@pytest.fixture(scope="session")
+def built(
+    tmp_path_factory: pytest.TempPathFactory, home: Path, hard_channel: Path
+) -> Iterator[support.Workshop]:
+    """A project that is built already, for tests that only use its image."""
+    made = support.make_workshop(tmp_path_factory.mktemp("built") / "my project", home)
+    made.environment(
+        *("python", "hard-hello", "hard-activate", "hard-text=1"),
+        channel=hard_channel,
+        more="variables:\n  CONDAINER_TEST: a b\n",
+    )
+    made.run("build", "-q")
+    try:
+        yield made
+        made.wait_until_clean()
+    finally:
+        support.clear(made)

@@ -1,0 +1,98 @@
+"""The command line and the environment of micromamba, as far as an installer is driven by them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+VERSION = "2.8.1"
+
+_USAGE = 109
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `create` was asked to do.
+
+    Attributes:
+        prefix: Where the environment goes.
+        root: The root prefix.
+        package_cache: Where packages are unpacked.
+        channels: Channels, most wanted first, as they were given.
+        files: Environment files, lists of specs, or explicit lists of URLs.
+        specs: Specs from the command line.
+        dry_run: Stop before anything is fetched.
+        as_json: Write one document instead of words.
+        quiet: Write nothing but errors.
+        words: The whole command line.
+    """
+
+    prefix: Path
+    root: Path
+    package_cache: Path
+    channels: tuple[str, ...]
+    files: tuple[Path, ...]
+    specs: tuple[str, ...]
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+    words: tuple[str, ...]
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that fails as micromamba's does."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the status of a wrong command line."""
+        self.exit(_USAGE, f"{message}\nRun with --help for more information.\n")
+
+
+def parse(words: list[str]) -> Options:
+    """Read the command line.
+
+    Args:
+        words: The arguments, without the program's name.
+
+    Raises:
+        SystemExit: with status 0 after `--version`, 109 if the arguments are wrong.
+    """
+    found, unknown = _parser().parse_known_intermixed_args(words)
+    if unknown:
+        listed = " ".join(unknown)
+        plural = "s were" if len(unknown) > 1 else " was"
+        _parser().error(f"The following argument{plural} not expected: {listed}")
+    default_root = os.environ.get("MAMBA_ROOT_PREFIX") or Path.home() / ".local/share/mamba"
+    root = Path(found.root_prefix or default_root).absolute()
+    caches = os.environ.get("CONDA_PKGS_DIRS", "").replace(":", ",").split(",")
+    return Options(
+        prefix=Path(found.prefix).absolute(),
+        root=root,
+        package_cache=Path(caches[0]).absolute() if caches[0] else root / "pkgs",
+        channels=tuple(found.channel),
+        files=tuple(found.file),
+        specs=tuple(found.specs),
+        dry_run=found.dry_run,
+        as_json=found.json,
+        quiet=found.quiet or found.json,
+        words=("micromamba", *words),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="micromamba", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=VERSION)
+    parser.add_argument("-y", "--yes", action="store_true")
+    parser.add_argument("-r", "--root-prefix")
+    parser.add_argument("-p", "--prefix", required=True)
+    parser.add_argument("-c", "--channel", action="append", default=[])
+    parser.add_argument("--override-channels", action="store_true")
+    parser.add_argument("-f", "--file", action="append", default=[], type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("-q", "--quiet", action="store_true")
+    parser.add_argument("command", choices=["create"])
+    parser.add_argument("specs", nargs="*", metavar="SPEC")
+    return parser

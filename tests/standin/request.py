@@ -1,0 +1,118 @@
+"""What there is to install: specs and channels, or a list of archives.
+
+This module reads the files that `create --file` takes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import yaml
+
+from tests.standin.errors import CriticalError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tests.standin.arguments import Options
+
+_CONDA_ORG = "https://conda.anaconda.org"
+_SHA256_LENGTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A line of an explicit list.
+
+    Attributes:
+        url: Where the archive is.
+        algorithm: `md5` or `sha256`.
+        digest: What it has to be, or None if the list does not say.
+    """
+
+    url: str
+    algorithm: str
+    digest: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What there is to install.
+
+    Attributes:
+        channels: URLs of channels, most wanted first.
+        specs: What the environment has to have.
+        archives: The packages of an explicit list; then there is nothing to solve.
+    """
+
+    channels: tuple[str, ...] = ()
+    specs: tuple[str, ...] = ()
+    archives: tuple[Archive, ...] = ()
+
+
+def read(options: Options) -> Request:
+    """Put together what the command line and its files ask for.
+
+    Raises:
+        CriticalError: if a file cannot be read, or a setting in the environment is not a boolean.
+    """
+    if os.environ.get("MAMBA_ALWAYS_YES", "true") not in {"true", "false"}:
+        raise CriticalError("MAMBA_ALWAYS_YES is neither true nor false")
+    channels = list(options.channels)
+    specs = list(options.specs)
+    for file in options.files:
+        text = _text(file)
+        if "@EXPLICIT" in text.splitlines():
+            return Request(archives=tuple(_archives(text)))
+        if file.suffix in {".yml", ".yaml"}:
+            found = _environment(file, text)
+            channels += found.channels
+            specs += found.specs
+        else:
+            lines = (line.strip() for line in text.splitlines())
+            specs += [line for line in lines if line and not line.startswith("#")]
+    urls = dict.fromkeys(_url(channel) for channel in channels if channel != "nodefaults")
+    return Request(channels=tuple(urls), specs=tuple(specs))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError as error:
+        raise CriticalError(f"File '{file}' could not be read: {error.strerror}") from error
+
+
+def _environment(file: Path, text: str) -> Request:
+    """Read an `environment.yml`."""
+    document = yaml.safe_load(text)
+    dependencies = document.get("dependencies", [])
+    if not all(isinstance(dependency, str) for dependency in dependencies):
+        raise CriticalError(f"{file}: this stand-in installs nothing with pip")
+    return Request(channels=tuple(document.get("channels", [])), specs=tuple(dependencies))
+
+
+def _archives(text: str) -> Sequence[Archive]:
+    """Read the lines of an explicit list."""
+    lines = (line.strip() for line in text.splitlines())
+    archives = []
+    for line in lines:
+        if not re.match(r"\w+://", line):
+            continue
+        url, _, digest = line.partition("#")
+        digest = digest.rpartition(":")[2]
+        algorithm = "sha256" if len(digest) == _SHA256_LENGTH else "md5"
+        archives.append(Archive(url=url, algorithm=algorithm, digest=digest or None))
+    return archives
+
+
+def _url(channel: str) -> str:
+    """Write a channel as a URL, without a slash at the end."""
+    if channel.startswith("/"):
+        channel = f"file://{channel}"
+    if "://" not in channel:
+        channel = f"{_CONDA_ORG}/{channel}"
+    return channel.rstrip("/")

@@ -1,0 +1,167 @@
+"""What tests share: projects in places of their own, and the `condainer` command as users run it.
+
+Everything is real: the command runs as a program of its own, on real channels, with real mounts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+CONDAINER = (sys.executable, "-m", "condainer")
+REPOSITORY = Path(__file__).parent.parent
+PATIENCE = 60.0
+
+
+@dataclass
+class Workshop:
+    """A project directory, a mount base directory, and the variables to run commands with.
+
+    Attributes:
+        directory: of the project.
+        base: the mount base directory; short, since it becomes a part of paths in `#!` lines.
+        variables: what commands run with: nothing of the developer's own home is touched.
+    """
+
+    directory: Path
+    base: Path
+    variables: dict[str, str]
+    uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    @property
+    def prefix(self) -> Path:
+        return self.base / f"condainer-{self.uuid}"
+
+    @property
+    def image(self) -> Path:
+        return self.directory / f"{self.uuid}.squashfs"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.directory / f"{self.uuid}.lock.txt"
+
+    @property
+    def build_log(self) -> Path:
+        return self.directory / f"{self.uuid}.build.log"
+
+    def configure(self, **keys: object) -> None:
+        """Write condainer.yml with this workshop's identity and some keys."""
+        lines = {"mount_base_directory": self.base, "uuid": self.uuid, "unmount_after": 0.5, **keys}
+        text = "".join(f"{key}: {value}\n" for key, value in lines.items())
+        (self.directory / "condainer.yml").write_text(text)
+
+    def environment(self, *specs: str, channel: Path | str, more: str = "") -> None:
+        """Write environment.yml."""
+        listed = "".join(f"  - {spec}\n" for spec in specs)
+        text = (
+            f"name: test\nchannels:\n  - {channel}\n  - nodefaults\ndependencies:\n{listed}{more}"
+        )
+        (self.directory / "environment.yml").write_text(text)
+
+    def run(
+        self,
+        *arguments: str,
+        status: int | None = 0,
+        variables: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `condainer` in the project directory.
+
+        Args:
+            arguments: of the command.
+            status: the exit status that is expected; None for any.
+            variables: to be added to those of the workshop.
+            stdin: what it reads.
+        """
+        done = subprocess.run(
+            [*CONDAINER, *arguments],
+            cwd=self.directory,
+            env={**self.variables, **(variables or {})},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE * 5,
+            check=False,
+        )
+        if status is not None:
+            assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def start(self, *arguments: str, **how: object) -> subprocess.Popen[str]:
+        """Start `condainer` in the project directory and go on."""
+        options: dict[str, object] = {
+            "cwd": self.directory,
+            "env": self.variables,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            **how,
+        }
+        return subprocess.Popen([*CONDAINER, *arguments], **options)  # type: ignore[call-overload,no-any-return]
+
+    def is_mounted(self) -> bool:
+        return any(
+            line.split(" ")[4] == str(self.prefix)
+            for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        )
+
+    def left_over(self) -> list[Path]:
+        """What is in the mount base directory."""
+        return sorted(self.base.iterdir())
+
+    def wait_until_clean(self) -> None:
+        """Wait until the last mount has gone and nothing of it is left."""
+        wait_for(lambda: not self.left_over(), f"left over: {self.left_over()}")
+
+
+def wait_for(condition: Callable[[], object], failure: str = "it did not happen") -> None:
+    """Wait until a condition holds.
+
+    Raises:
+        AssertionError: where it does not within a time that is far beyond what it takes.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(failure)
+        time.sleep(0.02)
+
+
+def make_workshop(directory: Path, home: Path) -> Workshop:
+    """A workshop whose project is in a directory.
+
+    Args:
+        directory: of the project; made.
+        home: stands for the home directory, with the caches in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    kept = ("PATH", "LANG", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "CONDAINER_TEST_CACHE")
+    pip = [name for name in os.environ if name.startswith(("PIP_", "SSL_", "REQUESTS_"))]
+    variables = {name: os.environ[name] for name in (*kept, *pip) if name in os.environ}
+    variables["HOME"] = str(home)
+    variables["PYTHONPATH"] = str(REPOSITORY)
+    variables["CONDAINER_INSTALLER"] = "rattler"
+    base = Path(tempfile.mkdtemp(prefix="cndt-", dir="/tmp"))
+    workshop = Workshop(directory, base, variables)
+    workshop.configure()
+    return workshop
+
+
+def clear(workshop: Workshop) -> None:
+    """Take away what a test left, so that it is not in the way of others; for failed tests."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        where = line.split(" ")[4]
+        if where.startswith(f"{workshop.base}/"):
+            subprocess.run(["umount", "-l", where], check=False, capture_output=True)
+    shutil.rmtree(workshop.base, ignore_errors=True)
