@@ -1,0 +1,76 @@
+"""What the benchmarks work on: a project with 22 scientific packages from the local channel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests import localchannel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPECS = ("python", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "pip")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A project in a directory of its own, with a home directory beside it.
+
+    Attributes:
+        directory: holds everything.
+        channel: the local channel.
+        uuid: identity of the project.
+    """
+
+    directory: Path
+    channel: Path
+    uuid: str
+
+    @property
+    def project(self) -> Path:
+        """The project directory."""
+        return self.directory / "project"
+
+    @property
+    def image(self) -> Path:
+        """Where condainer puts the image."""
+        return self.project / f"{self.uuid}.squashfs"
+
+    @property
+    def home(self) -> Path:
+        """Stands for the home directory: the caches are in it."""
+        return self.directory / "home"
+
+    def condainer(self, *arguments: str, **variables: str) -> None:
+        """Run `condainer` in the project.
+
+        Raises:
+            subprocess.CalledProcessError: where it fails.
+        """
+        environment = {**os.environ, "HOME": str(self.home), **variables}
+        environment.pop("XDG_CACHE_HOME", None)
+        command = [sys.executable, "-m", "condainer", "-q", "-d", str(self.project)]
+        subprocess.run([*command, *arguments], check=True, env=environment)
+
+
+def make(directory: Path) -> Place:
+    """Set up a project; the channel is made on first use, and kept."""
+    place = Place(directory, localchannel.ensure("scientific"), str(uuid.uuid4()))
+    place.project.mkdir()
+    place.home.mkdir()
+    base = directory / "base"
+    base.mkdir()
+    (place.project / "condainer.yml").write_text(
+        f"mount_base_directory: {base}\nuuid: {place.uuid}\n"
+    )
+    specs = "".join(f"  - {spec}\n" for spec in SPECS)
+    (place.project / "environment.yml").write_text(
+        f"name: bench\nchannels:\n  - file://{place.channel}\n  - nodefaults\n"
+        f"dependencies:\n{specs}"
+    )
+    return place
