@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from condainer.project import Project
 
 _EXEC_FAILED = 125
+
+_EXEC_USAGE = "condainer [options] exec [-h] [--] CMD [ARG ...]"
 
 _DESCRIPTION = "Conda environments as single compressed files, mounted where they were built for."
 _EPILOG = """\
@@ -57,10 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit status.
     """
-    arguments = _parser().parse_args(argv)
+    _prepare_streams()
+    arguments = argparse.Namespace(command="", verbose=False)
     try:
+        arguments = _parse(argv)
         status: int = arguments.run(arguments)
-        sys.stdout.flush()
+        _print()
     except CondainerError as error:
         failure = error
     except KeyboardInterrupt:
@@ -81,8 +86,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return failure.exit_status
 
 
+def _prepare_streams() -> None:
+    """Have something to write to, whatever the caller has done to the standard streams.
+
+    One that is closed is None to Python; what is said to it goes nowhere. It must not be opened
+    either: a command that exec runs has it closed, too.
+    """
+    sys.stdout = sys.stdout or io.StringIO()
+    sys.stderr = sys.stderr or io.StringIO()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths go out as the bytes they are
+
+
+def _print(text: str = "") -> None:
+    """Write to standard output, all of it, now.
+
+    Raises:
+        BrokenPipeError: where its reader has gone.
+        CondainerError: where it cannot be written for another reason.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CondainerError(f"cannot write: {error.strerror}") from error
+
+
 def _say_error(error: CondainerError, *, verbose: bool) -> None:
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    colour = (
+        sys.stderr.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "dumb") != "dumb"
+    )
     word = "\033[1;31merror:\033[0m" if colour else "error:"
     text = f"condainer: {word} {error.message}\n"
     if error.hint:
@@ -95,6 +132,23 @@ def _say_error(error: CondainerError, *, verbose: bool) -> None:
 
 
 # The parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    try:
+        arguments, unknown = parser.parse_known_args(argv)
+    except SystemExit:  # it has printed what was asked for
+        _print()
+        raise
+    if unknown and arguments.command == "exec":
+        _ExecParser(prog=parser.prog, usage=_EXEC_USAGE).error(
+            f"exec has no option {unknown[0]}: condainer's options stand before 'exec', and '--' "
+            "before a command that begins with a dash"
+        )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 class _ExecParser(argparse.ArgumentParser):
@@ -223,7 +277,7 @@ def _add_running(commands: Any) -> None:  # noqa: ANN401
         "cannot be executed, 127 where there is none.\n",
     )
     commands._parser_class = argparse.ArgumentParser  # noqa: SLF001
-    execute.usage = "condainer [options] exec [-h] [--] CMD [ARG ...]"
+    execute.usage = _EXEC_USAGE
     execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD", help="and its arguments")
     mount = _add(
         commands,
@@ -353,7 +407,7 @@ def _mount(arguments: argparse.Namespace) -> int:
         kind = situation.mount.kind if situation.mount else "?"
         _inform(arguments, f"{project.image} is mounted at {project.prefix} ({kind})")
     if arguments.print:
-        sys.stdout.write(f"{project.prefix}\n")
+        _print(f"{project.prefix}\n")
     elif not arguments.verbose:
         _inform(arguments, f"mounted at {project.prefix}")
     return 0
@@ -379,7 +433,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from condainer import status
 
     found = status.gather(_open(arguments))
-    _print(found, status.render, as_json=arguments.json)
+    _print_found(found, status.render, as_json=arguments.json)
     return 0
 
 
@@ -387,17 +441,17 @@ def _prereq(arguments: argparse.Namespace) -> int:
     from condainer import prereq
 
     found = prereq.probe(arguments.directory)
-    _print(found, prereq.render, as_json=arguments.json)
+    _print_found(found, prereq.render, as_json=arguments.json)
     return 0 if found["can_build"] and found["can_mount"] else 1
 
 
-def _print(
+def _print_found(
     found: dict[str, Any], render: Callable[[dict[str, Any]], str], *, as_json: bool
 ) -> None:
     import json
 
     text = json.dumps(found, indent=2) if as_json else render(found)
-    sys.stdout.write(f"{text}\n")
+    _print(f"{text}\n")
 
 
 def _cache(arguments: argparse.Namespace) -> int:
@@ -422,7 +476,7 @@ def _cache(arguments: argparse.Namespace) -> int:
 
 
 def _version(_arguments: argparse.Namespace) -> int:
-    sys.stdout.write(f"{_version_text()}\n")
+    _print(f"{_version_text()}\n")
     return 0
 
 

@@ -6,6 +6,8 @@ did-you-mean. Where the files of a project are is the business of `project`.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +28,7 @@ COMPRESSORS = {"zstd": (1, 22), "gzip": (1, 9), "xz": None, "lzo": (1, 9), "lz4"
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _SIZE = re.compile(r"(\d+)([KkMm]?)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _MIN_BLOCK, _MAX_BLOCK = 4096, 1 << 20
 _PREFIX_MAX = 255
 """Packages reserve 255 bytes for the prefix they are installed at."""
@@ -71,6 +74,8 @@ def _absolute(text: str) -> Path:
     path = Path(text)
     if not path.is_absolute():
         raise ValueError("must be an absolute path")
+    if text.startswith("//"):  # the same directory to the kernel, but another path to Python
+        path = Path("/" + text.lstrip("/"))
     if ".." in path.parts or re.search(r"[\s'\"\\:]", text):
         raise ValueError("must be free of spaces, quotes, colons and '..' (package scripts break)")
     return path
@@ -241,9 +246,9 @@ def parse(path: Path, text: str) -> Config:
     config = Config(**values)
     _check_level(document, config)
     prefix = config.mount_base_directory / config.basename
-    if len(str(prefix)) > _PREFIX_MAX:
+    if len(os.fsencode(prefix)) > _PREFIX_MAX:
         raise ConfigError(
-            f"{path}: the mountpoint {prefix} is longer than {_PREFIX_MAX} characters",
+            f"{path}: the mountpoint {prefix} is longer than {_PREFIX_MAX} bytes",
             "choose a shorter mount_base_directory",
         )
     return config
@@ -256,7 +261,7 @@ def load(directory: Path) -> Config:
         ConfigError: where there is none, or where it is broken.
     """
     path = directory / CONFIG_NAME
-    if not path.exists():
+    if yamlfile.is_missing(path):
         raise ConfigError(
             f"no condainer project in {directory} (there is no {CONFIG_NAME})",
             "run 'condainer init' there, or name the project directory with -d DIR",
@@ -275,22 +280,33 @@ def template(uuid: str, *, chosen: dict[str, str] | None = None) -> str:
     plain = {"mount_base_directory", "environment_yml", "requirements_txt"}
     parts = ["# A condainer project. Commented keys show an example or the default.\n"]
     for key in KEYS:
-        if key.name == "installer_url":
-            continue
         comment = "".join(f"# {line}\n" for line in key.comment.splitlines())
         off = "" if key.name in plain or key.name in chosen else "#"
-        parts.append(f"{comment}{off}{key.name}: {chosen.get(key.name, key.example)}\n")
+        parts.append(f"{comment}{off}{key.name}: {_plain(chosen.get(key.name, key.example))}\n")
     return "\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """A value as YAML: quoted, unless it can be read in no other way than as it stands."""
+    if re.fullmatch(r"([A-Za-z0-9_./][A-Za-z0-9_./-]*)?", text) and text not in {
+        "null",
+        "Null",
+        "NULL",
+    }:
+        return text
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _read(document: yamlfile.YamlFile, node: yaml.Node, key: Key) -> object:
     text = document.scalar(node, f"'{key.name}'")
+    if _CONTROL.search(text):
+        raise document.error(node, f"{key.name} must be one line without control characters")
     try:
         return key.read(text)
     except ValueError as error:
         reason = str(error)
         if reason.startswith(("invalid literal", "could not convert")):
-            reason = "must be a number"
+            reason = "must be a whole number" if key.read is int else "must be a number"
         raise document.error(node, f"{key.name}: '{text}' {reason}") from None
 
 

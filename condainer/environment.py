@@ -7,6 +7,8 @@ Solving and installing are the business of `pipeline`.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from condainer import yamlfile
 from condainer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import yaml
 
 EXAMPLE = """\
@@ -33,6 +37,8 @@ dependencies:
 """
 
 _KEYS = ("name", "channels", "dependencies", "variables", "prefix")
+_NO_DEFAULTS = "nodefaults"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH_LIKE = re.compile(r"(/|\.{1,2}(/|$)|~)")
 _CHANNEL_SPEC = re.compile(r"(?P<channel>\S+?)::(?P<rest>\S.*)")
@@ -69,7 +75,7 @@ def load(path: Path) -> Environment:
     Raises:
         ConfigError: where there is none, or where it is broken: file, line, reason.
     """
-    if not path.exists():
+    if yamlfile.is_missing(path):
         raise ConfigError(
             f"there is no {path}",
             "write one, or name another with the key environment_yml of condainer.yml",
@@ -86,16 +92,15 @@ def parse(path: Path, text: str) -> Environment:
     document = yamlfile.YamlFile(path, text)
     document.check_keys(_KEYS)
     base = path.parent
-    channels = _texts(document, "channels")
-    specs, pip = _dependencies(document)
-    name = document.value("name")
+    channels = _channels(document, base)
+    specs, pip = _dependencies(document, base)
     return Environment(
         path=path,
         text=text,
-        name=document.scalar(name, "'name'") if name is not None else "",
-        channels=tuple(channel_url(c, base) for c in channels if c != "nodefaults"),
-        override_channels="nodefaults" in channels,
-        specs=tuple(_resolve_spec(spec, base) for spec in specs),
+        name=_name(document),
+        channels=tuple(channel for channel in channels if channel != _NO_DEFAULTS),
+        override_channels=_NO_DEFAULTS in channels,
+        specs=specs,
         pip=pip,
         variables=_variables(document),
     )
@@ -107,27 +112,58 @@ def channel_url(channel: str, base: Path) -> str:
     Args:
         channel: a name, a URL or a path.
         base: the directory that relative paths count from.
+
+    Raises:
+        ValueError: where it looks like a path and cannot be one.
     """
     if not _PATH_LIKE.match(channel):
         return channel.rstrip("/")
-    path = (base / Path(channel).expanduser()).resolve()
-    return "file://" + quote(str(path))
+    try:
+        path = (base / Path(channel).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, links in a circle, a NUL
+        raise ValueError(f"the channel {channel!r} is not a path: {error}") from error
+    return "file://" + quote(os.fsencode(path))
 
 
-def _texts(document: yamlfile.YamlFile, key: str) -> list[str]:
-    node = document.value(key)
+def _name(document: yamlfile.YamlFile) -> str:
+    node = document.value("name")
     if node is None:
-        return []
-    texts = []
-    for item in document.sequence(node, f"'{key}'"):
-        text = document.scalar(item, f"an item of '{key}'").strip()
-        if not text:
-            raise document.error(item, f"'{key}' has an empty item")
-        texts.append(text)
-    return texts
+        return ""
+    name = document.scalar(node, "'name'")
+    if _CONTROL.search(name):
+        raise document.error(node, "'name' must be one line without control characters")
+    return name
 
 
-def _dependencies(document: yamlfile.YamlFile) -> tuple[list[str], tuple[str, ...]]:
+def _channels(document: yamlfile.YamlFile, base: Path) -> list[str]:
+    node = document.value("channels")
+    items = [] if node is None else document.sequence(node, "'channels'")
+    channels = []
+    for item in items:
+        with _at(document, item):
+            channels.append(channel_url(_text(document, item, "channels"), base))
+    return channels
+
+
+@contextlib.contextmanager
+def _at(document: yamlfile.YamlFile, node: yaml.Node) -> Iterator[None]:
+    """Name the line in an error about something that stands there."""
+    try:
+        yield
+    except ValueError as error:
+        raise document.error(node, str(error)) from error
+
+
+def _text(document: yamlfile.YamlFile, item: yaml.Node, key: str) -> str:
+    text = document.scalar(item, f"an item of '{key}:'").strip()
+    if not text:
+        raise document.error(item, f"'{key}:' has an empty item")
+    return text
+
+
+def _dependencies(
+    document: yamlfile.YamlFile, base: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The conda specs and the lines for pip."""
     import yaml
 
@@ -146,8 +182,9 @@ def _dependencies(document: yamlfile.YamlFile) -> tuple[list[str], tuple[str, ..
         spec = document.scalar(item, "a dependency").strip()
         if not re.match(r"[A-Za-z0-9_.*\[]|[/~]", spec):
             raise document.error(item, f"'{spec}' is not a package specification")
-        specs.append(spec)
-    return specs, tuple(pip)
+        with _at(document, item):
+            specs.append(_resolve_spec(spec, base))
+    return tuple(specs), tuple(pip)
 
 
 def _pip_lines(document: yamlfile.YamlFile, node: yaml.Node) -> list[str]:
@@ -160,7 +197,7 @@ def _pip_lines(document: yamlfile.YamlFile, node: yaml.Node) -> list[str]:
                 "only 'pip:' takes a list; a version is written as '- name=1.2'",
             )
         items = document.sequence(value, "'pip:'")
-        lines += [document.scalar(item, "an item of 'pip:'").strip() for item in items]
+        lines += [_text(document, item, "pip") for item in items]
     return lines
 
 

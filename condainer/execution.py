@@ -7,6 +7,7 @@ command's own. Nothing here writes to standard output, and nothing heavy is impo
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from condainer.project import Project
 
 _SHELL = "/bin/sh"
+_OUT_OF_THE_WAY = (200, 64, 24, 10)
+"""Numbers for the descriptor that holds the mount, by preference: scripts use those below 10,
+shells keep their own from 10 on and at 255, and a limit may be low."""
 
 
 def become(project: Project, command: Sequence[str], backend: str = "auto") -> NoReturn:
@@ -38,7 +42,7 @@ def become(project: Project, command: Sequence[str], backend: str = "auto") -> N
         CommandNotFoundError: where there is no such command.
         NotExecutableError: where it cannot be executed.
     """
-    descriptor = lifetime.use(project, backend)
+    descriptor = _out_of_the_way(lifetime.use(project, backend))
     variables = activation.apply(
         activation.load(project.prefix),
         _given_variables(),
@@ -50,6 +54,21 @@ def become(project: Project, command: Sequence[str], backend: str = "auto") -> N
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     _execute(find_command(command[0], variables), command, variables)
+
+
+def _out_of_the_way(descriptor: int) -> int:
+    """The same lock under a number that the command will not take for one of its own.
+
+    Where standard input is closed, the lock would otherwise become it.
+    """
+    for number in _OUT_OF_THE_WAY:
+        try:
+            moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, number)
+        except OSError:
+            continue  # above the limit of this process
+        os.close(descriptor)
+        return moved
+    return descriptor
 
 
 def find_command(name: str, variables: Mapping[str, str]) -> str:
@@ -81,9 +100,12 @@ def _execute(path: str, command: Sequence[str], variables: Mapping[str, str]) ->
     except OSError as error:
         if error.errno == errno.ENOEXEC:  # a script without a first line, as shells allow
             os.execve(_SHELL, [_SHELL, path, *command[1:]], variables)  # noqa: S606
-        if error.errno in {errno.ENOENT, errno.ENOTDIR} and not os.path.lexists(path):
-            raise CommandNotFoundError(f"command not found: {path}") from error
-        raise NotExecutableError(f"cannot execute {path}: {error.strerror}") from error
+        reason = error.strerror
+        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            if not os.path.exists(path):  # noqa: PTH110
+                raise CommandNotFoundError(f"command not found: {path}") from error
+            reason = "its interpreter is missing"
+        raise NotExecutableError(f"cannot execute {path}: {reason}") from error
 
 
 def _given_variables() -> dict[str, str]:
@@ -92,8 +114,9 @@ def _given_variables() -> dict[str, str]:
     In the C locale Python sets LC_CTYPE for itself (PEP 538); the command did not ask for that.
     """
     variables = dict(os.environ)
-    if "LC_CTYPE" in variables:
-        given = Path("/proc/self/environ").read_bytes()
-        if not given.startswith(b"LC_CTYPE=") and b"\0LC_CTYPE=" not in given:
-            del variables["LC_CTYPE"]
+    if variables.pop("LC_CTYPE", None) is not None:
+        for item in Path("/proc/self/environ").read_bytes().split(b"\0"):
+            name, _, value = item.partition(b"=")
+            if name == b"LC_CTYPE":
+                variables["LC_CTYPE"] = os.fsdecode(value)
     return variables

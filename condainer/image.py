@@ -57,13 +57,16 @@ def read_superblock(path: Path) -> Superblock:
             is shorter than its own superblock says.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_SUPERBLOCK.size)
-            status = os.fstat(file.fileno())
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"the image {path} is not a regular file")
+            data = os.pread(descriptor, _SUPERBLOCK.size, 0)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{path} is not a regular file")
     return _checked(path, data, status.st_size)
 
 
@@ -74,7 +77,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ImageError: where the image is damaged, was not built by condainer, or uses a
             compression this interpreter cannot read.
     """
-    read_superblock(path)
+    superblock = read_superblock(path)
+    if superblock.compression == "lzma":
+        raise ImageError(f"cannot read inside {path}: it is compressed with lzma")
     try:
         text = _read_file(path, MANIFEST)
         manifest = json.loads(text)
@@ -143,7 +148,8 @@ def _read_file(path: Path, name: str) -> bytes:
                 directory = self._opendir(entry["start_block"], entry["offset"])
             raise AssertionError(name)
 
-    with LazyImage.from_file(path) as image:
+    with path.open("rb") as file:
+        image = LazyImage(file, closefd=False)
         inode = image.find_inode(name.split("/"))
         if inode.data > _MANIFEST_MAX:
             raise ImageError(f"{path}: {name} is larger than it can be", _REBUILD)

@@ -29,7 +29,7 @@ def initialise(directory: Path, environment_file: Path | None, *, dry_run: bool)
         CondainerError: where it cannot be written.
     """
     target = directory / config.CONFIG_NAME
-    if target.exists():
+    if os.path.lexists(target):
         raise ConfigError(
             f"{directory} is a condainer project already", f"edit {target} to change it"
         )
@@ -37,9 +37,14 @@ def initialise(directory: Path, environment_file: Path | None, *, dry_run: bool)
     if environment_file is not None:
         environment.load(environment_file)
         chosen["environment_yml"] = _relative(environment_file, directory)
+        if not chosen["environment_yml"].isprintable():
+            raise ConfigError(
+                f"{os.fspath(environment_file)!a} has a name that is not UTF-8 or not printable: "
+                "condainer.yml cannot hold it"
+            )
     texts = {target: config.template(str(uuid.uuid4()), chosen=chosen)}
     example = directory / "environment.yml"
-    if environment_file is None and not example.exists():
+    if environment_file is None and not os.path.lexists(example):
         texts[example] = environment.EXAMPLE
     if not dry_run:
         try:

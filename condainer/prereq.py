@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from condainer import mounttable, process, tools
+from condainer import mounttable, process, tools, yamlfile
 from condainer.config import CONFIG_NAME, Config, load
 from condainer.errors import CondainerError
 from condainer.mounting import backends
@@ -51,7 +51,8 @@ def probe(directory: Path) -> dict[str, Any]:
     Args:
         directory: of a project, whose settings are taken; it need not be one.
     """
-    config = load(directory) if (directory / CONFIG_NAME).exists() else Config(uuid=_NO_PROJECT)
+    there = not yamlfile.is_missing(directory / CONFIG_NAME)
+    config = load(directory) if there else Config(uuid=_NO_PROJECT)
     building = [_mksquashfs(), _installer(config), _base_directory(config)]
     helpers = [_device(), _fusermount()]
     mounting = [_backend(name) for name in backends.AUTOMATIC]

@@ -8,13 +8,17 @@ it started. What the output means is the caller's business.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condainer.errors import ToolError
@@ -23,8 +27,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # comes with anyio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from anyio.abc import ByteReceiveStream, Process, TaskGroup
 
@@ -35,7 +38,12 @@ _GRACE = 3.0
 """Seconds between SIGTERM and SIGKILL."""
 _STRAGGLERS = 1.0
 """Seconds for which what a finished program left running may still write."""
+_LAST_WORDS = 2.0
+"""Seconds for reading what is left in the pipes: a daemon that escaped may hold them for ever."""
 _POLL = 0.02
+_LOOK = 0.2
+"""Seconds between two looks at the table of all processes, which takes longer."""
+_calls: set[int] = set()
 _LINE_END = re.compile(rb"[\r\n]+")
 _LINE_MAX = 65536
 
@@ -61,10 +69,13 @@ class Finished:
         """How it ended, in words."""
         if self.returncode >= 0:
             return f"exit status {self.returncode}"
-        return f"killed by {signal.Signals(-self.returncode).name}"
+        try:
+            return f"killed by {signal.Signals(-self.returncode).name}"
+        except ValueError:  # one of the real-time signals
+            return f"killed by signal {-self.returncode}"
 
 
-async def run(
+async def run(  # noqa: PLR0913  (each is what a process has)
     argv: Sequence[str],
     *,
     on_line: Callable[[str], None],
@@ -72,6 +83,7 @@ async def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     capture: bool = False,
+    terminal: bool = False,
     pass_fds: Sequence[int] = (),
 ) -> Finished:
     r"""Run a program to its end; cancelling ends its whole process group.
@@ -83,6 +95,8 @@ async def run(
         env: its environment; this process's own by default.
         stdin: what it reads; nothing by default.
         capture: keep standard output for `Finished.stdout` instead of passing it to `on_line`.
+        terminal: let standard output be a terminal: some programs tell how far they are only to
+            one, or keep it back until a buffer is full.
         pass_fds: descriptors it inherits.
 
     Raises:
@@ -98,24 +112,42 @@ async def run(
             lines.append(line)
         on_line(line)
 
-    process = await _open(argv, cwd=cwd, env=env, stdin=stdin is not None, pass_fds=pass_fds)
+    primary, secondary = _open_terminal() if terminal else (-1, subprocess.PIPE)
+    try:
+        process = await _open(
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=secondary,
+            pass_fds=pass_fds,
+        )
+    except BaseException:
+        _close(primary)
+        raise
+    finally:
+        _close(secondary)
     try:
         async with task_group() as group:
-            assert process.stdout is not None  # noqa: S101  (asked for as pipes)
-            assert process.stderr is not None  # noqa: S101
+            assert process.stderr is not None  # noqa: S101  (asked for as a pipe)
             if stdin is not None:
                 group.start_soon(_feed, process, stdin)
-            if capture:
+            if process.stdout is None:
+                group.start_soon(_read_lines, _read_terminal(primary), take)
+            elif capture:
                 group.start_soon(_collect, process.stdout, output)
             else:
                 group.start_soon(_read_lines, process.stdout, take)
             group.start_soon(_read_lines, process.stderr, take)
             returncode = await process.wait()
-            group.start_soon(_end_stragglers, process)
+            if not await _ended(process.pid, _STRAGGLERS):
+                await _end_group(process.pid)
+            group.cancel_scope.deadline = anyio.current_time() + _LAST_WORDS
     finally:
         with anyio.CancelScope(shield=True):
-            await _end_group(process)
+            await _end_group(process.pid)
             await process.aclose()
+            _close(primary)
     return Finished(tuple(argv), returncode, tuple(lines), bytes(output))
 
 
@@ -149,6 +181,7 @@ def call(
         )
     except OSError as error:
         raise ToolError(f"cannot run {argv[0]}: {error.strerror}") from error
+    _calls.add(process.pid)
     with process:
         try:
             stdout, stderr = process.communicate(timeout=timeout)
@@ -160,7 +193,15 @@ def call(
         except BaseException:
             _signal_group(process.pid, signal.SIGKILL)
             raise
+        finally:
+            _calls.discard(process.pid)
     return Completed(process.returncode, stdout, stderr)
+
+
+def end_calls() -> None:
+    """End the programs that `call` waits for in other threads, which nobody can cancel."""
+    for group in list(_calls):
+        _signal_group(group, signal.SIGKILL)
 
 
 def spawn(argv: Sequence[str], *, log: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -208,7 +249,8 @@ async def _open(
     *,
     cwd: Path | None,
     env: Mapping[str, str] | None,
-    stdin: bool,
+    stdin: int,
+    stdout: int,
     pass_fds: Sequence[int],
 ) -> Process:
     import anyio
@@ -218,7 +260,8 @@ async def _open(
             list(argv),
             cwd=cwd,
             env=env,
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdin=stdin,
+            stdout=stdout,
             start_new_session=True,
             pass_fds=pass_fds,
         )
@@ -242,7 +285,32 @@ async def _collect(stream: ByteReceiveStream, output: bytearray) -> None:
         output += chunk
 
 
-async def _read_lines(stream: ByteReceiveStream, take: Callable[[str], None]) -> None:
+def _open_terminal() -> tuple[int, int]:
+    """Both sides of a terminal that is as large as most: in one of no size nothing is drawn."""
+    primary, secondary = os.openpty()
+    fcntl.ioctl(primary, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    return primary, secondary
+
+
+async def _read_terminal(primary: int) -> AsyncIterator[bytes]:
+    """What a program writes to a terminal, until it has closed it."""
+    import anyio
+
+    while True:
+        await anyio.wait_readable(primary)
+        try:
+            chunk = os.read(primary, _LINE_MAX)
+        except OSError:  # EIO: nobody has the other side open any more
+            return
+        yield chunk
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:  # not one of subprocess's own constants
+        os.close(descriptor)
+
+
+async def _read_lines(stream: AsyncIterable[bytes], take: Callable[[str], None]) -> None:
     rest = b""
     async for chunk in stream:
         *whole, rest = _LINE_END.split(rest + chunk)
@@ -255,26 +323,32 @@ async def _read_lines(stream: ByteReceiveStream, take: Callable[[str], None]) ->
         take(rest.decode("utf-8", "replace"))
 
 
-async def _end_stragglers(process: Process) -> None:
-    """End what a finished program left behind, which would hold our pipes open."""
+async def _end_group(group: int) -> None:
+    """SIGTERM to a whole process group, then SIGKILL to what is left of it."""
+    if not _runs(group):
+        return
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        _signal_group(group, signum)
+        if await _ended(group, _GRACE):
+            return
+
+
+async def _ended(group: int, seconds: float) -> bool:
+    """Wait some seconds for a process group to end; tells whether it has."""
     import anyio
 
-    deadline = anyio.current_time() + _STRAGGLERS
-    while _group_exists(process.pid) and anyio.current_time() < deadline:
+    deadline = anyio.current_time() + seconds
+    look = anyio.current_time() + _LOOK
+    while _group_exists(group):
+        now = anyio.current_time()
+        if now > look or now > deadline:
+            if not _runs(group):
+                return True
+            look = now + _LOOK
+        if now > deadline:
+            return False
         await anyio.sleep(_POLL)
-    await _end_group(process)
-
-
-async def _end_group(process: Process) -> None:
-    """SIGTERM to the whole group, then SIGKILL to what is left of it."""
-    import anyio
-
-    _signal_group(process.pid, signal.SIGTERM)
-    deadline = anyio.current_time() + _GRACE
-    while _group_exists(process.pid):
-        if anyio.current_time() > deadline:
-            _signal_group(process.pid, signal.SIGKILL)
-        await anyio.sleep(_POLL)
+    return True
 
 
 def _signal_group(group: int, signum: signal.Signals) -> None:
@@ -288,3 +362,22 @@ def _group_exists(group: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def _runs(group: int) -> bool:
+    """Whether a process group has more than processes that have ended and that nobody waits for.
+
+    In a container whose first process waits for nobody these stay for ever.
+    """
+    return _group_exists(group) and any(
+        fields[2] == str(group) and fields[0] not in {"Z", "X"} for fields in _process_table()
+    )
+
+
+def _process_table() -> Iterator[list[str]]:
+    """State, parent, group and more of every process: proc(5), /proc/PID/stat after the name."""
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                text = Path("/proc", name, "stat").read_bytes()
+                yield text.rpartition(b") ")[2].decode("ascii", "replace").split()

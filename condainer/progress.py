@@ -170,7 +170,7 @@ class Board:
         if isinstance(event, StageStarted):
             row.stage, row.started, row.progress = event.stage, now, None
         elif isinstance(event, Progress):
-            if row.progress is None or row.progress.done == 0:
+            if row.progress is None or event.done == 0:
                 row.counting_since = now
             row.progress = event
         elif isinstance(event, StageFinished):
@@ -190,8 +190,16 @@ class Board:
             line = f"{spinner} {project}: {row.stage.value} {_clock(elapsed)}"
             if row.progress is not None:
                 line += "  " + _measure(row.progress, now - row.counting_since)
-            lines.append(line[:width])
+            lines.append(_fitted(line, width))
         return lines
+
+
+def _fitted(line: str, width: int) -> str:
+    """One line that takes no more than some columns, whatever stands in it."""
+    from rich.cells import cell_len, set_cell_size
+
+    line = "".join(letter if letter.isprintable() else " " for letter in line)
+    return line if cell_len(line) <= width else set_cell_size(line, width)
 
 
 def _measure(progress: Progress, elapsed: float) -> str:

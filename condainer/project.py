@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condainer import config as config_module
+from condainer.errors import ConfigError
 
 if TYPE_CHECKING:
     from condainer.config import Config
@@ -114,5 +115,10 @@ def open_project(directory: Path) -> Project:
     Raises:
         ConfigError: where there is none, or its `condainer.yml` is broken.
     """
-    directory = Path(os.path.abspath(directory))  # noqa: PTH100  (resolve() would follow links)
+    try:
+        directory = Path(os.path.abspath(directory))  # noqa: PTH100  (resolve() would follow links)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "the working directory does not exist any more", "go to one that does"
+        ) from error
     return Project(directory, config_module.load(directory))

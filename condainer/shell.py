@@ -24,6 +24,16 @@ _ACTIVATE = r"""# Puts a bash or zsh into the environment:  source ./activate
 # Out of it again:                          source ./deactivate
 # Written by 'condainer build'.
 
+if [ "${_CONDAINER_PREFIX-}" = @PREFIX@ ]; then
+  :  # active already
+elif [ -n "${_CONDAINER_PREFIX-}" ]; then
+  echo "condainer: another environment is active: source its deactivate first" >&2
+  false
+elif [ -z "${BASH_VERSION-}${ZSH_VERSION-}" ]; then
+  echo "condainer: activate is for bash and zsh" >&2
+  false
+else
+
 _condainer() {
   if [ -x @COMMAND@ ]; then @COMMAND@ "$@"; else command condainer "$@"; fi
 }
@@ -38,11 +48,16 @@ _condainer_activate() {
   if [ ! -e "$_CONDAINER_PREFIX/@SNAPSHOT@" ]; then _CONDAINER_MOUNTED=1; fi
   if ! _condainer -q -d "$_CONDAINER_DIRECTORY" mount; then
     unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_MOUNTED
+    unset -f _condainer _condainer_activate _condainer_deactivate
     return 1
   fi
   for name in $_CONDAINER_NAMES; do
     eval "_CONDAINER_HAD_$name=\"\${$name+1}\"; _CONDAINER_OLD_$name=\"\${$name-}\""
   done
+  _CONDAINER_PROMPT=
+  case "${PS1-}" in
+    "${CONDA_PROMPT_MODIFIER-}"*) _CONDAINER_PROMPT="${CONDA_PROMPT_MODIFIER-}" ;;
+  esac
   _CONDAINER_OUTER=
   if [ "${CONDA_SHLVL:-0}" -gt 0 ]; then
     _CONDAINER_OUTER="CONDA_PREFIX_$CONDA_SHLVL"
@@ -54,7 +69,7 @@ _condainer_activate() {
   export CONDA_PROMPT_MODIFIER=@PROMPT@
   export PATH="$_CONDAINER_PREFIX/bin${PATH:+:$PATH}"
 @VARIABLES@
-  if [ -n "${PS1+1}" ]; then PS1="$CONDA_PROMPT_MODIFIER$PS1"; fi
+  if [ -n "${PS1+1}" ]; then PS1="$CONDA_PROMPT_MODIFIER${PS1#"$_CONDAINER_PROMPT"}"; fi
   if [ -d "$_CONDAINER_PREFIX/etc/conda/activate.d" ]; then
     for script in "$_CONDAINER_PREFIX"/etc/conda/activate.d/*.sh; do
       if [ -r "$script" ]; then . "$script"; fi
@@ -71,12 +86,15 @@ _condainer_deactivate() {
   local name value made script before after
   if [ -d "$_CONDAINER_PREFIX/etc/conda/deactivate.d" ]; then
     while IFS= read -r script <&9; do
-      . "$script"
+      if [ -r "$script" ]; then . "$script"; fi
     done 9<<SCRIPTS
 $(printf '%s\n' "$_CONDAINER_PREFIX"/etc/conda/deactivate.d/*.sh | sort -r)
 SCRIPTS
   fi
-  if [ -n "${PS1+1}" ]; then PS1="${PS1#"${CONDA_PROMPT_MODIFIER-}"}"; fi
+  case "${PS1-}" in
+    "${CONDA_PROMPT_MODIFIER-none}"*)
+      PS1="$_CONDAINER_PROMPT${PS1#"$CONDA_PROMPT_MODIFIER"}" ;;
+  esac
   # Of PATH only our own entry goes: it may have grown meanwhile.
   case ":$PATH:" in
     *":$_CONDAINER_PREFIX/bin:"*)
@@ -103,24 +121,19 @@ SCRIPTS
   hash -r
   if [ -n "$_CONDAINER_MOUNTED" ]; then
     # Where another shell or program uses it, it stays.
-    _condainer -q -d "$_CONDAINER_DIRECTORY" umount >/dev/null 2>&1
+    _condainer -q -d "$_CONDAINER_DIRECTORY" umount >/dev/null 2>&1 || :
   fi
   unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_MOUNTED _CONDAINER_OUTER
+  unset _CONDAINER_PROMPT
   unset -f _condainer _condainer_activate _condainer_deactivate
 }
 
-if [ "${_CONDAINER_PREFIX-}" = @PREFIX@ ]; then
-  :  # active already
-elif [ -n "${_CONDAINER_PREFIX-}" ]; then
-  echo "condainer: another environment is active: source its deactivate first" >&2
-  false
-elif [ -n "${BASH_VERSION-}" ]; then
-  _condainer_activate "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-elif [ -n "${ZSH_VERSION-}" ]; then
-  eval '_condainer_activate "${${(%):-%x}:A:h}"'
+if [ -n "${BASH_VERSION-}" ]; then
+  _condainer_activate "$(CDPATH= builtin cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 else
-  echo "condainer: activate is for bash and zsh" >&2
-  false
+  eval '_condainer_activate "${${(%):-%x}:A:h}"'
+fi
+
 fi
 """
 

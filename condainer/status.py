@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from typing import TYPE_CHECKING, Any
 
 from condainer import image
@@ -43,7 +44,7 @@ def render(status: dict[str, Any]) -> str:
 
 
 def _image(project: Project) -> dict[str, Any]:
-    about: dict[str, Any] = {"path": str(project.image), "exists": project.image.exists()}
+    about: dict[str, Any] = {"path": str(project.image), "exists": os.path.lexists(project.image)}
     if not about["exists"]:
         return about
     try:

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+def is_missing(path: Path) -> bool:
+    """Whether there is no such file; one that nobody may look at counts as there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def read_text(path: Path) -> str:
     """Read a file a user wrote.
 
@@ -53,7 +64,7 @@ class YamlFile:
             mark = error.problem_mark
             line = mark.line + 1 if mark else 1
             raise ConfigError(f"{path}, line {line}: not valid YAML: {error.problem}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
         if node is None:
             node = yaml.MappingNode("tag:yaml.org,2002:map", [])

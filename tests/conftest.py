@@ -65,3 +65,23 @@ def built(
         made.wait_until_clean()
     finally:
         support.clear(made)
+
+
+@pytest.fixture
+def ready(built: support.Workshop) -> Iterator[support.Workshop]:
+    """The built project, not mounted; afterwards its mount must go by itself."""
+    built.wait_until_clean()
+    try:
+        yield built
+        built.wait_until_clean()
+    finally:
+        if built.is_mounted():
+            built.run("umount", status=None)
+
+
+@pytest.fixture
+def mounted(built: support.Workshop) -> Iterator[support.Workshop]:
+    """The built project, mounted by name for the time of a test."""
+    built.run("-q", "mount")
+    yield built
+    built.run("-q", "umount", status=None)

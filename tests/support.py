@@ -5,8 +5,13 @@ Everything is real: the command runs as a program of its own, on real channels, 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 CONDAINER = (sys.executable, "-m", "condainer")
 REPOSITORY = Path(__file__).parent.parent
@@ -110,6 +115,16 @@ class Workshop:
         }
         return subprocess.Popen([*CONDAINER, *arguments], **options)  # type: ignore[call-overload,no-any-return]
 
+    @property
+    def runtime(self) -> Path:
+        """Where condainer keeps this user's locks and logs."""
+        return self.base / f".condainer-{os.getuid()}"
+
+    def copy(self, directory: Path) -> Workshop:
+        """A copy of the project in another directory: same identity, same mountpoint."""
+        shutil.copytree(self.directory, directory)
+        return dataclasses.replace(self, directory=directory)
+
     def is_mounted(self) -> bool:
         return any(
             line.split(" ")[4] == str(self.prefix)
@@ -165,3 +180,101 @@ def clear(workshop: Workshop) -> None:
         if where.startswith(f"{workshop.base}/"):
             subprocess.run(["umount", "-l", where], check=False, capture_output=True)
     shutil.rmtree(workshop.base, ignore_errors=True)
+
+
+def running(name: str, *words: str) -> list[int]:
+    """The processes of a program whose command line holds some words."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
+                program, *arguments = line.split("\0")
+                if Path(program).name == name and all(word in arguments for word in words):
+                    found.append(int(entry.name))
+    return sorted(found)
+
+
+def daemons_of(workshop: Workshop) -> list[int]:
+    """The file system daemons that serve a workshop's mount."""
+    return [
+        pid
+        for name in ("squashfuse_ll", "squashfuse")
+        for pid in running(name, str(workshop.prefix))
+    ]
+
+
+class Terminal:
+    """A program that has a terminal of its own, as a user at a keyboard sees it.
+
+    Args:
+        argv: the program; the terminal is its controlling one.
+        cwd: its working directory.
+        env: its variables.
+    """
+
+    def __init__(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> None:
+        self._keyboard, screen = pty.openpty()
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", *argv],
+            cwd=cwd,
+            env=env,
+            stdin=screen,
+            stdout=screen,
+            stderr=screen,
+        )
+        os.close(screen)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._keyboard, text.encode())
+
+    def expect(self, text: str) -> str:
+        """Read until a text has come; give all that came up to its end, and forget it.
+
+        Raises:
+            AssertionError: where it does not come.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.seen:
+            assert self._read(deadline), f"no {text!r} in {self.seen!r}"
+        before, _, self.seen = self.seen.partition(text)
+        return before + text
+
+    def rest(self) -> str:
+        """Read to the end."""
+        deadline = time.monotonic() + PATIENCE
+        while self._read(deadline):
+            pass
+        return self.seen
+
+    def wait(self) -> int:
+        """The exit status, or -N where signal N ended the program."""
+        return self.process.wait(PATIENCE)
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._keyboard], [], [], max(0.0, deadline - time.monotonic()))
+        try:
+            chunk = os.read(self._keyboard, 65536) if ready else b""
+        except OSError:  # how a terminal tells that nobody has it open any more
+            chunk = b""
+        self.seen += chunk.decode("utf-8", "replace")
+        return bool(chunk)
+
+    def close(self) -> None:
+        """Hang up, and end the program where it still runs."""
+        os.close(self._keyboard)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def terminal(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Iterator[Terminal]:
+    """A `Terminal` that is closed afterwards."""
+    made = Terminal(argv, cwd=cwd, env=env)
+    try:
+        yield made
+    finally:
+        made.close()

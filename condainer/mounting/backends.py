@@ -73,12 +73,14 @@ def choose(name: str) -> Backend:
     )
 
 
-def unmount(mountpoint: Path, kind: str) -> str:
+def unmount(mountpoint: Path, kind: str, *, dead: bool = False) -> str:
     """Unmount without force.
 
     Args:
         mountpoint: where.
         kind: file system type in the mount table.
+        dead: nobody serves it any more, so that it may go from under those who still have
+            something of it open: they get errors in any case.
 
     Returns:
         an empty text, or why it cannot be done (mostly because it is in use).
@@ -86,9 +88,9 @@ def unmount(mountpoint: Path, kind: str) -> str:
     fusermount = tools.find_fusermount() if kind.startswith("fuse") else None
     umount = tools.which("umount")
     if fusermount is not None and (os.getuid() != 0 or umount is None):
-        command = [str(fusermount), "-u", str(mountpoint)]
+        command = [str(fusermount), "-u", *(["-z"] if dead else []), str(mountpoint)]
     elif umount is not None:
-        command = [str(umount), str(mountpoint)]
+        command = [str(umount), *(["-l"] if dead else []), str(mountpoint)]
     else:
         return "there is neither fusermount nor umount"
     answer = process.call(command)

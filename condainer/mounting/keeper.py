@@ -139,16 +139,31 @@ def _mount(project: Project, backend: Backend) -> subprocess.Popen[bytes] | None
             raise MountError(answer.stderr.strip() or f"exit status {answer.returncode}")
         return None
     daemon = process.spawn(command, log=2, env=dict(os.environ))
+    try:
+        _wait_until_live(project, daemon)
+    except BaseException:
+        daemon.kill()
+        daemon.wait()
+        situation = lifetime.look(project)
+        if situation.state is lifetime.State.DEAD and situation.mount is not None:
+            lifetime.remove_dead(project, situation.mount)
+        raise
+    return daemon
+
+
+def _wait_until_live(project: Project, daemon: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + lifetime.DEADLINE
     while lifetime.look(project).state is not lifetime.State.LIVE:
         if daemon.poll() is not None:
             words = lifetime.log_tail(project.mount_log)
             raise MountError(words or f"it ended with exit status {daemon.returncode}")
         if time.monotonic() > deadline:
-            daemon.kill()
             raise MountError(f"nothing was mounted within {lifetime.DEADLINE:.0f} s")
         time.sleep(_MOUNT_POLL)
-    return daemon
+    try:
+        os.listdir(project.prefix)  # noqa: PTH208
+    except OSError as error:
+        raise MountError(f"the image is damaged: its root: {error.strerror}") from error
 
 
 def _serve(project: Project, daemon: subprocess.Popen[bytes] | None) -> None:
@@ -206,12 +221,39 @@ def _unmount_if_idle(project: Project, daemon: subprocess.Popen[bytes] | None) -
 
 
 def _clean_up(project: Project) -> None:
-    """The mount has gone: somebody unmounted it, or the daemon died."""
+    """The mount has gone: somebody unmounted it, or the daemon died.
+
+    A dead mount goes at once; what its last users hold goes after them.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(CondainerError):
-        descriptor = locks.acquire(project.use_lock)
+        while _is_left_to_us(project) and not _has_tidied(project):
+            time.sleep(_IDLE_POLL)
+
+
+def _is_left_to_us(project: Project) -> bool:
+    """Whether something is left, and nobody has mounted the image again, with a keeper anew."""
+    left = (project.use_lock, project.pin, project.mount_log, project.prefix)
+    if lifetime.look(project).state is lifetime.State.LIVE:
+        return False
+    return any(os.path.lexists(path) for path in left)
+
+
+def _has_tidied(project: Project) -> bool:
+    try:
+        mounting = locks.acquire(project.mount_lock)
+    except locks.BusyError:
+        return False
+    try:
         situation = lifetime.look(project)
+        if situation.state is lifetime.State.LIVE:
+            return True
         if situation.state is lifetime.State.DEAD and situation.mount is not None:
             lifetime.remove_dead(project, situation.mount)
-        elif situation.state is lifetime.State.ABSENT:
-            lifetime.tidy(project)
-        locks.discard(project.use_lock, descriptor)
+        if _in_use(project):
+            return False
+        lifetime.tidy(project)
+        locks.discard(project.use_lock, locks.acquire(project.use_lock))
+        return True
+    finally:
+        locks.discard(project.mount_lock, mounting)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from condainer import image, locks, mounttable
-from condainer.errors import ImageError, MountError
+from condainer.errors import CondainerError, ImageError, MountError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,8 +68,10 @@ def look(project: Project) -> Situation:
             "on this node only one user at a time can have this image mounted there",
         )
     try:
-        os.stat(project.prefix)  # noqa: PTH116
+        os.statvfs(project.prefix)  # the kernel asks the daemon; to stat it knows the answer itself
     except OSError as error:
+        if error.errno == errno.ENOSYS:  # the daemon lives to say that it cannot tell
+            return Situation(State.LIVE, mount)
         if error.errno in _DEAD:
             return Situation(State.DEAD, mount)
         raise MountError(f"cannot look at {project.prefix}: {error.strerror}") from error
@@ -97,7 +99,7 @@ def use(project: Project, backend: str = "auto") -> int:
         if look(project).state is not State.LIVE:
             _mount(project, backend)
     except BaseException:
-        os.close(descriptor)
+        _let_go(project, descriptor)
         raise
     return descriptor
 
@@ -108,7 +110,7 @@ def check_image(project: Project) -> image.Superblock:
     Raises:
         ImageError: where it is not.
     """
-    if not project.image.exists():
+    if not os.path.lexists(project.image) and os.access(project.directory, os.X_OK):
         raise ImageError(f"there is no image {project.image}", "make one with 'condainer build'")
     return image.read_superblock(project.image)
 
@@ -133,8 +135,15 @@ def unmount(project: Project) -> bool:
     if situation.mount is None:
         return False
     if situation.state is State.DEAD:
-        remove_dead(project, situation.mount)
-        return True
+        descriptor = _lock_mounting(project)
+        try:
+            now = look(project)  # another process may have repaired it in between
+            if now.state is State.DEAD and now.mount is not None:
+                remove_dead(project, now.mount)
+                return True
+        finally:
+            locks.discard(project.mount_lock, descriptor)
+        return unmount(project)
     try:
         # The keeper takes the lock for an instant now and then, to see whether anybody holds it.
         descriptor = locks.acquire(project.use_lock, timeout=0.1)
@@ -158,14 +167,14 @@ def unmount_if_idle(project: Project) -> None:
 
 
 def remove_dead(project: Project, mount: Mount) -> None:
-    """Take away a mount whose daemon has died.
+    """Take away a mount whose daemon has died; the caller holds the mount lock.
 
     Raises:
         MountError: where that cannot be done.
     """
     from condainer.mounting import backends
 
-    problem = backends.unmount(project.prefix, mount.kind)
+    problem = backends.unmount(project.prefix, mount.kind, dead=True)
     if problem and mounttable.mount_at(project.prefix) is not None:
         raise MountError(
             f"the daemon behind {project.prefix} has died, and it cannot be unmounted: {problem}",
@@ -180,6 +189,9 @@ def tidy(project: Project) -> None:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         project.prefix.rmdir()
+    if project.mount_lock.exists():  # left by one that was killed while it waited for the mount
+        with contextlib.suppress(CondainerError):
+            locks.discard(project.mount_lock, locks.acquire(project.mount_lock))
     locks.tidy(project.runtime_directory)
 
 
@@ -224,17 +236,41 @@ def _hold(project: Project) -> int:
         ) from None
 
 
+def _let_go(project: Project, descriptor: int) -> None:
+    """Drop the hold on a mount that did not come, and remove the lock file after the last one."""
+    os.close(descriptor)
+    with contextlib.suppress(CondainerError):
+        descriptor = locks.acquire(project.use_lock)
+        if _is_ours(project):
+            os.close(descriptor)
+        else:
+            project.mount_log.unlink(missing_ok=True)
+            locks.discard(project.use_lock, descriptor)
+
+
+def _is_ours(project: Project) -> bool:
+    """Whether this user has a mount there, dead or alive."""
+    try:
+        return look(project).mount is not None
+    except MountError:
+        return False
+
+
+def _lock_mounting(project: Project) -> int:
+    try:
+        return locks.acquire(project.mount_lock, timeout=DEADLINE)
+    except locks.BusyError:
+        raise MountError(
+            f"{project.prefix} did not get mounted within {DEADLINE:.0f} s", "try again"
+        ) from None
+
+
 def _mount(project: Project, backend: str) -> None:
     """Mount, or wait until somebody else has."""
     from condainer.mounting import backends, keeper
 
     chosen = backends.choose(backend)
-    try:
-        descriptor = locks.acquire(project.mount_lock, timeout=DEADLINE)
-    except locks.BusyError:
-        raise MountError(
-            f"{project.prefix} did not get mounted within {DEADLINE:.0f} s", "try again"
-        ) from None
+    descriptor = _lock_mounting(project)
     try:
         situation = look(project)
         if situation.state is State.LIVE:

@@ -7,28 +7,26 @@ before has been touched.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
 import tempfile
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from condainer import environment as environment_module
 from condainer import shell, tools, yamlfile
-from condainer.activation import FOREIGN
-from condainer.errors import BuildError, CondainerError
+from condainer.errors import BuildError
 from condainer.pipeline import (
     bytecode,
     installers,
     lockfile,
     manifest,
+    parts,
     pip,
     scripts,
     snapshot,
@@ -41,26 +39,19 @@ from condainer.pipeline.events import (
     Built,
     Emit,
     Note,
-    Output,
-    Progress,
     Stage,
-    StageFinished,
-    StageStarted,
-    Unit,
 )
-from condainer.pipeline.installers import Installer, Package, Request, Workplace
+from condainer.pipeline.installers import Installer, Package, Request
+from condainer.pipeline.site import Site
 from condainer.units import human
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
     from condainer.environment import Environment
     from condainer.pipeline.lockfile import Lock, PipPackage
     from condainer.pipeline.schedule import Budget
     from condainer.project import Project
     from condainer.tools import Mksquashfs
 
-_UNITS = {Stage.SQUASH: Unit.BLOCKS, Stage.COMPILE: Unit.FILES}
 _LEAST_COMPRESSION = 10
 """No environment shrinks more than that: with less room than a tenth there is no use in trying."""
 
@@ -96,6 +87,7 @@ class Plan:
         request: what is to be installed.
         mksquashfs: what compresses.
         compression: how.
+        tools: name to version of what takes part.
     """
 
     environment: Environment | None
@@ -105,6 +97,7 @@ class Plan:
     request: Request
     mksquashfs: Mksquashfs
     compression: squash.Compression
+    tools: dict[str, str]
 
     @property
     def pip_lines(self) -> tuple[str, ...]:
@@ -127,8 +120,9 @@ class Build:
     options: Options
     budget: Budget
     emit: Emit
-    _lock_descriptor: int = -1
-    _seconds: list[tuple[Stage, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._site = Site(self.project, self.budget, self.emit)
 
     async def run(self) -> None:
         """Build the image.
@@ -136,22 +130,29 @@ class Build:
         Raises:
             CondainerError: says what failed; nothing of this build is left but its log.
         """
-        try:
-            with self._log() as log:
-                self._log_file = log
-                async with self.budget.build():
-                    await self._run()
-        except OSError as error:
-            raise self._explained(error) from error
+        site = self._site
+        with site.explaining():
+            async with self.budget.build():
+                async with site.stage(Stage.CHECK) as stage:
+                    # It changes nothing, and may wait long for a program to say its version.
+                    plan = await anyio.to_thread.run_sync(self._check, abandon_on_cancel=True)
+                    stage.detail = plan.tools.get("installer", "")
+                if self.options.dry_run:
+                    await self._build(plan)
+                else:
+                    with site.log(0o666 & ~self.options.umask), site.explaining():
+                        await self._run(plan)
 
-    async def _run(self) -> None:
-        async with self._stage(Stage.CHECK) as stage:
-            plan = await anyio.to_thread.run_sync(self._check)
-            stage.detail = plan.installer.description if plan.installer else "nothing to install"
-        if plan.installer is None or self.options.dry_run:
-            await self._build(plan)
-            return
-        with staging.claim(self.project) as self._lock_descriptor:
+    async def _run(self, plan: Plan) -> None:
+        project = self.project
+        hold = staging.claim if plan.installer is not None else staging.borrow
+        with hold(project) as self._site.lock_descriptor:
+            parts.remove_stale(
+                [
+                    *(project.image, project.lock_file, project.build_log),
+                    *(project.activate, project.deactivate),
+                ]
+            )
             await self._build(plan)
 
     async def _build(self, plan: Plan) -> None:
@@ -159,18 +160,19 @@ class Build:
         added: list[PipPackage] = []
         if plan.installer is not None:
             packages = await self._install(plan, plan.installer)
-            if self.options.dry_run:
-                return
+        if self.options.dry_run:
+            return
+        if plan.installer is not None:
             added = await self._pip(plan)
             await self._compile()
         described = await self._snapshot(plan, packages)
-        part = self.project.directory / f".{self.project.image.name}.{os.getpid()}.part"
+        part = parts.part_of(self.project.image)
         try:
             counted = await self._squash(plan, part)
-            async with self._stage(Stage.VERIFY):
+            async with self._site.stage(Stage.VERIFY):
                 await anyio.to_thread.run_sync(squash.verify, part, counted)
             size = part.stat().st_size
-            async with self._stage(Stage.PUBLISH):
+            async with self._site.stage(Stage.PUBLISH):
                 await self._publish(part, described, added)
         finally:
             part.unlink(missing_ok=True)
@@ -182,7 +184,7 @@ class Build:
                 files=counted.entries,
                 tree_bytes=counted.bytes,
                 packages=len(packages),
-                stages=tuple(self._seconds),
+                stages=tuple(self._site.seconds),
             )
         )
 
@@ -204,11 +206,8 @@ class Build:
         staging.check_base_directory(project.prefix.parent)
         if conda:
             staging.check_prefix(project)
-        elif not project.prefix.is_dir():
-            raise BuildError(
-                f"there is nothing at {project.prefix}",
-                "install the application there first; build then compresses it",
-            )
+        else:
+            staging.check_application(project)
         mksquashfs = tools.find_mksquashfs()
         request = self._request(environment, lock)
         installer = installers.choose(config, self.options.installer) if conda else None
@@ -222,11 +221,19 @@ class Build:
             request=request,
             mksquashfs=mksquashfs,
             compression=squash.choose_compression(config, mksquashfs),
+            tools={
+                "mksquashfs": ".".join(map(str, mksquashfs.version)),
+                "python": sys.version.split()[0],
+                **({"installer": installer.description} if installer else {}),
+            },
         )
 
     async def _install(self, plan: Plan, installer: Installer) -> tuple[Package, ...]:
         prefix = self.project.prefix
-        async with self._stage(Stage.SOLVE) as stage, self._workplace(Stage.SOLVE, 1) as workplace:
+        async with (
+            self._site.stage(Stage.SOLVE) as stage,
+            self._site.workplace(Stage.SOLVE, 1) as workplace,
+        ):
             solution = await installer.solve(plan.request, workplace)
             total = sum(package.size for package in solution.packages)
             stage.detail = f"{len(solution.packages)} packages"
@@ -237,10 +244,15 @@ class Build:
             return solution.packages
         needed = total * space.UNPACKED_RATIO
         space.require(space.Place(prefix, "the installation", needed), total)
-        async with self._stage(Stage.INSTALL), self._workplace(Stage.INSTALL) as workplace:
-            with self._watching(space.Place(prefix, "the installation", needed)):
+        async with (
+            self._site.stage(Stage.INSTALL),
+            self._site.workplace(Stage.INSTALL) as workplace,
+        ):
+            with self._site.watching(space.Place(prefix, "the installation", needed)):
+                if not installer.makes_prefix:
+                    staging.make_prefix(prefix)
                 await installer.install(plan.request, solution, workplace)
-                prefix.chmod(0o755)
+                staging.check_made(prefix)
                 if not installer.runs_link_scripts:
                     await scripts.run_post_link(prefix, solution.packages, workplace)
             for message in scripts.take_messages(prefix):
@@ -252,21 +264,27 @@ class Build:
         project = self.project
         added: dict[str, PipPackage] = {}
         with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
-            runs: list[tuple[Path, Path]] = []
+            runs: list[tuple[Path, Path, str]] = []
             lines = [p.requirement for p in plan.lock.pip] if plan.lock else plan.pip_lines
             if lines:
-                file = pip.write_requirements(lines, Path(directory))
-                runs.append((file, project.environment_file.parent))
+                base = project.environment_file.parent
+                source = project.lock_file if plan.lock else project.environment_file
+                file = pip.write_requirements(lines, base, Path(directory))
+                runs.append((file, base, f"the packages of pip in {source}"))
             if plan.requirements and not plan.lock:
-                runs.append((plan.requirements, plan.requirements.parent))
+                runs.append((plan.requirements, plan.requirements.parent, str(plan.requirements)))
             if not runs:
                 return []
-            async with self._stage(Stage.PIP) as stage, self._workplace(Stage.PIP, 1) as workplace:
-                for file, cwd in runs:
-                    with self._watching(space.Place(project.prefix, "what pip installs", 0)):
+            async with (
+                self._site.stage(Stage.PIP) as stage,
+                self._site.workplace(Stage.PIP, 1) as workplace,
+            ):
+                for file, cwd, origin in runs:
+                    with self._site.watching(space.Place(project.prefix, "what pip installs", 0)):
                         packages = await pip.install(
                             project.prefix,
                             file,
+                            origin=origin,
                             cwd=cwd,
                             locked=plan.lock is not None,
                             workplace=workplace,
@@ -278,15 +296,15 @@ class Build:
     async def _compile(self) -> None:
         prefix = self.project.prefix
         async with (
-            self._stage(Stage.COMPILE) as stage,
-            self._workplace(Stage.COMPILE) as workplace,
+            self._site.stage(Stage.COMPILE) as stage,
+            self._site.workplace(Stage.COMPILE) as workplace,
         ):
             python = await bytecode.find_interpreter(prefix, workplace)
             if python is None:
                 stage.detail = "no Python in the environment"
                 return
             sources = await anyio.to_thread.run_sync(bytecode.uncompiled, prefix, python)
-            with self._watching(space.Place(prefix, "compiled modules", 0)):
+            with self._site.watching(space.Place(prefix, "compiled modules", 0)):
                 compiled = await bytecode.compile_all(python, sources, workplace)
             stage.detail = f"{compiled} modules"
 
@@ -295,7 +313,10 @@ class Build:
         environment = plan.environment
         name = project.config.user_env_name or (environment.name if environment else "")
         variables = environment.variables if environment else ()
-        async with self._stage(Stage.SNAPSHOT), self._workplace(Stage.SNAPSHOT, 1) as workplace:
+        async with (
+            self._site.stage(Stage.SNAPSHOT),
+            self._site.workplace(Stage.SNAPSHOT, 1) as workplace,
+        ):
             if variables:
                 snapshot.write_state(project.prefix, variables)
             described = manifest.Manifest(
@@ -303,27 +324,23 @@ class Build:
                 requirements=yamlfile.read_text(plan.requirements) if plan.requirements else None,
                 packages=packages,
                 pip=tuple(await pip.list_installed(project.prefix, workplace) if packages else ()),
-                tools={
-                    "mksquashfs": ".".join(map(str, plan.mksquashfs.version)),
-                    "python": sys.version.split()[0],
-                    **({"installer": plan.installer.description} if plan.installer else {}),
-                },
+                tools=plan.tools,
                 snapshot=await snapshot.capture(
                     project.prefix, name or project.config.basename, variables, workplace
                 ),
             )
-            with self._watching(space.Place(project.prefix, "the manifest", 0)):
+            with self._site.watching(space.Place(project.prefix, "the manifest", 0)):
                 manifest.write(project, described)
         return described
 
     async def _squash(self, plan: Plan, part: Path) -> tree.Tree:
         prefix = self.project.prefix
-        async with self._stage(Stage.SQUASH) as stage:
+        async with self._site.stage(Stage.SQUASH) as stage:
             counted = await anyio.to_thread.run_sync(tree.survey, prefix)
             place = space.Place(part.parent, "the image", counted.bytes // space.IMAGE_RATIO)
             space.require(place, counted.bytes // _LEAST_COMPRESSION)
-            with self._watching(place):
-                async with self._workplace(Stage.SQUASH) as workplace:
+            with self._site.watching(place):
+                async with self._site.workplace(Stage.SQUASH) as workplace:
                     await squash.write(plan.mksquashfs, prefix, part, plan.compression, workplace)
             stage.detail = f"{plan.compression.algorithm}, {human(part.stat().st_size)}"
         return counted
@@ -343,10 +360,7 @@ class Build:
         if described.packages:
             texts[project.lock_file] = lockfile.render(described.packages, added)
         mode = 0o666 & ~self.options.umask
-        for path, text in texts.items():
-            _replace(path, text, mode)
-        part.chmod(mode)
-        part.rename(project.image)
+        parts.publish(texts, mode, (part, project.image))
 
     # What the stages share
 
@@ -378,103 +392,6 @@ class Build:
             return path
         return None
 
-    @contextlib.asynccontextmanager
-    async def _stage(self, stage: Stage) -> AsyncIterator[_Detail]:
-        self.emit(StageStarted(self.project.label, stage))
-        detail = _Detail()
-        start = time.monotonic()
-        yield detail
-        seconds = time.monotonic() - start
-        self._seconds.append((stage, seconds))
-        self.emit(StageFinished(self.project.label, stage, seconds, detail.detail))
-
-    @contextlib.asynccontextmanager
-    async def _workplace(
-        self, stage: Stage, at_most: int | None = None
-    ) -> AsyncIterator[Workplace]:
-        label = self.project.label
-        unit = _UNITS.get(stage, Unit.PACKAGES)
-
-        def tell(
-            done: int, total: int | None, text: str, *, bytes_done: int = 0, bytes_total: int = 0
-        ) -> None:
-            self.emit(Progress(label, stage, done, total, unit, text, bytes_done, bytes_total))
-
-        async with self.budget.take(at_most) as processors:
-            yield Workplace(
-                processors=processors,
-                on_line=self._output,
-                on_progress=tell,
-                environment=self._variables(),
-                pass_fds=[self._lock_descriptor] if self._lock_descriptor >= 0 else [],
-            )
-
-    def _output(self, line: str) -> None:
-        self._log_file.write(line + "\n")
-        self.emit(Output(self.project.label, line))
-
-    def _variables(self) -> dict[str, str]:
-        """What programs run with: nothing of another environment's reaches into this one."""
-        variables = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in FOREIGN and name not in {"CONDA_PREFIX", "CONDA_DEFAULT_ENV"}
-        }
-        variables["PYTHONNOUSERSITE"] = "1"
-        for name in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV"):
-            variables.pop(name, None)
-        if self.project.config.package_cache:
-            cache = Path(self.project.config.package_cache).expanduser()
-            variables["CONDA_PKGS_DIRS"] = str(cache)
-        return variables
-
-    @contextlib.contextmanager
-    def _watching(self, place: space.Place) -> Iterator[None]:
-        """Turn an error that means a full file system into one that says which."""
-        try:
-            yield
-        except (OSError, CondainerError) as error:
-            full = space.explain(
-                error, [place, space.Place(Path(tempfile.gettempdir()), "temporary files", 0)]
-            )
-            if full is None:
-                raise
-            raise full from error
-
-    @contextlib.contextmanager
-    def _log(self) -> Iterator[IO[str]]:
-        """The build log: takes the place of the last one when the build has ended or failed."""
-        project = self.project
-        part = project.directory / f".{project.build_log.name}.{os.getpid()}.part"
-        try:
-            with part.open("w", encoding="utf-8", errors="replace", buffering=1) as log:
-                part.chmod(0o666 & ~self.options.umask)
-                yield log
-            if self.options.dry_run:
-                part.unlink()
-                return
-        except CondainerError as error:
-            part.replace(project.build_log)
-            raise type(error)(
-                error.message, error.hint or f"the log is {project.build_log}"
-            ) from error
-        else:
-            part.replace(project.build_log)
-        finally:
-            part.unlink(missing_ok=True)
-
-    def _explained(self, error: OSError) -> CondainerError:
-        full = space.explain(error, [space.Place(self.project.directory, "the project", 0)])
-        where = f" {error.filename}" if error.filename else ""
-        return full or BuildError(f"{error.strerror or error}{where}")
-
-
-@dataclass
-class _Detail:
-    """What a stage has to say when it ends."""
-
-    detail: str = ""
-
 
 def _is_pip(spec: str) -> bool:
     name = spec.rpartition("::")[2]
@@ -487,16 +404,6 @@ def _command() -> str:
     if own.name in {"condainer", "cnd"}:
         return str(own)
     return shutil.which("condainer") or str(Path(sys.executable).parent / "condainer")
-
-
-def _replace(path: Path, text: str, mode: int) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.chmod(mode)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

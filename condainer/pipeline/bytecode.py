@@ -25,16 +25,29 @@ _ABOUT = (
     "import sys, importlib.util as u; print(sys.version_info[0], sys.version_info[1], "
     "sys.implementation.cache_tag, u.MAGIC_NUMBER.hex())"
 )
+# Not with py_compile: on a full file system it cuts a `.pyc` off and says nothing.
 _WORKER = """\
-import py_compile, sys
+import errno, importlib.util, marshal, os, struct, sys
+def write(name):
+    status = os.stat(name)
+    with open(name, "rb") as file:
+        code = compile(file.read(), name, "exec", dont_inherit=True)
+    numbers = (0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
+    cached = importlib.util.cache_from_source(name)
+    os.makedirs(os.path.dirname(cached), exist_ok=True)
+    with open(cached + ".new", "wb") as file:
+        file.write(importlib.util.MAGIC_NUMBER + struct.pack("<III", *numbers))
+        file.write(marshal.dumps(code))
+    os.replace(cached + ".new", cached)
 for name in sys.stdin.buffer.read().split(b"\\0"):
     name = name.decode("utf-8", "surrogateescape")
     try:
-        py_compile.compile(name, doraise=True,
-                           invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+        write(name)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        print("not compiled:", ascii(name), reason[-1].encode("ascii", "replace").decode())
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(str(error))
+        reason = " ".join([type(error).__name__ + ":", *str(error).split()])
+        print("not compiled:", ascii(name), reason.encode("ascii", "replace").decode())
     else:
         print("+")
 """
@@ -134,7 +147,7 @@ async def _compile(
     interpreter: Interpreter, sources: Sequence[Path], take: object, workplace: Workplace
 ) -> None:
     answer = await process.run(
-        [str(interpreter.path), "-I", "-S", "-c", _WORKER],
+        [str(interpreter.path), "-I", "-S", "-W", "ignore", "-c", _WORKER],
         on_line=take,  # type: ignore[arg-type]
         env=workplace.environment,
         stdin=b"\0".join(os.fsencode(path) for path in sources),

@@ -106,7 +106,7 @@ def _package(record: dict[str, Any]) -> Package:
         version=str(record.get("version") or ""),
         build=str(record.get("build") or record.get("build_string") or ""),
         build_number=int(record.get("build_number") or 0),
-        channel=str(record.get("channel") or ""),
+        channel=str(record.get("channel") or "").rstrip("/"),
         subdir=str(record.get("subdir") or ""),
         url=str(record.get("url") or ""),
         md5=str(record.get("md5") or ""),

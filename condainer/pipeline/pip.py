@@ -7,6 +7,8 @@ in the directory of that file, then requirements.txt.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,16 +32,27 @@ print(json.dumps([
 """
 _PIP_VERSION = "import pip; print(pip.__version__)"
 _REPORT_SINCE = (22, 2)
+_NAMES_A_FILE = re.compile(
+    r"(?P<option>-[rcf]|--requirement|--constraint|--find-links)(\s+|\s*=\s*|(?<=-[rcf]))"
+    r"(?P<quote>[\"']?)(?P<file>[^\"'\s].*?)(?P=quote)\s*"
+)
 
 
 async def install(
-    prefix: Path, requirements: Path, *, cwd: Path, locked: bool, workplace: Workplace
+    prefix: Path,
+    requirements: Path,
+    *,
+    origin: str,
+    cwd: Path,
+    locked: bool,
+    workplace: Workplace,
 ) -> list[PipPackage]:
     """Install what a requirements file asks for.
 
     Args:
         prefix: the environment.
         requirements: the file.
+        origin: what people call it.
         cwd: the directory that relative paths in the file count from.
         locked: the file lists every package, so look at no dependencies.
         workplace: where pip runs.
@@ -70,7 +83,7 @@ async def install(
         )
         if answer.returncode != 0:
             last = "\n".join(f"  {line}" for line in _matter(answer.tail))
-            raise BuildError(f"pip failed ({answer.verdict}) for {requirements}:\n{last}")
+            raise BuildError(f"pip failed ({answer.verdict}) for {origin}:\n{last}")
         if not report.exists():
             return []
         return _installed(json.loads(report.read_bytes()))
@@ -89,11 +102,26 @@ async def list_installed(prefix: Path, workplace: Workplace) -> list[tuple[str, 
     )
 
 
-def write_requirements(lines: Sequence[str], directory: Path) -> Path:
-    """Write lines for pip to a file in a directory, for `-r`."""
+def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Path:
+    """Write lines for pip to a file in a directory, for `-r`.
+
+    Args:
+        lines: as they stand in environment.yml.
+        base: what relative paths count from. pip takes those of other files that a file names
+            from that file's own directory, so they become absolute.
+        directory: where to write.
+    """
     path = directory / "requirements.txt"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = "".join(f"{_absolute(line, base)}\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
     return path
+
+
+def _absolute(line: str, base: Path) -> str:
+    match = _NAMES_A_FILE.fullmatch(re.sub(r"\s#.*", "", line))
+    if match is None or re.match(r"[a-z+]+:", match["file"]):
+        return line
+    return f"{match['option']} {shlex.quote(str(base / match['file']))}"
 
 
 async def _version(python: Path, workplace: Workplace) -> tuple[int, ...]:

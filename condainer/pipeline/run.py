@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from condainer import process
 from condainer.errors import CondainerError, InterruptedBySignalError
 from condainer.pipeline import schedule
 from condainer.pipeline.build import Build, Options
@@ -83,5 +84,6 @@ async def _build_all(
                     building.start_soon(build, project)
         watching.cancel_scope.cancel()
     if received:
+        process.end_calls()
         raise InterruptedBySignalError(received[0])
     return failures

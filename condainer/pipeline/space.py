@@ -23,6 +23,7 @@ IMAGE_RATIO = 3
 
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|os error (28|122)\b")
 _ALMOST_NOTHING = 16 << 20
+_HINT = "make room there, or choose another place in condainer.yml"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Place:
     needed: int
 
 
+class NoSpaceError(BuildError):
+    """A file system is full, and it is said which."""
+
+
 def require(place: Place, least: int) -> None:
     """Refuse early where a directory cannot possibly hold what is coming.
 
@@ -48,26 +53,38 @@ def require(place: Place, least: int) -> None:
         least: bytes that are needed for certain.
 
     Raises:
-        BuildError: where less than that is free.
+        NoSpaceError: where less than that is free.
     """
     free = free_bytes(place.path)
     if free < least:
         raise _error(place, free)
 
 
-def explain(error: BaseException, places: Iterable[Place]) -> BuildError | None:
-    """If an error means that something is full, say what; else None."""
+def explain(error: BaseException, places: Iterable[Place]) -> NoSpaceError | None:
+    """If an error means that something is full, say what; else None.
+
+    Args:
+        error: what was raised.
+        places: what may be full; the first is what was being filled.
+    """
+    if isinstance(error, NoSpaceError):
+        return None
     number = getattr(error, "errno", None)
     full = number in {errno.ENOSPC, errno.EDQUOT} or _FULL.search(str(error))
     if not full:
         return None
+    places = list(places)
     place = min(places, key=lambda place: free_bytes(place.path))
     free = free_bytes(place.path)
     if free < max(_ALMOST_NOTHING, place.needed):
         return _error(place, free)
-    return BuildError(
-        f"a file system or quota is full: {str(error).splitlines()[-1].strip()}",
-        "make room, or set mount_base_directory or package_cache to where there is some",
+    # Whoever ran out of space has taken its file away again, or it is a quota.
+    place = places[0]
+    free = free_bytes(place.path)
+    return NoSpaceError(
+        f"no space left for {place.what} in {place.path}: the {human(free)} that are free now "
+        f"do not suffice, or a quota is reached ({str(error).splitlines()[-1].strip()})",
+        _HINT,
     )
 
 
@@ -79,9 +96,9 @@ def free_bytes(path: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def _error(place: Place, free: int) -> BuildError:
+def _error(place: Place, free: int) -> NoSpaceError:
     needed = f"; about {human(place.needed)} are needed" if place.needed else ""
-    return BuildError(
+    return NoSpaceError(
         f"no space left for {place.what} in {place.path}: {human(free)} are free{needed}",
-        "make room there, or choose another place in condainer.yml",
+        _HINT,
     )

@@ -31,6 +31,9 @@ _BAR = re.compile(r"\[.*?\]\s*(\d+)/(\d+)\s+\d+%")
 _MEMORY = "1G"
 """What mksquashfs may hold in its queues: its own default is a quarter of the machine."""
 
+_EXIT_ON_ERROR_SINCE = (4, 5)
+"""Otherwise it takes an empty file for one that it cannot read, and goes on."""
+
 _LAST_LINES = 8
 
 
@@ -107,8 +110,10 @@ async def write(
             *compression.arguments,
             *("-processors", str(workplace.processors), "-mem", _MEMORY),
             *("-all-root", "-no-xattrs", "-no-recovery"),
+            *(["-exit-on-error"] if mksquashfs.version >= _EXIT_ON_ERROR_SINCE else []),
         ],
         on_line=take,
+        terminal=True,
         env=workplace.environment,
         pass_fds=workplace.pass_fds,
     )

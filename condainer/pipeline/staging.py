@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from condainer import locks, mounttable
 from condainer.errors import BuildError
+from condainer.project import METADATA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,22 +44,67 @@ def claim(project: Project) -> Iterator[int]:
     descriptor = _lock(project)
     try:
         check_prefix(project)
-        if project.prefix.exists():
-            remove_tree(project.prefix)  # what a killed build left behind
+        _remove_ours(project.prefix)  # what a killed build left behind
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"process": os.getpid()}).encode(), 0)
-        project.prefix.mkdir(mode=0o755)
-        project.prefix.chmod(0o755)  # whatever the umask: the image's root is for everybody
         try:
             yield descriptor
         finally:
-            remove_tree(project.prefix)
+            _remove_ours(project.prefix)
         os.ftruncate(descriptor, 0)
     finally:
         if project.prefix.exists() and _was_staging(descriptor):
             os.close(descriptor)  # the next build recognises what could not be removed
         else:
             locks.discard(project.build_lock, descriptor)
+
+
+@contextlib.contextmanager
+def borrow(project: Project) -> Iterator[int]:
+    """Hold the prefix of an application that somebody else installed; it is left as it was.
+
+    Yields:
+        the descriptor of the lock.
+
+    Raises:
+        BuildError: where the prefix is not what it should be.
+    """
+    descriptor = _lock(project)
+    try:
+        check_application(project)
+        ours = project.prefix / METADATA
+        is_new = not os.path.lexists(ours)
+        try:
+            yield descriptor
+        finally:
+            if is_new:
+                remove_tree(ours)
+    finally:
+        locks.discard(project.build_lock, descriptor)
+
+
+def make_prefix(prefix: Path) -> None:
+    """Make the directory to install in.
+
+    Raises:
+        BuildError: where somebody else was quicker.
+    """
+    try:
+        prefix.mkdir(mode=0o755)
+    except FileExistsError:
+        raise BuildError(f"{prefix} was made by somebody else this very moment") from None
+
+
+def check_made(prefix: Path) -> None:
+    """See that what an installer made is this user's own, and open it for reading to everybody.
+
+    Raises:
+        BuildError: where it is not.
+    """
+    status = prefix.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise BuildError(f"{prefix} was made by somebody else while it was being filled")
+    prefix.chmod(0o755)
 
 
 def check_base_directory(base: Path) -> None:
@@ -70,11 +116,11 @@ def check_base_directory(base: Path) -> None:
     hint = "choose another mount_base_directory in condainer.yml"
     if not base.is_dir():
         raise BuildError(f"mount_base_directory {base} is missing", f"make it, or {hint}")
-    if not os.access(base, os.W_OK | os.X_OK):
-        raise BuildError(f"mount_base_directory {base} is not writable for you", hint)
     flags = os.statvfs(base).f_flag
     if flags & os.ST_RDONLY:
         raise BuildError(f"mount_base_directory {base} is read-only", hint)
+    if not os.access(base, os.W_OK | os.X_OK):
+        raise BuildError(f"mount_base_directory {base} is not writable for you", hint)
     if flags & os.ST_NOEXEC:
         raise BuildError(f"mount_base_directory {base} is mounted noexec: no program runs", hint)
 
@@ -86,12 +132,7 @@ def check_prefix(project: Project) -> None:
         BuildError: says what stands there.
     """
     prefix = project.prefix
-    mounted = mounttable.mounts_at_or_below(prefix)
-    if mounted:
-        raise BuildError(
-            f"{mounted[-1].mountpoint} is mounted ({mounted[-1].kind})",
-            f"end what uses it, then run 'condainer -d {project.directory} umount'",
-        )
+    _check_unmounted(project)
     try:
         status = prefix.lstat()
     except FileNotFoundError:
@@ -107,6 +148,23 @@ def check_prefix(project: Project) -> None:
         raise BuildError(f"the mountpoint {prefix} belongs to user {status.st_uid}", hint)
     if any(prefix.iterdir()) and not _left_over(project):
         raise BuildError(f"{prefix} is in use by something else: it is not empty", hint)
+
+
+def check_application(project: Project) -> None:
+    """See that somebody else's application can be read at a project's prefix.
+
+    Raises:
+        BuildError: says what stands there instead.
+    """
+    prefix = project.prefix
+    _check_unmounted(project)
+    if prefix.is_symlink():
+        raise BuildError(f"the mountpoint {prefix} is a symbolic link", "move the program there")
+    if not prefix.is_dir():
+        raise BuildError(
+            f"there is nothing at {prefix}",
+            "install the application there first; build then compresses it",
+        )
 
 
 def remove_tree(top: Path) -> None:
@@ -139,6 +197,12 @@ def remove_tree(top: Path) -> None:
         time.sleep(0.02)
 
 
+def _remove_ours(prefix: Path) -> None:
+    """Remove a staging directory, unless somebody else made what is there."""
+    if os.path.lexists(prefix) and prefix.lstat().st_uid == os.getuid():
+        remove_tree(prefix)
+
+
 def _remove_below(parent: int, name: str, device: int) -> None:
     """Empty a directory without ever following a link or entering another file system."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -164,6 +228,15 @@ def _remove_below(parent: int, name: str, device: int) -> None:
                     os.unlink(child, dir_fd=directory)
     finally:
         os.close(directory)
+
+
+def _check_unmounted(project: Project) -> None:
+    mounted = mounttable.mounts_at_or_below(project.prefix)
+    if mounted:
+        raise BuildError(
+            f"{mounted[-1].mountpoint} is mounted ({mounted[-1].kind})",
+            f"end what uses it, then run 'condainer -d {project.directory} umount'",
+        )
 
 
 def _lock(project: Project) -> int:

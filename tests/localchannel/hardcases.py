@@ -10,7 +10,15 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.localchannel.package import EPOCH, PLACEHOLDER, Package, Recipe, put
+from tests.localchannel.package import (
+    EPOCH,
+    PLACEHOLDER,
+    SITE_PACKAGES,
+    Package,
+    Recipe,
+    compile_tree,
+    put,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,6 +202,34 @@ def _times(tree: Path) -> Package:
     return Package(name="hard-times", version="1.0", mtimes=mtimes)
 
 
+def _modules(tree: Path) -> Package:
+    """Modules whose bytecode is missing, or older than they are, and one that has none."""
+    package = f"{SITE_PACKAGES}/hard_modules"
+    put(tree, f"{package}/stale.py", "VALUE = 'older'\n")
+    compile_tree(tree, package)
+    put(tree, f"{package}/stale.py", "VALUE = 'as it is now'\n")
+    for name in ("__init__", "plain", "größe", "deeper/__init__"):
+        put(tree, f"{package}/{name}.py", f"VALUE = {name!r}\n")
+    put(tree, f"{package}/broken.py", "def (:\n")
+    return Package(name="hard-modules", version="1.0", depends=("python",))
+
+
+def _slow_module(tree: Path) -> Package:
+    """A module that takes seconds to compile, for those who interrupt that."""
+    functions = (
+        f"def f{i}(a, b=1, *, c=2):\n    return [a + {i}, b * {i}, c - {i}]\n\n\n"
+        for i in range(60_000)
+    )
+    put(tree, f"{SITE_PACKAGES}/hard_slow_module.py", "".join(functions))
+    return Package(name="hard-slow-module", version="1.0", depends=("python",))
+
+
+def _variables(tree: Path) -> Package:
+    """Variables that are set without a script."""
+    put(tree, "etc/conda/env_vars.d/hard-variables.json", '{"HARD_PACKAGE": "of a package"}\n')
+    return Package(name="hard-variables", version="1.0", noarch="generic")
+
+
 def big(tree: Path) -> Package:
     """A package that no compressor makes smaller: for interruption and full disks."""
     content = random.Random(64).randbytes(BIG_SIZE)  # noqa: S311 - the same bytes each time
@@ -227,5 +263,8 @@ RECIPES: tuple[Recipe, ...] = (
     partial(_conflict, "conflict-b", "hard-text 2.*"),
     _bz2,
     _times,
+    _modules,
+    _slow_module,
+    _variables,
 )
 """Every package of the `hard` channel but `python`."""

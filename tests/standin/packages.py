@@ -152,7 +152,7 @@ async def find(request: Request) -> list[Package]:
     try:
         records = await solve(
             request.channels,
-            request.specs,
+            [MatchSpec(spec) for spec in request.specs],
             gateway=Gateway(),
             virtual_packages=VirtualPackage.detect(),
         )
@@ -221,6 +221,8 @@ async def link(records: list[RepoDataRecord], prefix: Path, cache: Path) -> None
         await install(records, prefix, cache_dir=cache, show_progress=False)
     except InstallerError as error:
         raise CriticalError(str(error)) from error
+    for record in (prefix / "conda-meta").glob("*.json"):
+        record.chmod(0o644)  # rattler closes them to everybody else
     # rattler's own additions to a prefix
     (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
     shutil.rmtree(prefix / "__clobbers__", ignore_errors=True)

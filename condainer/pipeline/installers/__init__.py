@@ -124,6 +124,10 @@ class Installer(Protocol):
     def runs_link_scripts(self) -> bool:
         """Whether `install` runs the packages' post-link scripts itself."""
 
+    @property
+    def makes_prefix(self) -> bool:
+        """Whether `install` wants the prefix not to be there yet."""
+
     def check(self, request: Request) -> None:
         """See whether it can do what is asked.
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _LINKING = re.compile(r"Linking (\S+)")
 _PREFIX = re.compile(r"^(critical|error|warning|info)\s+libmamba\s?")
+_CONTINUED = " " * 4
+"""How the lines begin that belong to an error; tables of packages are less indented."""
 _BOILERPLATE = (
     "If you run into this error",
     "Please try running `mamba clean",
@@ -40,6 +42,7 @@ class Mamba:
     """
 
     runs_link_scripts = True
+    makes_prefix = True
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -91,8 +94,6 @@ class Mamba:
                 workplace.on_progress(linked, total, match[1])
 
         workplace.on_progress(0, total, "fetching and unpacking")
-        if request.prefix.exists():
-            request.prefix.rmdir()  # empty; these programs want to make it themselves
         with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
             argv = self._create(request)
             if all(package.url for package in solution.packages):
@@ -144,9 +145,11 @@ class Mamba:
 
 def explanation(lines: Iterable[str]) -> str:
     """What matters of the last lines of a failed program: errors, without their trimmings."""
+    lines = list(lines)
     kept: list[str] = []
-    errors = [line for line in lines if _PREFIX.match(line) or line.startswith(" ")]
-    for line in errors or lines:
+    if any(_PREFIX.match(line) for line in lines):
+        lines = [line for line in lines if _PREFIX.match(line) or line.startswith(_CONTINUED)]
+    for line in lines:
         text = _PREFIX.sub("", line).rstrip()
         if text.strip() and not any(mark in text for mark in _BOILERPLATE) and text not in kept:
             kept.append(text)

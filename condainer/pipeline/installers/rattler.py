@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import rattler
+from anyio import from_thread
 from rattler.install import InstallerReporter
 
 from condainer.errors import BuildError
@@ -32,6 +33,9 @@ DEFAULT_CHANNELS = ("conda-forge",)
 _DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
 """What conda means by the channel called `defaults`."""
 
+_LISTS = "rattler-repodata"
+"""Where the lists of channels go in the package cache, away from those of other programs."""
+
 _ARCHIVES = (".conda", ".tar.bz2")
 _EXPLANATION_LINES = 25
 
@@ -40,6 +44,7 @@ class Rattler:
     """The rattler engine."""
 
     runs_link_scripts = False
+    makes_prefix = False
 
     @property
     def description(self) -> str:
@@ -60,7 +65,7 @@ class Rattler:
                 records = await rattler.solve(
                     sources=[rattler.Channel(channel) for channel in channels],
                     specs=specs,
-                    gateway=rattler.Gateway(),
+                    gateway=_gateway(request),
                     virtual_packages=rattler.VirtualPackage.detect(),
                 )
         except BuildError:
@@ -179,6 +184,12 @@ def _parsed(request: Request) -> tuple[list[MatchSpec], tuple[str, ...]]:
     return specs, tuple(dict.fromkeys(channel.rstrip("/") for channel in channels))
 
 
+def _gateway(request: Request) -> rattler.Gateway:
+    """What reads the lists of channels; it keeps copies of them."""
+    cache = request.package_cache
+    return rattler.Gateway(cache_dir=cache / _LISTS) if cache else rattler.Gateway()
+
+
 async def _locked(request: Request) -> list[RepoDataRecord]:
     """The records of the exact packages of a lock file.
 
@@ -187,10 +198,10 @@ async def _locked(request: Request) -> list[RepoDataRecord]:
     """
     wanted = {package.url: package for package in map(lockfile.package_from_url, request.locked)}
     found: dict[str, RepoDataRecord] = {}
-    lists = await rattler.Gateway().query(
+    lists = await _gateway(request).query(
         [rattler.Channel(channel) for channel in {p.channel: None for p in wanted.values()}],
         [rattler.Subdir.current(), "noarch"],
-        [rattler.PackageName(name) for name in {p.name: None for p in wanted.values()}],
+        list({package.name: None for package in wanted.values()}),
         recursive=False,
     )
     for record in (record for records in lists for record in records):
@@ -224,6 +235,7 @@ def _verify_local(packages: Iterable[Package]) -> None:
         path = Path(urllib.parse.unquote(address.path))
         if address.scheme != "file" or not package.sha256 or not path.exists():
             continue
+        from_thread.check_cancelled()
         found = _sha256(path)
         if found != package.sha256:
             raise BuildError(
@@ -263,7 +275,7 @@ def _package(record: RepoDataRecord) -> Package:
         version=str(record.version),
         build=str(record.build),
         build_number=record.build_number,
-        channel=record.channel or "",
+        channel=(record.channel or "").rstrip("/"),
         subdir=record.subdir,
         url=record.url,
         md5=_hex(record.md5),

@@ -1,0 +1,183 @@
+"""What the stages of one build share: events, the log, processors, and words for a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from condainer.activation import FOREIGN
+from condainer.errors import BuildError, CondainerError
+from condainer.pipeline import parts, space
+from condainer.pipeline.events import (
+    Emit,
+    Output,
+    Progress,
+    Stage,
+    StageFinished,
+    StageStarted,
+    Unit,
+)
+from condainer.pipeline.installers import Workplace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from condainer.pipeline.schedule import Budget
+    from condainer.project import Project
+
+_UNITS = {Stage.SQUASH: Unit.BLOCKS, Stage.COMPILE: Unit.FILES}
+
+
+@dataclass
+class Detail:
+    """What a stage has to say when it ends."""
+
+    detail: str = ""
+
+
+class Site:
+    """Where one build works.
+
+    Args:
+        project: what is built.
+        budget: the processors of the whole command.
+        emit: takes the events.
+
+    Attributes:
+        lock_descriptor: of the build's lock, which programs inherit; -1 while there is none.
+        seconds: how long each stage took.
+    """
+
+    def __init__(self, project: Project, budget: Budget, emit: Emit) -> None:
+        self.project = project
+        self.budget = budget
+        self.emit = emit
+        self.lock_descriptor = -1
+        self.seconds: list[tuple[Stage, float]] = []
+        self._log_file: IO[str] | None = None
+
+    @contextlib.asynccontextmanager
+    async def stage(self, stage: Stage) -> AsyncIterator[Detail]:
+        """Say that a stage begins, and when it has ended well how long it took."""
+        self.emit(StageStarted(self.project.label, stage))
+        detail = Detail()
+        start = time.monotonic()
+        yield detail
+        seconds = time.monotonic() - start
+        self.seconds.append((stage, seconds))
+        self.emit(StageFinished(self.project.label, stage, seconds, detail.detail))
+
+    @contextlib.asynccontextmanager
+    async def workplace(self, stage: Stage, at_most: int | None = None) -> AsyncIterator[Workplace]:
+        """Wait for processors, and give a stage what it works with.
+
+        Args:
+            stage: which stage.
+            at_most: how many processors it can use; this build's fair share by default.
+        """
+        label = self.project.label
+        unit = _UNITS.get(stage, Unit.PACKAGES)
+
+        def tell(
+            done: int, total: int | None, text: str, *, bytes_done: int = 0, bytes_total: int = 0
+        ) -> None:
+            self.emit(Progress(label, stage, done, total, unit, text, bytes_done, bytes_total))
+
+        async with self.budget.take(at_most) as processors:
+            yield Workplace(
+                processors=processors,
+                on_line=self._output,
+                on_progress=tell,
+                environment=self._variables(),
+                pass_fds=[self.lock_descriptor] if self.lock_descriptor >= 0 else [],
+            )
+
+    def _output(self, line: str) -> None:
+        log = self._log_file
+        if log is not None:  # an installer's thread may outlive a build that was cancelled
+            log.write(line + "\n")
+        self.emit(Output(self.project.label, line))
+
+    def _variables(self) -> dict[str, str]:
+        """What programs run with: nothing of another environment's reaches into this one."""
+        variables = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in FOREIGN and name not in {"CONDA_PREFIX", "CONDA_DEFAULT_ENV"}
+        }
+        variables["PYTHONNOUSERSITE"] = "1"
+        for name in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV"):
+            variables.pop(name, None)
+        if self.project.config.package_cache:
+            cache = Path(self.project.config.package_cache).expanduser()
+            variables["CONDA_PKGS_DIRS"] = str(cache)
+        return variables
+
+    @contextlib.contextmanager
+    def watching(self, place: space.Place) -> Iterator[None]:
+        """Turn an error that means a full file system into one that says which."""
+        try:
+            yield
+        except (OSError, CondainerError) as error:
+            full = space.explain(error, [place, *self._other_places()])
+            if full is None:
+                raise
+            raise full from error
+
+    def _other_places(self) -> list[space.Place]:
+        """What a build fills besides the place of its stage."""
+        places = [
+            space.Place(Path(tempfile.gettempdir()), "temporary files", 0),
+            space.Place(self.project.directory, "the project", 0),
+        ]
+        cache = self.project.config.package_cache
+        if cache:
+            places.append(space.Place(Path(cache).expanduser(), "the package cache", 0))
+        return places
+
+    @contextlib.contextmanager
+    def log(self, mode: int) -> Iterator[None]:
+        """The build log: takes the place of the last one when the build has ended or failed.
+
+        Where a signal ended the build nothing of it stays.
+
+        Args:
+            mode: its permissions.
+        """
+        project = self.project
+        part = parts.part_of(project.build_log)
+        try:
+            with part.open("w", encoding="utf-8", errors="replace", buffering=1) as log:
+                part.chmod(mode)
+                self._log_file = log
+                try:
+                    yield
+                finally:
+                    self._log_file = None
+        except CondainerError as error:
+            part.replace(project.build_log)
+            raise type(error)(
+                error.message, error.hint or f"the log is {project.build_log}"
+            ) from error
+        except Exception:
+            part.replace(project.build_log)
+            raise
+        else:
+            part.replace(project.build_log)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Turn an error of the operating system that nobody else has explained into words."""
+        try:
+            with self.watching(space.Place(self.project.directory, "the project", 0)):
+                yield
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            raise BuildError(f"{error.strerror or error}{where}") from error

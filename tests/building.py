@@ -1,0 +1,188 @@
+"""What the tests of a build share: file systems with little room, servers, and what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import support
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support import Workshop
+
+NOBODY = 65534
+EVERYTHING = (
+    *("python", "hard-text=1", "hard-binary", "hard-links", "hard-hello", "hard-activate"),
+    *("hard-post-link", "hard-post-link-edits", "clobber-a", "clobber-b", "hard-empty"),
+    *("hard-names", "hard-modes", "hard-bz2", "hard-times", "hard-modules", "hard-variables"),
+)
+"""What can be installed together of the channel of hard cases."""
+
+
+@contextlib.contextmanager
+def new_workshop(directory: Path, home: Path) -> Iterator[Workshop]:
+    """A workshop; afterwards nothing may be left in its mount base directory."""
+    made = support.make_workshop(directory, home)
+    try:
+        yield made
+        made.wait_until_clean()
+    finally:
+        support.clear(made)
+
+
+def unpack(image: Path, directory: Path) -> Path:
+    """Unpack an image with the program that comes with mksquashfs."""
+    command = ["unsquashfs", "-quiet", "-no-progress", "-dest", str(directory), str(image)]
+    subprocess.run(command, check=True, capture_output=True)
+    return directory
+
+
+def picture(top: Path) -> dict[str, tuple[object, ...]]:
+    """All that can be seen of a path and what is below it, for comparing before and after."""
+    seen: dict[str, tuple[object, ...]] = {}
+    for path in [top, *sorted(top.rglob("*"))]:
+        status = path.lstat()
+        content: object = None
+        if stat.S_ISLNK(status.st_mode):
+            content = path.readlink()
+        elif stat.S_ISREG(status.st_mode):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        key = str(path.relative_to(top)) if path != top else "."
+        seen[key] = (status.st_mode, status.st_uid, status.st_mtime_ns, content)
+    return seen
+
+
+def processes_of(workshop: Workshop) -> dict[int, str]:
+    """The living processes whose command line or variables name a workshop's prefix."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes()
+                variables = (entry / "environ").read_bytes()
+                if str(workshop.uuid).encode() in line + variables:
+                    found[int(entry.name)] = line.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def parts(workshop: Workshop) -> list[str]:
+    """The files beside the project that are not complete."""
+    return sorted(path.name for path in workshop.directory.glob(".*.part"))
+
+
+@contextlib.contextmanager
+def mounted_tmpfs(directory: Path, options: str) -> Iterator[Path]:
+    """A file system of its own, which needs root."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a file system with little room")
+    directory.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
+    subprocess.run(command, check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """Serves files and says nothing about it."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class _Silence(_Quiet):
+    """Takes requests for what ends in a certain way, and answers when the test is over."""
+
+    withheld = ""
+    over: threading.Event
+    asked: threading.Event
+
+    def do_GET(self) -> None:
+        if self.path.endswith(self.withheld):
+            self.asked.set()
+            self.over.wait()
+        else:
+            super().do_GET()
+
+
+@contextlib.contextmanager
+def served(directory: Path) -> Iterator[str]:
+    """The URL of an HTTP server on this machine that serves a directory."""
+    with _serving(functools.partial(_Quiet, directory=str(directory))) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def served_but(withheld: str, directory: Path) -> Iterator[tuple[str, threading.Event]]:
+    """The same, but requests for names that end in a certain way get no answer.
+
+    Yields:
+        the URL, and an event that tells when somebody waits for such an answer.
+    """
+    over, asked = threading.Event(), threading.Event()
+    members = {"withheld": withheld, "over": over, "asked": asked}
+    handler = type("_Withholding", (_Silence,), members)
+    try:
+        with _serving(functools.partial(handler, directory=str(directory))) as url:
+            yield url, asked
+            over.set()
+    finally:
+        over.set()
+
+
+@contextlib.contextmanager
+def _serving(handler: functools.partial[_Quiet]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked has gone
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+def run_as_nobody(workshop: Workshop, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `condainer` in a workshop as a user who owns nothing."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can run a program as somebody else")
+    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    look = [*become, sys.executable, "-c", "import condainer.pipeline.installers.rattler"]
+    variables = {**workshop.variables, "HOME": "/nonexistent"}
+    if subprocess.run(look, env=variables, capture_output=True, check=False).returncode != 0:
+        pytest.skip("other users cannot run the Python of these tests")
+    return subprocess.run(
+        [*become, *support.CONDAINER, "-d", str(workshop.directory), *arguments],
+        cwd="/",
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def public_directory() -> Iterator[Path]:
+    """A new directory that every user can look into."""
+    directory = Path(tempfile.mkdtemp(prefix="cndt-", dir="/tmp"))
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)

@@ -1,0 +1,122 @@
+"""The snapshot of activation: stored, read, and applied to somebody's variables."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from condainer import activation
+from condainer.activation import Snapshot
+from condainer.errors import ImageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support import Workshop
+
+NAME = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True)
+
+
+def snapshot(**variables: str | None) -> Snapshot:
+    return Snapshot("/p", "n", tuple(variables.items()))
+
+
+@given(st.text(), st.text(), st.dictionaries(st.text(), st.none() | st.text()))
+def test_what_is_stored_is_read_back(prefix: str, name: str, variables: dict[str, str]) -> None:
+    whole = Snapshot(prefix, name, tuple(variables.items()))
+    assert activation.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        {},
+        {"prefix": "/p", "name": "n"},
+        {"prefix": 1, "name": "n", "variables": {}},
+        {"prefix": "/p", "name": "n", "variables": []},
+        {"prefix": "/p", "name": "n", "variables": {"A": 1}},
+    ],
+)
+def test_what_is_no_snapshot_is_refused(data: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ImageError, match="is not what it should be"):
+        activation.from_json(data)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\0", '"x"'])
+def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / ".condainer").mkdir()
+    (tmp_path / activation.SNAPSHOT).write_text(text)
+    with pytest.raises(ImageError):
+        activation.load(tmp_path)
+
+
+def test_no_snapshot(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="was not built by this condainer"):
+        activation.load(tmp_path)
+
+
+def test_variables_are_set_and_unset_and_others_kept() -> None:
+    given_variables = {"KEPT": "1", "SET": "old", "GONE": "x"}
+    found = activation.apply(snapshot(SET="new", GONE=None, NEVER=None), given_variables)
+    assert found == {"KEPT": "1", "SET": "new", "PYTHONNOUSERSITE": "1"}
+    assert given_variables == {"KEPT": "1", "SET": "old", "GONE": "x"}
+
+
+@pytest.mark.parametrize("name", activation.FOREIGN)
+def test_what_belongs_to_another_python_goes(name: str) -> None:
+    assert name not in activation.apply(snapshot(), {name: "x"})
+    assert activation.apply(snapshot(), {name: "x"}, keep_python_path=True)[name] == "x"
+    assert activation.apply(snapshot(**{name: "own"}), {name: "x"})[name] == "own"
+
+
+def test_the_users_site_on_request() -> None:
+    assert activation.apply(snapshot(), {}, user_site=True) == {}
+    assert activation.apply(snapshot(), {"PYTHONNOUSERSITE": "1"}, user_site=True) == {
+        "PYTHONNOUSERSITE": "1"
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "variables", "expected"),
+    [
+        ("plain:value", {}, "plain:value"),
+        ("\0HOME\0/x", {"HOME": "/h"}, "/h/x"),
+        ("/e/bin:\0PATH\0", {"PATH": "/a:/b"}, "/e/bin:/a:/b"),
+        ("/e/bin:\0PATH\0", {}, "/e/bin:/bin:/usr/bin"),
+        ("/e/lib:\0LD_LIBRARY_PATH\0", {}, "/e/lib"),
+        ("\0MANPATH\0:/e/man", {}, "/e/man"),
+        ("/e/man:", {}, "/e/man:"),
+        ("/a:\0X\0:/b:", {}, "/a:/b:"),
+        ("\0X\0", {}, ""),
+        ("\0A\0\0B\0", {"A": "1", "B": "2"}, "12"),
+        ("\0HOME\0", {"HOME": "\\g<1> \\1"}, "\\g<1> \\1"),
+        ("a\nb 'q' \"d\" größe", {}, "a\nb 'q' \"d\" größe"),
+    ],
+)
+def test_places_are_filled(value: str, variables: dict[str, str], expected: str) -> None:
+    assert activation.expand(value, variables) == expected
+
+
+@given(st.text().filter(lambda text: "\0" not in text), st.dictionaries(NAME, st.text()))
+def test_values_without_places_stay(value: str, variables: dict[str, str]) -> None:
+    assert activation.expand(value, variables) == value
+
+
+def test_values_that_hold_the_home_directory_are_the_callers(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    """Built by one user, used by another: with a package's own script, end to end."""
+    workshop.environment(
+        "python", channel=hard_channel, more='variables:\n  CACHE: "$HOME/x"\n  MULTI: "a\\nb"\n'
+    )
+    workshop.run("build", "-q")
+    done = workshop.run(
+        "exec", "--", "sh", "-c", 'echo "$CACHE|$MULTI|$HOME"', variables={"HOME": str(tmp_path)}
+    )
+    assert done.stdout == f"$HOME/x|a\nb|{tmp_path}\n"

@@ -1,0 +1,175 @@
+"""Holds the house to its plan: who may import whom, and who may start programs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import condainer
+
+PACKAGE = Path(condainer.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+TOP_OF_THE_HOUSE = {"condainer.cli", "condainer.prereq", "condainer.__main__"}
+
+
+def imports(path: Path) -> set[str]:
+    """What a module imports while it runs, as dotted names; for type checking does not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in _running(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _running(node: ast.AST) -> list[ast.AST]:
+    found = [node]
+    for child in ast.iter_child_nodes(node):
+        guarded = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+        if not guarded:
+            found += _running(child)
+    return found
+
+
+def names(path: Path) -> set[str]:
+    """The attributes a module uses, as `module.name`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+
+
+def within(module: str, *rooms: str) -> bool:
+    return any(module == room or module.startswith(f"{room}.") for room in rooms)
+
+
+def importers(*rooms: str) -> set[str]:
+    return {
+        module
+        for module, path in MODULES.items()
+        if any(within(name, *rooms) for name in imports(path))
+    }
+
+
+def test_the_reading_of_imports_sees_something() -> None:
+    assert "condainer.cli" in MODULES
+    assert "condainer.execution.become" not in imports(MODULES["condainer.cli"])
+    assert "condainer.execution" in imports(MODULES["condainer.cli"])
+    assert importers("yaml") >= {"condainer.yamlfile"}
+
+
+def test_mounting_and_pipeline_meet_only_in_the_image() -> None:
+    assert not {m for m in importers("condainer.pipeline") if within(m, "condainer.mounting")}
+    assert not {m for m in importers("condainer.mounting") if within(m, "condainer.pipeline")}
+
+
+def test_only_process_starts_programs() -> None:
+    assert importers("subprocess") == {"condainer.process"}
+    assert importers("multiprocessing", "pty", "concurrent.futures.process") == set()
+    starters = {
+        "anyio.open_process",
+        "anyio.run_process",
+        *(f"os.{name}" for name in ("system", "popen", "posix_spawn", "posix_spawnp", "spawnv")),
+        *(f"os.{name}" for name in ("fork", "forkpty", "execv", "execve", "execvp", "execvpe")),
+        *(f"asyncio.create_subprocess_{kind}" for kind in ("exec", "shell")),
+    }
+    used = {module: names(path) & starters for module, path in MODULES.items()}
+    assert {module: found for module, found in used.items() if found} == {
+        "condainer.process": {"anyio.open_process"},
+        "condainer.execution": {"os.execve"},
+        "condainer.mounting.keeper": {"os.fork"},
+    }
+
+
+def test_nobody_imports_tests_or_benchmarks() -> None:
+    assert importers("tests", "benchmarks") == set()
+
+
+def test_nobody_imports_the_command_line() -> None:
+    assert importers("condainer.cli") == {"condainer.__main__"}
+
+
+def test_nobody_imports_the_file_system() -> None:
+    assert not {m for m in importers("condainer.fuse") if not within(m, "condainer.fuse")}
+
+
+def test_errors_import_nothing_of_the_house() -> None:
+    assert not {name for name in imports(MODULES["condainer.errors"]) if within(name, "condainer")}
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("condainer.config", {"errors", "yamlfile"}),
+        ("condainer.environment", {"errors", "yamlfile"}),
+        ("condainer.yamlfile", {"errors"}),
+        ("condainer.project", {"config", "errors"}),
+        ("condainer.image", {"errors"}),
+        ("condainer.process", {"errors"}),
+        ("condainer.tools", {"process", "errors"}),
+        ("condainer.locks", {"errors"}),
+        ("condainer.mounttable", set()),
+        ("condainer.units", set()),
+        ("condainer.activation", {"errors", "project"}),
+        ("condainer.execution", {"activation", "errors", "mounting"}),
+        ("condainer.progress", {"pipeline", "units"}),
+    ],
+)
+def test_a_room_imports_only_what_is_below_it(module: str, allowed: set[str]) -> None:
+    own = {name for name in imports(MODULES[module]) if within(name, "condainer")}
+    assert {name.split(".")[1] for name in own} <= allowed
+
+
+def test_progress_knows_only_the_events_of_the_pipeline() -> None:
+    found = {name for name in imports(MODULES["condainer.progress"]) if "pipeline" in name}
+    assert found
+    assert all(within(name, "condainer.pipeline.events") for name in found)
+
+
+def test_the_command_line_imports_commands_only_when_they_run() -> None:
+    tree = ast.parse(MODULES["condainer.cli"].read_text(encoding="utf-8"))
+    above = {
+        node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and within(node.module, "condainer")
+    }
+    assert above == {"condainer.errors"}
+
+
+def test_only_the_command_line_and_progress_write_to_the_user() -> None:
+    """Where standard output and error are written to, or anything is printed."""
+    writers = {
+        module
+        for module, path in MODULES.items()
+        if {"sys.stdout", "sys.stderr"} & names(path) or "print" in _called(path)
+    }
+    assert writers <= {"condainer.cli", "condainer.progress"}
+    assert "condainer.cli" in writers
+
+
+def _called(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    without = [
+        name
+        for name, path in MODULES.items()
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert without == []

@@ -1,0 +1,404 @@
+"""What a build says when it cannot be done, and that nothing of what was there is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import building, localchannel
+from tests.support import running, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support import Workshop
+
+OLD_IMAGE = b"an image that was here before"
+
+
+@pytest.fixture(params=["rattler", "micromamba"])
+def installer(request: pytest.FixtureRequest, micromamba: Path) -> str:
+    """Each installer in turn, as `--installer` names it."""
+    return "rattler" if request.param == "rattler" else str(micromamba)
+
+
+@pytest.fixture
+def failing(workshop: Workshop) -> Workshop:
+    """A project with an old image that has to outlive whatever fails."""
+    workshop.image.write_bytes(OLD_IMAGE)
+    return workshop
+
+
+def fail(workshop: Workshop, *arguments: str) -> str:
+    """Build and fail; gives what is said. Nothing but the log may have changed."""
+    before = building.picture(workshop.directory)
+    answer = workshop.run("build", "--force", *arguments, status=1)
+    after = building.picture(workshop.directory)
+    for seen in (before, after):
+        seen.pop(workshop.build_log.name, None)
+        seen.pop(".")
+    assert after == before
+    assert workshop.left_over() == []
+    assert answer.stdout == ""
+    assert "Traceback" not in answer.stderr
+    assert "bug" not in answer.stderr
+    return answer.stderr
+
+
+# What was given
+
+
+def test_image_that_is_there_is_left_alone(workshop: Workshop, hard_channel: Path) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.run("build", "-q")
+    before = building.picture(workshop.directory)
+    answer = workshop.run("build", status=1)
+    assert f"the image {workshop.image} is there already" in answer.stderr
+    assert "--force" in answer.stderr
+    assert building.picture(workshop.directory) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: x\ndependencies:\n  - a: [\n", "environment.yml, line 4: not valid YAML"),
+        ("dependencis:\n  - a\n", "line 1: unknown key 'dependencis'"),
+        ("name: x\n", "there is nothing under 'dependencies'"),
+        ("dependencies:\n  - pip:\n    - a\n  - pop:\n    - b\n", "line 4: 'pop:'"),
+    ],
+)
+def test_broken_environment_yml_is_named_with_its_line(
+    failing: Workshop, text: str, words: str
+) -> None:
+    (failing.directory / "environment.yml").write_text(text)
+    assert words in fail(failing)
+
+
+def test_missing_environment_yml_is_named(failing: Workshop) -> None:
+    assert f"there is no {failing.directory}/environment.yml" in fail(failing)
+
+
+def test_specs_that_exclude_each_other(
+    failing: Workshop, hard_channel: Path, installer: str
+) -> None:
+    failing.environment("conflict-a", "conflict-b", channel=hard_channel)
+    words = fail(failing, "--installer", installer)
+    assert "found no solution" in words
+    assert "conflict-a" in words
+    assert "conflict-b" in words
+    assert "hard-text" in words
+
+
+def test_package_that_is_not_there(failing: Workshop, hard_channel: Path, installer: str) -> None:
+    failing.environment("hard-nowhere", channel=hard_channel)
+    words = fail(failing, "--installer", installer)
+    assert "hard-nowhere" in words
+    assert len(words.splitlines()) < 15
+
+
+def test_specification_that_cannot_be_read(
+    failing: Workshop, hard_channel: Path, installer: str
+) -> None:
+    failing.environment('"hard-text=>=1"', channel=hard_channel)
+    assert ">=1" in fail(failing, "--installer", installer)
+
+
+def test_channel_that_is_not_there(failing: Workshop, tmp_path: Path, installer: str) -> None:
+    failing.environment("hard-text", channel=tmp_path / "no-channel")
+    words = fail(failing, "--installer", installer)
+    assert "no-channel" in words
+    assert "mamba clean" not in words
+
+
+def test_channel_that_the_server_does_not_have(failing: Workshop, tmp_path: Path) -> None:
+    with building.served(tmp_path) as url:
+        failing.environment("hard-text", channel=f"{url}/no-channel")
+        assert "no-channel" in fail(failing)
+
+
+def test_server_that_is_not_there(failing: Workshop, tmp_path: Path) -> None:
+    with building.served(tmp_path) as url:
+        pass
+    failing.environment("hard-text", channel=f"{url}/channel")
+    assert url in fail(failing)
+
+
+@pytest.mark.parametrize("how", ["file", "http"])
+def test_package_that_is_not_what_its_channel_says(
+    failing: Workshop, installer: str, how: str
+) -> None:
+    channel = localchannel.ensure("badchecksum")
+    with contextlib.ExitStack() as stack:
+        url = channel.as_uri() if how == "file" else stack.enter_context(building.served(channel))
+        failing.environment("hard-badchecksum", channel=url)
+        words = fail(failing, "--installer", installer)
+    assert "hard-badchecksum" in words
+    assert re.search("sha256|md5|hash mismatch", words, re.IGNORECASE)
+    assert "Summary" not in words
+
+
+def test_installer_that_is_not_there(failing: Workshop, hard_channel: Path) -> None:
+    failing.environment("hard-text", channel=hard_channel)
+    assert "'/nowhere/micromamba' was not found" in fail(
+        failing, "--installer", "/nowhere/micromamba"
+    )
+
+
+# What fails on the way
+
+
+def test_post_link_script_that_fails(failing: Workshop, hard_channel: Path, installer: str) -> None:
+    failing.environment("hard-post-link-fails", channel=hard_channel)
+    words = fail(failing, "--installer", installer)
+    assert "hard-post-link-fails" in words
+    assert f"the log is {failing.build_log}" in words
+    assert "hard-post-link-fails: cannot go on" in failing.build_log.read_text()
+
+
+def test_last_lines_of_a_failing_post_link_script(failing: Workshop, hard_channel: Path) -> None:
+    failing.environment("hard-post-link-fails", channel=hard_channel)
+    words = fail(failing)
+    assert "failed (exit status 3)" in words
+    assert "hard-post-link-fails: cannot go on" in words
+
+
+def test_mksquashfs_that_is_killed(failing: Workshop) -> None:
+    failing.configure(compression="xz")
+    failing.environment("hard-big", channel=localchannel.ensure("big"))
+    build = failing.start("build", "--force")
+    wait_for(lambda: any(".squashfs." in name for name in building.parts(failing)))
+    for pid in running("mksquashfs", str(failing.prefix)):
+        os.kill(pid, signal.SIGKILL)
+    _, words = build.communicate()
+    assert build.returncode == 1
+    assert "mksquashfs failed (killed by SIGKILL)" in words
+    assert failing.image.read_bytes() == OLD_IMAGE
+    assert building.parts(failing) == []
+
+
+# What is in the way
+
+
+@pytest.fixture
+def ready_to_build(failing: Workshop, hard_channel: Path) -> Workshop:
+    failing.environment("hard-text", channel=hard_channel)
+    return failing
+
+
+@contextlib.contextmanager
+def untouched(path: Path) -> Iterator[None]:
+    """Whatever happens, a path and all below it stay as they are; it is taken away afterwards."""
+    before = building.picture(path)
+    yield
+    assert building.picture(path) == before
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def test_prefix_with_something_else_in_it(ready_to_build: Workshop) -> None:
+    prefix = ready_to_build.prefix
+    (prefix / "conda-meta").mkdir(parents=True)
+    (prefix / "conda-meta/history").write_text("of another program\n")
+    with untouched(prefix):
+        answer = ready_to_build.run("build", "--force", status=1)
+        assert f"{prefix} is in use by something else" in answer.stderr
+
+
+def test_prefix_that_is_a_file(ready_to_build: Workshop) -> None:
+    ready_to_build.prefix.write_text("something\n")
+    with untouched(ready_to_build.prefix):
+        answer = ready_to_build.run("build", "--force", status=1)
+        assert f"{ready_to_build.prefix} is not a directory" in answer.stderr
+
+
+def test_prefix_that_is_a_link(ready_to_build: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/file").write_text("something\n")
+    ready_to_build.prefix.symlink_to(tmp_path / "elsewhere")
+    with untouched(tmp_path / "elsewhere"), untouched(ready_to_build.prefix):
+        answer = ready_to_build.run("build", "--force", status=1)
+        assert f"{ready_to_build.prefix} is a symbolic link" in answer.stderr
+
+
+def test_prefix_that_belongs_to_somebody_else(ready_to_build: Workshop) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a directory away")
+    ready_to_build.prefix.mkdir()
+    os.chown(ready_to_build.prefix, building.NOBODY, building.NOBODY)
+    with untouched(ready_to_build.prefix):
+        answer = ready_to_build.run("build", "--force", status=1)
+        assert f"{ready_to_build.prefix} belongs to user {building.NOBODY}" in answer.stderr
+
+
+@pytest.mark.parametrize("where", ["", "below"])
+def test_prefix_with_something_mounted(workshop: Workshop, hard_channel: Path, where: str) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    place = workshop.prefix / where
+    place.mkdir(parents=True)
+    with building.mounted_tmpfs(place, "size=1m"):
+        (place / "file").write_text("something\n")
+        before = building.picture(workshop.prefix)
+        answer = workshop.run("build", status=1)
+        assert f"{place} is mounted (tmpfs)" in answer.stderr
+        assert building.picture(workshop.prefix) == before
+    shutil.rmtree(workshop.prefix)
+
+
+def test_mounted_image_in_use_is_left_alone(workshop: Workshop, hard_channel: Path) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.run("build", "-q")
+    before = workshop.image.read_bytes()
+    workshop.run("mount", "-q")
+    answer = workshop.run("build", "--force", status=1)
+    assert f"{workshop.prefix} is mounted" in answer.stderr
+    assert "umount" in answer.stderr
+    assert workshop.is_mounted()
+    assert workshop.image.read_bytes() == before
+    workshop.run("umount", "-q")
+
+
+def test_prefix_that_is_an_empty_directory_is_taken(ready_to_build: Workshop) -> None:
+    ready_to_build.prefix.mkdir()
+    ready_to_build.run("build", "--force", "-q")
+
+
+# The mount base directory
+
+
+def build_below(workshop: Workshop, base: Path) -> str:
+    """Build with another mount base directory and fail; gives what is said."""
+    workshop.configure(mount_base_directory=base)
+    before = building.picture(workshop.directory)
+    answer = workshop.run("build", "--force", status=1)
+    assert building.picture(workshop.directory) == before
+    assert "solve" not in answer.stderr
+    return answer.stderr
+
+
+def test_base_directory_that_is_missing(ready_to_build: Workshop, tmp_path: Path) -> None:
+    words = build_below(ready_to_build, tmp_path / "nowhere")
+    assert f"mount_base_directory {tmp_path}/nowhere is missing" in words
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [("size=1m,noexec", "is mounted noexec"), ("size=1m,ro", "is read-only")],
+)
+def test_base_directory_where_nothing_can_be_installed(
+    ready_to_build: Workshop, tmp_path: Path, options: str, words: str
+) -> None:
+    with building.mounted_tmpfs(tmp_path / "base", options) as base:
+        assert f"mount_base_directory {base} {words}" in build_below(ready_to_build, base)
+        assert list(base.iterdir()) == []
+
+
+@pytest.fixture
+def open_project(hard_channel: Path, home: Path) -> Iterator[Workshop]:
+    """A project that other users can see."""
+    with (
+        building.public_directory() as directory,
+        building.new_workshop(directory / "project", home) as made,
+    ):
+        shutil.copytree(hard_channel, directory / "channel")
+        made.environment("hard-text", channel="../channel")
+        made.directory.chmod(0o777)
+        made.base.chmod(0o755)
+        yield made
+
+
+def test_base_directory_that_is_not_writable(open_project: Workshop) -> None:
+    answer = building.run_as_nobody(open_project, "build")
+    assert answer.returncode == 1
+    assert f"mount_base_directory {open_project.base} is not writable for you" in answer.stderr
+
+
+def test_project_directory_that_is_not_writable(open_project: Workshop) -> None:
+    open_project.directory.chmod(0o755)
+    open_project.base.chmod(0o1777)
+    answer = building.run_as_nobody(open_project, "build")
+    assert answer.returncode == 1
+    assert f"project directory {open_project.directory} is not writable for you" in answer.stderr
+
+
+def test_application_with_a_file_that_cannot_be_read_is_not_built_without_it(
+    open_project: Workshop,
+) -> None:
+    open_project.configure(non_conda_application="true")
+    open_project.prefix.mkdir()
+    open_project.prefix.chmod(0o777)
+    (open_project.prefix / "secret").write_text("for root only\n")
+    (open_project.prefix / "secret").chmod(0o600)
+    open_project.base.chmod(0o1777)
+    answer = building.run_as_nobody(open_project, "build")
+    assert answer.returncode == 1
+    assert "secret" in answer.stderr
+    assert not open_project.image.exists()
+    assert building.parts(open_project) == []
+    shutil.rmtree(open_project.prefix)
+
+
+def test_ordinary_user_without_a_home_directory_can_build(
+    open_project: Workshop, hard_channel: Path
+) -> None:
+    open_project.base.chmod(0o1777)
+    open_project.configure(package_cache=open_project.directory / "packages")
+    with building.served(hard_channel) as url:
+        open_project.environment("hard-text", channel=url)
+        answer = building.run_as_nobody(open_project, "build", "-q")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+    assert open_project.image.stat().st_uid == building.NOBODY
+
+
+def test_package_cache_that_cannot_be_made_is_named(open_project: Workshop) -> None:
+    open_project.base.chmod(0o1777)
+    answer = building.run_as_nobody(open_project, "build")
+    assert answer.returncode == 1
+    assert "/nonexistent/.cache/rattler" in answer.stderr
+
+
+def test_programs_of_another_build_are_not_in_the_way(
+    ready_to_build: Workshop, tmp_path: Path
+) -> None:
+    """A second build of the same project waits for nothing: it says who builds already."""
+    with building.served_but(".json", tmp_path) as (url, asked):
+        ready_to_build.environment("hard-text", channel=url)
+        first = ready_to_build.start("build", "--force")
+        asked.wait()
+        answer = ready_to_build.run("build", "--force", status=1)
+        assert (
+            f"another build of this project is running on this machine (process {first.pid})"
+            in (answer.stderr)
+        )
+        first.send_signal(signal.SIGTERM)
+        first.communicate()
+        assert first.returncode == 128 + signal.SIGTERM
+
+
+def test_which_build_of_several_failed(
+    ready_to_build: Workshop, tmp_path: Path, home: Path, hard_channel: Path
+) -> None:
+    with building.new_workshop(tmp_path / "second", home) as second:
+        second.environment("hard-nowhere", channel=hard_channel)
+        answer = ready_to_build.run(
+            *("build", "--force", "-j", "1"),
+            str(ready_to_build.directory),
+            str(second.directory),
+            status=1,
+        )
+        assert f"condainer: {second.directory}:\n" in answer.stderr
+        assert "hard-nowhere" in answer.stderr
+        assert ready_to_build.image.read_bytes() != OLD_IMAGE
+        assert not second.image.exists()
+        assert (
+            subprocess.run(["unsquashfs", "-s", ready_to_build.image], check=False).returncode == 0
+        )

@@ -1,0 +1,167 @@
+"""Which modules are compiled, and what becomes of those that cannot be."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import py_compile
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from condainer.errors import BuildError
+from condainer.pipeline import bytecode, space
+from condainer.pipeline.bytecode import Interpreter
+from condainer.pipeline.installers import Workplace
+from tests import building
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HERE = Interpreter(
+    Path(sys.executable),
+    sys.version_info[:2],
+    str(sys.implementation.cache_tag),
+    importlib.util.MAGIC_NUMBER,
+)
+
+
+def workplace(lines: list[str], processors: int = 2) -> Workplace:
+    return Workplace(
+        processors=processors,
+        on_line=lines.append,
+        on_progress=lambda *_, **__: None,
+        environment=dict(os.environ),
+    )
+
+
+def compile_all(sources: list[Path], processors: int = 2) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    place = workplace(lines, processors)
+    return anyio.run(bytecode.compile_all, HERE, sources, place), lines
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    """A module in a prefix, not compiled."""
+    path = tmp_path / f"lib/python{HERE.version[0]}.{HERE.version[1]}/module.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("VALUE = 1\n")
+    return path
+
+
+def age(path: Path) -> None:
+    """A module that is a second newer than its bytecode."""
+    py_compile.compile(str(path), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    moment = path.stat().st_mtime + 1
+    os.utime(path, (moment, moment))
+
+
+def grow(path: Path) -> None:
+    """A module that has another size than its bytecode says, and the same time."""
+    py_compile.compile(str(path), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    moment = path.stat().st_mtime
+    path.write_text("VALUE = 10\n")
+    os.utime(path, (moment, moment))
+
+
+def spoil(path: Path) -> None:
+    """Bytecode of another version of Python."""
+    cached = Path(py_compile.compile(str(path)) or "")
+    cached.write_bytes(b"\0\0\0\0" + cached.read_bytes()[4:])
+
+
+def empty(path: Path) -> None:
+    Path(py_compile.compile(str(path)) or "").write_bytes(b"")
+
+
+@pytest.mark.parametrize("prepare", [lambda _: None, age, grow, spoil, empty])
+def test_what_python_would_not_take_is_compiled(
+    module: Path, prepare: Callable[[Path], None]
+) -> None:
+    prepare(module)
+    assert bytecode.uncompiled(module.parents[2], HERE) == [module]
+    assert compile_all([module]) == (1, [])
+    assert bytecode.uncompiled(module.parents[2], HERE) == []
+
+
+@pytest.mark.parametrize("mode", list(py_compile.PycInvalidationMode))
+def test_what_python_would_take_is_left_alone(
+    module: Path, mode: py_compile.PycInvalidationMode
+) -> None:
+    py_compile.compile(str(module), invalidation_mode=mode)
+    assert bytecode.uncompiled(module.parents[2], HERE) == []
+
+
+def test_largest_come_first_and_links_are_not_followed(module: Path) -> None:
+    small = module.with_name("a.py")
+    small.touch()
+    (module.parent / "package").mkdir()
+    large = module.parent / "package/__init__.py"
+    large.write_text("VALUE = 'long'\n" * 10)
+    module.with_name("link.py").symlink_to(module)
+    (module.parent / "again").symlink_to("package")
+    assert bytecode.uncompiled(module.parents[2], HERE) == [large, module, small]
+
+
+def test_environment_without_modules_has_nothing_to_compile(tmp_path: Path) -> None:
+    assert bytecode.uncompiled(tmp_path, HERE) == []
+
+
+def test_any_file_name_is_compiled(module: Path) -> None:
+    odd = [module.with_name(f"{name}.py") for name in ("größe", "new\nline", "sp ace", "q'\"")]
+    undecodable = Path(os.fsdecode(os.fsencode(module.parent) + b"/\xff.py"))
+    for path in (*odd, undecodable):
+        path.write_text("VALUE = 1\n")
+    sources = bytecode.uncompiled(module.parents[2], HERE)
+    assert set(sources) == {module, undecodable, *odd}
+    assert compile_all(sources) == (6, [])
+    assert bytecode.uncompiled(module.parents[2], HERE) == []
+
+
+def test_more_processors_than_modules(module: Path) -> None:
+    assert compile_all([module], processors=8) == (1, [])
+
+
+def test_module_that_cannot_be_compiled_is_named_and_left(module: Path) -> None:
+    broken = module.with_name("bro ken.py")
+    broken.write_text("def (:\n")
+    compiled, lines = compile_all([broken, module])
+    assert compiled == 1
+    assert len(lines) == 1
+    assert str(broken) in lines[0]
+    assert "SyntaxError" in lines[0]
+
+
+def test_old_python_compiles_for_itself(module: Path) -> None:
+    lines: list[str] = []
+    older = Interpreter(HERE.path, (3, 6), "cpython-36", b"3\r\r\n")
+    assert anyio.run(bytecode.compile_all, older, [module], workplace(lines)) == 0
+    assert lines == ["Python older than 3.7 is left to compile for itself"]
+
+
+def test_full_file_system_is_an_error_and_not_a_module_left_out(tmp_path: Path) -> None:
+    with building.mounted_tmpfs(tmp_path / "full", "size=384k") as full:
+        source = full / "module.py"
+        source.write_text("".join(f"x{i} = [{i}, 'a{i}', {i}.5]\n" for i in range(10_000)))
+        with pytest.raises(BuildError) as caught:
+            compile_all([source])
+        explained = space.explain(caught.value, [space.Place(full, "compiled modules", 0)])
+        assert explained is not None
+        assert f"no space left for compiled modules in {full}" in explained.message
+
+
+def test_python_that_does_not_run_is_an_error(tmp_path: Path) -> None:
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho cannot run here >&2; exit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(BuildError, match="Python does not run: cannot run here"):
+        anyio.run(bytecode.find_interpreter, tmp_path, workplace([]))
+
+
+def test_environment_without_python_has_no_interpreter(tmp_path: Path) -> None:
+    assert anyio.run(bytecode.find_interpreter, tmp_path, workplace([])) is None

@@ -1,0 +1,210 @@
+"""environment.yml: what conda accepts is accepted, and everything else is refused by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from condainer import environment
+from condainer.environment import Environment
+from condainer.errors import ConfigError
+
+PATH = Path("/project/environment.yml")
+
+
+def parse(text: str) -> Environment:
+    return environment.parse(PATH, text)
+
+
+def refusal(text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    return caught.value
+
+
+def test_everything() -> None:
+    text = (
+        "name: mine\n"
+        "channels: [conda-forge, https://example.org/ch/, nodefaults]\n"
+        "dependencies:\n  - python=3.10\n  - numpy >=1.2,<2\n  - bioconda::samtools\n"
+        "  - pip:\n    - requests[socks]>=2\n    - -r more.txt\n"
+        "variables:\n  A: one\n  B: two words\n"
+        "prefix: /somewhere/else\n"
+    )
+    found = parse(text)
+    assert found == Environment(
+        path=PATH,
+        text=text,
+        name="mine",
+        channels=("conda-forge", "https://example.org/ch"),
+        override_channels=True,
+        specs=("python=3.10", "numpy >=1.2,<2", "bioconda::samtools"),
+        pip=("requests[socks]>=2", "-r more.txt"),
+        variables=(("A", "one"), ("B", "two words")),
+    )
+
+
+def test_the_example_of_init_is_one() -> None:
+    found = parse(environment.EXAMPLE)
+    assert found.specs == ("python=3.12", "numpy", "pandas")
+    assert found.override_channels
+
+
+def test_without_nodefaults_the_defaults_stay() -> None:
+    assert not parse("channels: [conda-forge]\ndependencies: [python]\n").override_channels
+
+
+@pytest.mark.parametrize(
+    "spec", ["python=3.10", "python==3.10", "1.10", "x 1.0 py_0", "[name=x]", "*", "a::b", "_x=1e3"]
+)
+def test_specs_stay_as_they_stand(spec: str) -> None:
+    assert parse(f"dependencies:\n  - {spec!r}\n").specs == (spec,)
+
+
+def test_names_that_look_like_other_types() -> None:
+    found = parse("name: 3.10\ndependencies: [python]\nvariables: {A: 3.10, B: 010, C: 1e3}\n")
+    assert found.name == "3.10"
+    assert found.variables == (("A", "3.10"), ("B", "010"), ("C", "1e3"))
+
+
+def test_variables_of_all_scalar_types() -> None:
+    found = parse(
+        "dependencies: [python]\n"
+        "variables:\n  T: true\n  I: 0x1F\n  D: 2020-01-01\n  N:\n  E: ''\n  S: 'a: b'\n"
+        "  M: |\n    one\n    two\n  U: größe\n"
+    )
+    assert dict(found.variables) == {
+        "T": "true",
+        "I": "0x1F",
+        "D": "2020-01-01",
+        "N": "",
+        "E": "",
+        "S": "a: b",
+        "M": "one\ntwo\n",
+        "U": "größe",
+    }
+
+
+@pytest.mark.parametrize(
+    ("channel", "expected"),
+    [
+        ("conda-forge", "conda-forge"),
+        ("conda-forge/label/x", "conda-forge/label/x"),
+        ("https://example.org/a b", "https://example.org/a b"),
+        ("file:///srv/ch", "file:///srv/ch"),
+        ("/srv/my channel", "file:///srv/my%20channel"),
+        ("./ch", "file:///project/ch"),
+        ("../ch", "file:///ch"),
+        ("..", "file:///"),
+        (".hidden", ".hidden"),
+        ("~/ch", "file:///home/me/ch"),
+        ("/größe", "file:///gr%C3%B6%C3%9Fe"),
+    ],
+)
+def test_channels(channel: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse(f"channels: ['{channel}']\ndependencies: [x]\n").channels == (expected,)
+
+
+def test_the_channel_of_a_spec_may_be_a_path() -> None:
+    assert parse("dependencies: ['./ch::python=3']\n").specs == ("file:///project/ch::python=3",)
+
+
+def test_a_channel_in_a_directory_that_is_not_utf8() -> None:
+    path = Path(os.fsdecode(b"/caf\xe9/environment.yml"))
+    found = environment.parse(path, "channels: [./ch]\ndependencies: [x]\n")
+    assert found.channels == ("file:///caf%E9/ch",)
+
+
+def test_links_in_a_circle_are_no_channel(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    try:
+        found = environment.parse(tmp_path / "e.yml", "channels: [./a]\ndependencies: [x]\n")
+    except ConfigError as error:
+        assert "./a" in error.message  # noqa: PT017  (newer versions of Python let it be)
+    else:
+        assert found.channels == (f"file://{tmp_path}/a",)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("dependencies: python\n", 1, "'dependencies' must be a list"),
+        ("dependencies:\n  python: 3\n", 2, "'dependencies' must be a list"),
+        ("dependencies:\n  - python\n  - conda: [x]\n", 3, "'conda:' is not a kind of dependency"),
+        ("dependencies:\n  - python: 3.10\n", 2, "'python:' is not a kind of dependency"),
+        ("dependencies:\n  - [a, b]\n", 2, "a dependency must be one plain value"),
+        ("dependencies:\n  -\n", 2, "is not a package specification"),
+        ("dependencies:\n  - '=3'\n", 2, "'=3' is not a package specification"),
+        ("dependencies:\n  - pip: requests\n", 2, "'pip:' must be a list"),
+        ("dependencies:\n  - pip:\n    - {a: b}\n", 3, "an item of 'pip:' must be one plain value"),
+        ("dependencies:\n  - pip:\n    -\n", 3, "'pip:' has an empty item"),
+        ("dependencies: [x]\nchannels: conda-forge\n", 2, "'channels' must be a list"),
+        ("dependencies: [x]\nchannels: ['']\n", 2, "'channels:' has an empty item"),
+        ("dependencies: [x]\nchannels: ['~nosuchuser/ch']\n", 2, "is not a path"),
+        ('dependencies: [x]\nchannels: ["/a\\0b"]\n', 2, "is not a path"),
+        ("dependencies: [x]\nvariables: [A=1]\n", 2, "'variables' must be a mapping"),
+        ("dependencies: [x]\nvariables: {A-B: 1}\n", 2, "'A-B' is not a name of a variable"),
+        ("dependencies: [x]\nvariables: {A: [1]}\n", 2, "variable 'A' must be one plain value"),
+        ('dependencies: [x]\nvariables: {A: "\\0"}\n', 2, "holds a NUL byte"),
+        ("dependencies: [x]\nvariables: {A: 1, A: 2}\n", 2, "key 'A' stands here a second time"),
+        ("dependencies: [x]\nname: [a]\n", 2, "'name' must be one plain value"),
+        ('dependencies: [x]\nname: "a\\0b"\n', 2, "'name'"),
+        ('dependencies: [x]\nname: "a\\nb"\n', 2, "'name'"),
+        ("dependencies: [x]\ndepends: [y]\n", 2, "unknown key 'depends'"),
+        ("dependencies:\n\t- python\n", 2, "not valid YAML"),
+        ("name: x\ndependencies: [\n", 3, "not valid YAML"),
+        ("- python\n", 1, "the file must be a mapping"),
+    ],
+)
+def test_a_wrong_file(text: str, line: int, words: str) -> None:
+    error = refusal(text)
+    assert error.message.startswith(f"{PATH}, line {line}: "), error.message
+    assert words in error.message
+
+
+@pytest.mark.parametrize("text", ["", "name: x\n", "dependencies:\n", "# only a comment\n"])
+def test_nothing_to_install(text: str) -> None:
+    assert "there is nothing under 'dependencies'" in refusal(text).message
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no .*environment\.yml"):
+        environment.load(tmp_path / "environment.yml")
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
+        environment.load(tmp_path)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "e.yml").write_bytes(b"name: gr\xf6\xdfe\n")
+    with pytest.raises(ConfigError, match=r"not a text file in UTF-8 \(byte 8\)"):
+        environment.load(tmp_path / "e.yml")
+
+
+YAML_PIECES = st.sampled_from(
+    [
+        *("dependencies:", "channels:", "variables:", "name:", "pip:", "prefix:", "python=3.10"),
+        *("- ", ": ", "\n", "\n  ", "\n    ", "[", "]", "{", "}", "&a", "*a", "!!int ", "~", "/"),
+        *("|", ">", "'", '"', "#", "? ", "<<", "\t", "\0", "---\n", "..", "::", "größe", "\\0"),
+    ]
+)
+
+
+@given(st.one_of(st.text(), st.lists(YAML_PIECES).map("".join)))
+@example("dependencies: &a [*a]")
+@example("dependencies: [~x/y::z]")
+@example("channels: ['~nosuchuser']\ndependencies: [x]")
+@example("dependencies: " + "[" * 3000)
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    try:
+        parse(text)
+    except ConfigError:
+        return

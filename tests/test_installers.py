@@ -1,0 +1,291 @@
+"""What environment.yml means: its channels and specs reach each installer as conda has them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from condainer import image
+from condainer.config import Config
+from condainer.errors import ToolError
+from condainer.pipeline import installers
+from condainer.pipeline.installers import Request, mamba
+from tests import building
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support import Workshop
+
+CONFIG = Config(uuid="123e4567-e89b-42d3-a456-426614174000")
+
+
+@pytest.fixture(params=["rattler", "micromamba"])
+def build(request: pytest.FixtureRequest, micromamba: Path) -> Callable[..., None]:
+    """Builds a project with each installer in turn."""
+    installer = "rattler" if request.param == "rattler" else str(micromamba)
+
+    def run(workshop: Workshop) -> None:
+        workshop.run("build", "-q", "--force", "--installer", installer)
+
+    return run
+
+
+def write(workshop: Workshop, text: str) -> None:
+    (workshop.directory / "environment.yml").write_text(text)
+
+
+def packages(workshop: Workshop) -> dict[str, dict[str, object]]:
+    return {p["name"]: p for p in image.read_manifest(workshop.image)["packages"]}
+
+
+@pytest.fixture
+def small_channel(hard_channel: Path, tmp_path: Path) -> Path:
+    """A channel of its own beside the project, with the older of two versions only."""
+    channel = tmp_path / "small channel"
+    (channel / "noarch").mkdir(parents=True)
+    archive = next(hard_channel.glob("noarch/hard-text-1.0-*.conda"))
+    shutil.copy(archive, channel / "noarch")
+    for subdir in [path.parent.name for path in hard_channel.glob("*/repodata.json")]:
+        document = json.loads((hard_channel / subdir / "repodata.json").read_bytes())
+        document["packages"] = {}
+        document["packages.conda"] = {
+            name: record
+            for name, record in document["packages.conda"].items()
+            if subdir == "noarch" and name == archive.name
+        }
+        (channel / subdir).mkdir(exist_ok=True)
+        (channel / subdir / "repodata.json").write_text(json.dumps(document))
+    return channel
+
+
+# Channels
+
+
+def test_relative_path_counts_from_the_file(
+    workshop: Workshop, hard_channel: Path, build: Callable[[Workshop], None], tmp_path: Path
+) -> None:
+    (tmp_path / "channel").symlink_to(hard_channel)
+    (workshop.directory / "below").mkdir()
+    workshop.configure(environment_yml="below/environment.yml")
+    text = "channels: [../../channel, nodefaults]\ndependencies: [hard-text]\n"
+    (workshop.directory / "below/environment.yml").write_text(text)
+    build(workshop)
+    assert packages(workshop)["hard-text"]["channel"] == hard_channel.as_uri()
+
+
+def test_file_url(
+    workshop: Workshop, hard_channel: Path, build: Callable[[Workshop], None]
+) -> None:
+    workshop.environment("hard-text", channel=hard_channel.as_uri())
+    build(workshop)
+    assert packages(workshop)["hard-text"]["version"] == "2.0"
+
+
+def test_http_url(
+    workshop: Workshop, hard_channel: Path, build: Callable[[Workshop], None]
+) -> None:
+    with building.served(hard_channel) as url:
+        workshop.environment("hard-text", channel=f"{url}/")
+        build(workshop)
+        assert packages(workshop)["hard-text"]["channel"] == url
+
+
+def test_space_in_the_path_of_a_channel(workshop: Workshop, small_channel: Path) -> None:
+    workshop.environment("hard-text", channel=f"'{small_channel}'")
+    workshop.run("build", "-q")
+    assert packages(workshop)["hard-text"]["version"] == "1.0"
+    workshop.run("build", "-q", "--force", "--locked")
+    assert packages(workshop)["hard-text"]["version"] == "1.0"
+
+
+def test_space_in_the_path_of_a_channel_is_too_much_for_micromamba(
+    workshop: Workshop, small_channel: Path, micromamba: Path
+) -> None:
+    workshop.environment("hard-text", channel=f"'{small_channel}'")
+    answer = workshop.run("build", "--installer", str(micromamba), status=1)
+    assert "micromamba cannot read a channel whose path has a space" in answer.stderr
+    assert "'--installer rattler'" in answer.stderr
+
+
+def test_first_channel_goes_before_a_newer_version_in_the_second(
+    workshop: Workshop, hard_channel: Path, small_channel: Path, build: Callable[[Workshop], None]
+) -> None:
+    first = small_channel.rename(small_channel.with_name("small"))
+    channels = f"channels:\n  - {first}\n  - {hard_channel}\n  - nodefaults\n"
+    write(workshop, channels + "dependencies: [hard-text]\n")
+    build(workshop)
+    assert packages(workshop)["hard-text"]["channel"] == first.as_uri()
+    assert packages(workshop)["hard-text"]["version"] == "1.0"
+
+
+def test_spec_that_names_its_channel(
+    workshop: Workshop, hard_channel: Path, small_channel: Path, build: Callable[[Workshop], None]
+) -> None:
+    other = small_channel.rename(small_channel.with_name("small"))
+    channels = f"channels:\n  - {hard_channel}\n  - {other}\n  - nodefaults\n"
+    write(workshop, channels + f"dependencies: ['{other}::hard-text', hard-links]\n")
+    build(workshop)
+    assert packages(workshop)["hard-text"]["version"] == "1.0"
+    assert packages(workshop)["hard-links"]["channel"] == hard_channel.as_uri()
+
+
+def test_spec_may_name_a_channel_that_is_not_in_the_list(
+    workshop: Workshop, hard_channel: Path, small_channel: Path
+) -> None:
+    other = small_channel.rename(small_channel.with_name("small"))
+    channels = f"channels:\n  - {hard_channel}\n  - nodefaults\n"
+    write(workshop, channels + "dependencies: ['../small::hard-text', hard-links]\n")
+    workshop.run("build", "-q")
+    assert packages(workshop)["hard-text"]["channel"] == other.as_uri()
+
+
+# Specs
+
+
+@pytest.mark.parametrize(
+    ("spec", "version"),
+    [
+        ("hard-text", "2.0"),
+        ("hard-text=1", "1.0"),
+        ("hard-text=1.*", "1.0"),
+        ("hard-text<2", "1.0"),
+        ("hard-text <2", "1.0"),
+        ("hard-text==1.0=0", "1.0"),
+        ("hard-text>=1,<3", "2.0"),
+        ("hard-text[version='1.*']", "1.0"),
+    ],
+)
+def test_versions(
+    workshop: Workshop,
+    hard_channel: Path,
+    build: Callable[[Workshop], None],
+    spec: str,
+    version: str,
+) -> None:
+    workshop.environment(f'"{spec}"', channel=hard_channel)
+    build(workshop)
+    assert packages(workshop)["hard-text"]["version"] == version
+
+
+def test_spec_that_is_the_url_of_a_package(workshop: Workshop, hard_channel: Path) -> None:
+    archive = next(hard_channel.glob("noarch/hard-text-1.0-*.conda"))
+    workshop.environment(archive.as_uri(), channel=hard_channel)
+    workshop.run("build", "-q")
+    assert packages(workshop)["hard-text"]["version"] == "1.0"
+
+
+# The other keys
+
+
+def test_name_is_shown_and_prefix_is_ignored(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    workshop.environment(
+        "hard-text", channel=hard_channel, more=f"prefix: {tmp_path}/elsewhere/envs/test\n"
+    )
+    workshop.run("build", "-q")
+    assert image.read_manifest(workshop.image)["name"] == "test"
+    shown = workshop.run("exec", "sh", "-c", 'echo "$CONDA_DEFAULT_ENV $CONDA_PREFIX"')
+    assert shown.stdout == f"test {workshop.prefix}\n"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+# Which installer
+
+
+def test_installers_are_chosen_in_their_order(
+    monkeypatch: pytest.MonkeyPatch, micromamba: Path, tmp_path: Path
+) -> None:
+    second = shutil.copy(micromamba, tmp_path / "mamba")
+    configured = functools.partial(Config, uuid=CONFIG.uuid)
+    monkeypatch.delenv("CONDAINER_INSTALLER", raising=False)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert installers.choose(CONFIG).description.startswith("rattler")
+    assert installers.choose(configured(conda_exe="mamba")).description.startswith("rattler")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert installers.choose(CONFIG).description.startswith("mamba ")
+    monkeypatch.setenv("PATH", f"{micromamba.parent}:{tmp_path}:/usr/bin:/bin")
+    assert installers.choose(CONFIG).description.startswith("micromamba ")
+    assert installers.choose(configured(conda_exe=str(second))).description.startswith("mamba ")
+    monkeypatch.setenv("CONDAINER_INSTALLER", "rattler")
+    assert installers.choose(configured(conda_exe="mamba")).description.startswith("rattler")
+    assert installers.choose(CONFIG, str(micromamba)).description.startswith("micromamba ")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/micromamba"])
+def test_installer_that_was_asked_for_has_to_be_there(name: str) -> None:
+    with pytest.raises(ToolError, match=f"'{name}' was not found"):
+        installers.choose(CONFIG, name)
+
+
+def test_configured_path_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONDAINER_INSTALLER", raising=False)
+    with pytest.raises(ToolError, match="'/nowhere/mamba' was not found"):
+        installers.choose(Config(uuid=CONFIG.uuid, conda_exe="/nowhere/mamba"))
+
+
+def test_package_cache_is_where_the_project_says(
+    workshop: Workshop, hard_channel: Path, build: Callable[[Workshop], None], tmp_path: Path
+) -> None:
+    workshop.configure(package_cache=tmp_path / "packages")
+    workshop.environment("hard-text", channel=hard_channel)
+    build(workshop)
+    assert (tmp_path / "packages/hard-text-2.0-0/share/hard-text/version.txt").exists()
+
+
+def test_channels_without_a_space_are_all_right_for_micromamba() -> None:
+    request = Request(("a",), ("conda-forge",), True, (), Path("/tmp/x"), None)  # noqa: FBT003
+    mamba.Mamba(Path("/usr/bin/micromamba")).check(request)
+
+
+# What mamba says
+
+
+_CONFLICT = """\
+Resolving Environment                                                        Done (0.0 sec)
+error    libmamba Could not solve for environment specs
+    The following packages are incompatible
+    ├─ conflicta =* * is installable and it requires
+    │  └─ tinydep ==1.0 *, which can be installed;
+    └─ conflictb =* * is not installable because it requires
+       └─ tinydep >=2.0 *, which conflicts with any installable versions previously reported.
+critical libmamba Could not solve for environment specs
+"""
+_TAMPERED = """\
+  Package    Version  Build  Channel
+  + tinypkg      1.0  0      /home/user/demo/badchan
+  Total download: 707 B
+Transaction starting
+tinypkg-1.0-0.tar.bz2 tarball has incorrect size
+error    libmamba File not valid: file size doesn't match expectation
+    Expected: 707
+    Actual: 715
+    \n\
+critical libmamba Found incorrect downloads. Aborting
+"""
+
+
+def test_explanation_of_a_conflict_is_its_tree() -> None:
+    lines = _CONFLICT.splitlines()
+    expected = ["Could not solve for environment specs", *lines[2:-1]]
+    assert mamba.explanation(lines).splitlines() == [f"  {line}" for line in expected]
+
+
+def test_explanation_leaves_out_the_table_of_packages() -> None:
+    assert mamba.explanation(_TAMPERED.splitlines()).splitlines() == [
+        "  File not valid: file size doesn't match expectation",
+        "      Expected: 707",
+        "      Actual: 715",
+        "  Found incorrect downloads. Aborting",
+    ]
+
+
+def test_explanation_of_another_program_is_what_it_said_last() -> None:
+    lines = ["PackagesNotFoundError: The following packages are missing:", "  - nowhere"]
+    assert mamba.explanation(lines) == "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,200 @@
+"""The lock file: what is in it, and that it brings the very same packages again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from condainer import image
+from condainer.errors import BuildError
+from condainer.pipeline import lockfile
+from condainer.pipeline.installers import Package
+from condainer.pipeline.lockfile import Lock, PipPackage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support import Workshop
+
+URL = "https://conda.anaconda.org/conda-forge/noarch/some-thing-1.0-h1_3.conda"
+MD5 = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(params=["rattler", "micromamba"])
+def installer(request: pytest.FixtureRequest, micromamba: Path) -> str:
+    return "rattler" if request.param == "rattler" else str(micromamba)
+
+
+@pytest.fixture(scope="module")
+def channel(hard_channel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the channel, without the newer of two versions."""
+    copy = tmp_path_factory.mktemp("lockfile") / "channel"
+    shutil.copytree(hard_channel, copy)
+    return copy
+
+
+def limit(channel: Path, original: Path, without: str) -> None:
+    """Leave a package out of the list of a channel."""
+    for path in original.glob("*/repodata.json"):
+        document = json.loads(path.read_bytes())
+        records = document["packages.conda"]
+        document["packages.conda"] = {k: v for k, v in records.items() if k != without}
+        (channel / path.parent.name / "repodata.json").write_text(json.dumps(document))
+        (channel / path.parent.name / "repodata.json.zst").unlink(missing_ok=True)
+
+
+def identities(workshop: Workshop) -> list[tuple[str, str]]:
+    return [(p["url"], p["sha256"]) for p in image.read_manifest(workshop.image)["packages"]]
+
+
+def test_lock_file_is_an_explicit_list(
+    workshop: Workshop, hard_channel: Path, installer: str
+) -> None:
+    workshop.environment("python", "hard-hello", "hard-bz2", channel=hard_channel)
+    workshop.run("build", "-q", "--installer", installer)
+    lines = workshop.lock_file.read_text().splitlines()
+    assert "@EXPLICIT" in lines
+    listed = [line for line in lines if not line.startswith(("#", "@"))]
+    packages = image.read_manifest(workshop.image)["packages"]
+    assert listed == [f"{package['url']}#{package['md5']}" for package in packages]
+    names = [package["name"] for package in packages]
+    assert names.index("python") < names.index("hard-hello")
+
+
+def test_locked_build_ignores_newer_versions_and_a_changed_environment_yml(
+    workshop: Workshop, hard_channel: Path, channel: Path, installer: str
+) -> None:
+    limit(channel, hard_channel, "hard-text-2.0-0.conda")
+    workshop.environment("hard-text", "hard-links", channel=channel)
+    workshop.run("build", "-q", "--installer", installer)
+    before, lock = identities(workshop), workshop.lock_file.read_text()
+    assert "hard-text-1.0-0" in lock
+    limit(channel, hard_channel, "")
+    workshop.environment("hard-text", "hard-names", channel=channel)
+    workshop.run("build", "-q", "--force", "--locked", "--installer", installer)
+    assert identities(workshop) == before
+    assert workshop.lock_file.read_text() == lock
+    workshop.run("build", "-q", "--force", "--installer", installer)
+    assert "hard-text-2.0-0" in workshop.lock_file.read_text()
+
+
+@pytest.mark.parametrize("first", ["rattler", "micromamba"])
+def test_one_installer_reads_what_the_other_wrote(
+    workshop: Workshop, hard_channel: Path, micromamba: Path, first: str
+) -> None:
+    names = ["rattler", str(micromamba)]
+    if first != "rattler":
+        names.reverse()
+    workshop.environment("python", "hard-hello", "hard-bz2", channel=hard_channel)
+    workshop.run("build", "-q", "--installer", names[0])
+    before = identities(workshop)
+    workshop.run("build", "-q", "--force", "--locked", "--installer", names[1])
+    assert sorted(identities(workshop)) == sorted(before)
+    assert workshop.run("exec", "hard-hello").stdout == f"hello from {workshop.prefix}\n"
+
+
+def test_changed_checksum_is_refused(
+    workshop: Workshop, hard_channel: Path, installer: str, tmp_path: Path
+) -> None:
+    workshop.configure(package_cache=tmp_path / "packages")
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.run("build", "-q")
+    text = workshop.lock_file.read_text()
+    changed = re.sub(r"#[0-9a-f]{32}$", f"#{MD5}", text, flags=re.MULTILINE)
+    assert changed != text
+    workshop.lock_file.write_text(changed)
+    before = workshop.image.read_bytes()
+    shutil.rmtree(tmp_path / "packages")
+    answer = workshop.run("build", "--force", "--locked", "--installer", installer, status=1)
+    assert "hard-text-2.0-0.conda" in answer.stderr
+    assert re.search("no longer the file that was locked|MD5 doesn't match", answer.stderr)
+    assert workshop.image.read_bytes() == before
+    assert workshop.lock_file.read_text() == changed
+
+
+def test_package_that_has_gone_is_named(
+    workshop: Workshop, hard_channel: Path, channel: Path
+) -> None:
+    limit(channel, hard_channel, "")
+    workshop.environment("hard-text", channel=channel)
+    workshop.run("build", "-q")
+    limit(channel, hard_channel, "hard-text-2.0-0.conda")
+    answer = workshop.run("build", "--force", "--locked", status=1)
+    assert f"no longer in its channel: {channel.as_uri()}/noarch/hard-text-2.0-0.conda" in (
+        answer.stderr
+    )
+
+
+def test_locked_build_without_a_lock_file(workshop: Workshop, hard_channel: Path) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    answer = workshop.run("build", "--locked", status=1)
+    assert f"there is no lock file {workshop.lock_file}" in answer.stderr
+    assert "build once without --locked" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it has no line @EXPLICIT"),
+        (f"{URL}\n", "it has no line @EXPLICIT"),
+        ("@EXPLICIT\nsome-thing=1.0\n", "'some-thing=1.0' in the lock file is not the URL"),
+        (f"@EXPLICIT\n{URL}#123\n", "is not the URL of a conda package"),
+        (f"@EXPLICIT\n{URL}\n# pip some thing\n", "'# pip some thing' in the lock file"),
+    ],
+)
+def test_broken_lock_file_is_named(
+    workshop: Workshop, hard_channel: Path, text: str, words: str
+) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.lock_file.write_text(text)
+    answer = workshop.run("build", "--locked", status=1)
+    assert words in answer.stderr
+    assert "solve" not in answer.stderr
+
+
+def test_lock_file_that_is_not_text(workshop: Workshop, hard_channel: Path) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.lock_file.write_bytes(b"\xff\xfe@EXPLICIT")
+    answer = workshop.run("build", "--locked", status=1)
+    assert f"cannot read the lock file {workshop.lock_file}" in answer.stderr
+
+
+# The text
+
+
+@pytest.mark.parametrize(
+    ("checksum", "md5", "sha256"),
+    [("", "", ""), (f"#{MD5}", MD5, ""), (f"#sha256:{MD5}{MD5}", "", MD5 * 2)],
+)
+def test_line_names_a_package(checksum: str, md5: str, sha256: str) -> None:
+    assert lockfile.package_from_url(URL + checksum) == Package(
+        name="some-thing",
+        version="1.0",
+        build="h1_3",
+        build_number=3,
+        channel="https://conda.anaconda.org/conda-forge",
+        subdir="noarch",
+        url=URL,
+        md5=md5,
+        sha256=sha256,
+        size=0,
+    )
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    package = lockfile.package_from_url(f"{URL}#{MD5}")
+    added = [
+        PipPackage("plain", "1.0", "", ""),
+        PipPackage("from-a-file", "2.0", "file:///a%20b/from_a_file-2.0.whl", MD5 * 2),
+        PipPackage("from-git", "3", "git+https://example.org/x.git@0123abc", ""),
+    ]
+    path = tmp_path / "lock.txt"
+    path.write_text(lockfile.render([package], added))
+    assert lockfile.read(path) == Lock((f"{URL}#{MD5}",), tuple(added))
+    path.write_text(path.read_text().replace("@EXPLICIT", ""))
+    with pytest.raises(BuildError, match="no line @EXPLICIT"):
+        lockfile.read(path)

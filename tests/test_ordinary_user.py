@@ -1,0 +1,310 @@
+"""The whole way as an ordinary user, with the setuid helper of FUSE; and two users side by side.
+
+Run by root, the tests become other users in a mount namespace of their own, in which anybody may
+open /dev/fuse and see this checkout, whatever the machine allows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import support
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become other users")
+
+ANN, BOB = 65534, 1  # fusermount wants users to have names, and these have one everywhere
+
+_PREPARE = """
+set -e
+mount --make-rprivate /
+mknod -m 666 "$1/fuse" c 10 229
+mount --bind "$1/fuse" /dev/fuse
+mount --bind "$2" "$1/checkout"
+mount --bind "$3" "$1/packages"
+mount --bind "$4" "$1/channel"
+echo ready
+exec cat
+"""
+
+
+@dataclass
+class Place:
+    """A mount namespace, and a directory in it that everybody can read.
+
+    Attributes:
+        directory: that directory.
+        pid: of a process in the namespace.
+    """
+
+    directory: Path
+    pid: int
+
+    def run(
+        self, user: int, *arguments: str, cwd: Path, status: int | None = 0, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `condainer` as some user."""
+        home = self.directory / f"home-{user}"
+        given = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": str(home),
+            "PYTHONPATH": f"{self.directory}/checkout:{self.directory}/packages",
+            "CONDAINER_INSTALLER": "rattler",
+            **variables,
+        }
+        program = [os.path.realpath(sys.executable), "-m", "condainer", *arguments]
+        done = subprocess.run(
+            [
+                *("nsenter", "-m", f"--wd={cwd}", "-t", str(self.pid), "--"),
+                *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"),
+                *program,
+            ],
+            env=given,
+            capture_output=True,
+            text=True,
+            timeout=support.PATIENCE * 2,
+            check=False,
+        )
+        if status is not None:
+            assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def project(self, user: int, name: str = "project") -> Path:
+        """An empty directory that belongs to a user."""
+        directory = self.directory / f"home-{user}" / name
+        directory.mkdir(parents=True)
+        for path in (directory, directory.parent):
+            os.chown(path, user, user)
+        return directory
+
+
+@pytest.fixture(scope="module")
+def place(hard_channel: Path) -> Iterator[Place]:
+    directory = Path(tempfile.mkdtemp(prefix="cndt-", dir="/tmp"))
+    directory.chmod(0o755)
+    for name in ("checkout", "packages", "channel"):
+        (directory / name).mkdir()
+    base = directory / "base"
+    base.mkdir()
+    base.chmod(0o1777)
+    (packages,) = [path for path in site.getsitepackages() if (Path(path) / "anyio").is_dir()]
+    with subprocess.Popen(
+        [
+            *("unshare", "-m", "sh", "-c", _PREPARE, "sh"),
+            *(str(directory), str(support.REPOSITORY), packages, str(hard_channel)),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        try:
+            yield Place(directory, holder.pid)
+            support.wait_for(lambda: not list(base.iterdir()), f"left: {list(base.iterdir())}")
+        finally:
+            holder.communicate()
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def write(place: Place, directory: Path, identity: str) -> None:
+    (directory / "condainer.yml").write_text(
+        f"uuid: {identity}\nmount_base_directory: {place.directory}/base\nunmount_after: 0.5\n"
+    )
+    (directory / "environment.yml").write_text(
+        f"name: theirs\nchannels: [{place.directory}/channel, nodefaults]\n"
+        "dependencies: [python, hard-hello]\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def anns(place: Place) -> Path:
+    """A project that one user has built."""
+    directory = place.project(ANN)
+    write(place, directory, str(uuid.uuid4()))
+    place.run(ANN, "build", "-q", cwd=directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def bobs(place: Place, anns: Path) -> Path:
+    """The same project, image and all, copied by another user."""
+    directory = place.project(BOB)
+    shutil.copytree(anns, directory, dirs_exist_ok=True)
+    return directory
+
+
+def state(place: Place, user: int, directory: Path) -> str:
+    found = json.loads(place.run(user, "status", "--json", cwd=directory).stdout)
+    return str(found["mount"]["state"])
+
+
+@pytest.mark.parametrize("user", [ANN, BOB])
+def test_init(place: Place, user: int) -> None:
+    directory = place.project(user, "new")
+    place.run(user, "init", cwd=directory)
+    assert {path.name for path in directory.iterdir()} == {"condainer.yml", "environment.yml"}
+    assert {path.stat().st_uid for path in directory.iterdir()} == {user}
+
+
+def test_build_and_exec(place: Place, anns: Path) -> None:
+    done = place.run(ANN, "exec", "hard-hello", cwd=anns)
+    assert done.stdout.startswith(f"hello from {place.directory}/base/condainer-")
+    assert done.stderr == ""
+    place.run(ANN, "exec", "--", "sh", "-c", "exit 7", cwd=anns, status=7)
+
+
+@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse"])
+def test_mount_and_umount(place: Place, bobs: Path, backend: str) -> None:
+    support.wait_for(lambda: not mountpoint(place, bobs).exists())
+    place.run(BOB, "mount", "--backend", backend, cwd=bobs)
+    assert state(place, BOB, bobs) == "mounted"
+    place.run(BOB, "umount", cwd=bobs)
+    assert state(place, BOB, bobs) == "not mounted"
+
+
+def test_the_kernel_backend_is_not_theirs(place: Place, anns: Path) -> None:
+    place.run(ANN, "umount", cwd=anns)
+    done = place.run(ANN, "mount", "--backend", "kernel", cwd=anns, status=1)
+    assert "'kernel' is for root only" in done.stderr
+
+
+def test_a_dead_daemon_is_repaired(place: Place, anns: Path) -> None:
+    place.run(ANN, "mount", cwd=anns)
+    (daemon,) = support.running("squashfuse_ll", f"{mountpoint(place, anns)}")
+    os.kill(daemon, 9)
+    place.run(ANN, "exec", "hard-hello", cwd=anns)
+    place.run(ANN, "umount", cwd=anns)
+
+
+def mountpoint(place: Place, directory: Path) -> Path:
+    (image,) = directory.glob("*.squashfs")
+    return place.directory / "base" / f"condainer-{image.stem}"
+
+
+def test_prereq(place: Place, anns: Path) -> None:
+    found = json.loads(place.run(ANN, "prereq", "--json", cwd=anns).stdout)
+    failed = [check for check in found["checks"] if not check["ok"]]
+    assert failed == []
+    assert found["can_build"]
+    assert found["can_mount"]
+
+
+def test_a_second_user_is_told_of_the_first(place: Place, anns: Path, bobs: Path) -> None:
+    """Both have the same image, and so the same mountpoint."""
+    place.run(ANN, "mount", cwd=anns)
+    done = place.run(BOB, "exec", "hard-hello", cwd=bobs, status=125)
+    assert f"is mounted by user {ANN}" in done.stderr
+    assert f"is mounted by user {ANN}" in place.run(BOB, "umount", cwd=bobs, status=1).stderr
+    assert state(place, BOB, bobs) == "not mounted"
+    assert state(place, ANN, anns) == "mounted"
+    place.run(ANN, "umount", cwd=anns)
+    place.run(BOB, "exec", "hard-hello", cwd=bobs)
+    place.run(BOB, "umount", cwd=bobs)
+
+
+def test_root_is_told_as_well(place: Place, anns: Path) -> None:
+    place.run(ANN, "mount", cwd=anns)
+    done = place.run(0, "exec", "hard-hello", cwd=anns, status=125)
+    assert f"is mounted by user {ANN}" in done.stderr
+    place.run(ANN, "umount", cwd=anns)
+
+
+def test_two_users_of_two_images_do_not_meet(place: Place, anns: Path, bobs: Path) -> None:
+    other = place.project(BOB, "other")
+    identity = str(uuid.uuid4())
+    write(place, other, identity)
+    (image,) = bobs.glob("*.squashfs")
+    shutil.copy(image, other / f"{identity}.squashfs")
+    place.run(ANN, "mount", cwd=anns)
+    place.run(BOB, "exec", "true", cwd=other)
+    place.run(BOB, "umount", cwd=other)
+    assert state(place, ANN, anns) == "mounted"
+    place.run(ANN, "umount", cwd=anns)
+
+
+def test_a_project_of_somebody_else_can_be_used(place: Place, anns: Path) -> None:
+    """Nothing is written beside the image."""
+    before = sorted(anns.iterdir())
+    place.run(ANN, "umount", cwd=anns)
+    assert place.run(BOB, "exec", "hard-hello", cwd=anns).stdout.startswith("hello from ")
+    place.run(BOB, "umount", cwd=anns)
+    assert sorted(anns.iterdir()) == before
+
+
+def test_a_squatted_mountpoint(place: Place, anns: Path) -> None:
+    target = mountpoint(place, anns)
+    support.wait_for(lambda: not target.exists())
+    target.mkdir()
+    os.chown(target, BOB, BOB)
+    try:
+        done = place.run(ANN, "exec", "true", cwd=anns, status=125)
+        assert f"the mountpoint {target} belongs to user {BOB}" in done.stderr
+    finally:
+        target.rmdir()
+
+
+def test_a_squatted_runtime_directory(place: Place, anns: Path) -> None:
+    target = place.directory / "base" / f".condainer-{ANN}"
+    support.wait_for(lambda: not target.exists())
+    target.mkdir(mode=0o777)
+    os.chown(target, BOB, BOB)
+    try:
+        done = place.run(ANN, "exec", "true", cwd=anns, status=125)
+        assert f"{target} is not a directory that only you can use" in done.stderr
+    finally:
+        target.rmdir()
+
+
+@pytest.mark.parametrize("command", [("status",), ("exec", "true"), ("init",)])
+def test_a_project_that_cannot_be_read(place: Place, command: tuple[str, ...]) -> None:
+    secret = place.project(BOB, f"secret-{command[0]}")
+    secret.chmod(0o700)
+    inside = secret / "project"
+    inside.mkdir()
+    status = 125 if command[0] == "exec" else 1
+    done = place.run(ANN, "-d", str(inside), *command, cwd=Path("/"), status=status)
+    assert done.stderr.startswith("condainer: error: cannot ")
+    assert "Permission denied" in done.stderr
+    assert "bug" not in done.stderr
+
+
+def test_an_image_that_cannot_be_read(place: Place, bobs: Path) -> None:
+    (image,) = bobs.glob("*.squashfs")
+    image.chmod(0)
+    try:
+        done = place.run(BOB, "exec", "true", cwd=bobs, status=125)
+        assert f"cannot read the image {image}: Permission denied" in done.stderr
+    finally:
+        image.chmod(0o644)
+
+
+def test_a_closed_device_is_named(place: Place, anns: Path) -> None:
+    device = place.directory / "fuse"
+    device.chmod(0o600)
+    try:
+        support.wait_for(lambda: state(place, ANN, anns) == "not mounted")
+        done = place.run(ANN, "exec", "true", cwd=anns, status=125)
+        assert "cannot mount" in done.stderr
+        assert "/dev/fuse" in done.stderr
+        found = json.loads(place.run(ANN, "prereq", "--json", cwd=anns, status=1).stdout)
+        assert not found["can_mount"]
+        hints = [check["hint"] for check in found["checks"] if check["name"] == "FUSE"]
+        assert "chmod 666 /dev/fuse" in hints[0]
+    finally:
+        device.chmod(0o666)

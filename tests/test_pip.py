@@ -1,0 +1,277 @@
+"""What pip adds: the `pip:` list of environment.yml, then requirements.txt, and the lock file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from condainer import image
+from condainer.pipeline import pip
+from tests import building
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support import Workshop
+
+
+def make_wheel(directory: Path, name: str, version: str, *requirements: str) -> Path:
+    """A wheel with one module, which knows its version."""
+    directory.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    needed = "".join(f"Requires-Dist: {requirement}\n" for requirement in requirements)
+    extra = "Provides-Extra: more\n" if any("extra ==" in text for text in requirements) else ""
+    files = {
+        f"{name}.py": f"VERSION = {version!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        f"{extra}{needed}",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
+    }
+    record = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
+    wheel = directory / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(path, text)
+    return wheel
+
+
+def make_index(directory: Path) -> Path:
+    """A package index as a directory, which pip reads from a file:// URL."""
+    for wheel in directory.glob("*.whl"):
+        name = wheel.name.partition("-")[0].replace("_", "-")
+        (directory / "simple" / name).mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        page = directory / "simple" / name / "index.html"
+        before = page.read_text() if page.exists() else ""
+        link = f'<a href="{wheel.as_uri()}#sha256={digest}">{wheel.name}</a>\n'
+        if link not in before:
+            page.write_text(before + link)
+    return directory / "simple"
+
+
+def make_source(directory: Path, name: str) -> Path:
+    """A source tree whose build needs nothing but itself."""
+    (directory / "build").mkdir(parents=True)
+    (directory / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["build"]\n'
+    )
+    code = Path(__file__).read_text()
+    helper = code[code.index("def make_wheel") : code.index("def make_index")]
+    (directory / "build/backend.py").write_text(
+        "from __future__ import annotations\nimport zipfile\nfrom pathlib import Path\n"
+        f"{helper}\n"
+        "def build_wheel(directory, settings=None, metadata=None):\n"
+        f"    return make_wheel(Path(directory), {name!r}, '1.0').name\n"
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with wheels that are nowhere else, and their index below it."""
+    directory = tmp_path_factory.mktemp("wheels")
+    for name in ("alpha", "beta", "gamma"):
+        make_wheel(directory, f"cnd_{name}", "1.0")
+    make_wheel(directory, "cnd_delta", "1.0", "cnd-alpha", "cnd-beta; extra == 'more'")
+    make_index(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def all_kinds(
+    tmp_path_factory: pytest.TempPathFactory, home: Path, basic_channel: Path, wheels: Path
+) -> Iterator[Workshop]:
+    """A project that uses pip in every way there is."""
+    directory = tmp_path_factory.mktemp("pip") / "my project"
+    with building.new_workshop(directory, home) as made:
+        make_wheel(made.directory / "local", "cnd_local", "1.0")
+        make_source(made.directory / "source tree", "cnd_source")
+        (made.directory / "more").mkdir()
+        (made.directory / "more/list.txt").write_text("-r further.txt\n")
+        (made.directory / "more/further.txt").write_text("cnd-gamma\n")
+        (made.directory / "limits.txt").write_text("cnd-alpha<2\n")
+        made.environment(
+            *("python", "pygments"),
+            channel=basic_channel,
+            more=(
+                "  - pip:\n"
+                f"    - --index-url {(wheels / 'simple').as_uri()}\n"
+                "    - -r more/list.txt  # relative to this file\n"
+                "    - -c limits.txt\n"
+                "    - ./local/cnd_local-1.0-py3-none-any.whl\n"
+                "    - './source tree'\n"
+                f"    - cnd-beta @ {(wheels / 'cnd_beta-1.0-py3-none-any.whl').as_uri()}\n"
+                "    - cnd-delta[more]\n"
+                "variables:\n  CND_TEST: 1\n"
+            ),
+        )
+        made.run("build")
+        yield made
+        made.run("umount", "-q")
+
+
+ADDED = {
+    *("cnd_alpha", "cnd_beta", "cnd_gamma", "cnd_delta", "cnd_local", "cnd_source"),
+}
+
+
+def installed(workshop: Workshop) -> dict[str, str]:
+    """What pip of the environment itself lists."""
+    answer = workshop.run(
+        *("exec", "--", "python", "-m", "pip", "list", "--format=json"),
+        "--disable-pip-version-check",
+    )
+    return {canonical(item["name"]): item["version"] for item in json.loads(answer.stdout)}
+
+
+def canonical(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def listed(workshop: Workshop) -> dict[str, str]:
+    """What the manifest says that pip has added."""
+    return {canonical(p["name"]): p["version"] for p in image.read_manifest(workshop.image)["pip"]}
+
+
+def test_every_kind_of_line_is_installed(all_kinds: Workshop) -> None:
+    assert listed(all_kinds) == dict.fromkeys(ADDED, "1.0")
+
+
+def test_pip_comes_along_where_it_is_not_listed(all_kinds: Workshop) -> None:
+    names = {p["name"] for p in image.read_manifest(all_kinds.image)["packages"]}
+    assert {"python", "pip", "pygments"} <= names
+
+
+def test_pip_list_agrees_with_the_manifest(all_kinds: Workshop) -> None:
+    packages = image.read_manifest(all_kinds.image)["packages"]
+    of_conda = {canonical(p["name"]): p["version"] for p in packages if p["name"] != "python"}
+    assert installed(all_kinds) == {**of_conda, **listed(all_kinds)}
+
+
+def test_what_pip_installs_runs_and_is_compiled(all_kinds: Workshop) -> None:
+    code = "import cnd_source; print(cnd_source.VERSION, cnd_source.__cached__)"
+    answer = all_kinds.run("exec", "--", "python", "-v", "-c", code)
+    version, cached = answer.stdout.split()
+    assert version == "1.0"
+    assert f"# {cached} matches" in answer.stderr
+    script = all_kinds.run("exec", "sh", "-c", 'head -1 "$CONDA_PREFIX/bin/cnd_source"').stdout
+    assert script.startswith(f"#!{all_kinds.prefix}/bin/python")
+
+
+def test_output_of_pip_is_in_the_log(all_kinds: Workshop) -> None:
+    assert "Successfully installed cnd-alpha-1.0" in all_kinds.build_log.read_text()
+
+
+def test_lock_file_names_origin_and_checksum(all_kinds: Workshop, wheels: Path) -> None:
+    lines = [line for line in all_kinds.lock_file.read_text().splitlines() if "# pip " in line]
+    assert len(lines) == len(ADDED)
+    wheel = wheels / "cnd_alpha-1.0-py3-none-any.whl"
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert f"# pip cnd_alpha==1.0 @ {wheel.as_uri()} --hash=sha256:{digest}" in lines
+
+
+@pytest.fixture
+def indexed(workshop: Workshop, basic_channel: Path, tmp_path: Path) -> Workshop:
+    """A project whose pip asks an index of the test's own; it has cnd_one 1.0."""
+    make_wheel(tmp_path / "wheels", "cnd_one", "1.0")
+    index = make_index(tmp_path / "wheels")
+    workshop.variables["PIP_INDEX_URL"] = index.as_uri()
+    workshop.environment("python", channel=basic_channel, more="  - pip:\n    - cnd-one\n")
+    return workshop
+
+
+def test_locked_build_installs_the_very_same(indexed: Workshop, tmp_path: Path) -> None:
+    indexed.run("build", "-q")
+    lock = indexed.lock_file.read_text()
+    make_wheel(tmp_path / "wheels", "cnd_one", "2.0")
+    make_wheel(tmp_path / "wheels", "cnd_two", "1.0")
+    make_index(tmp_path / "wheels")
+    (indexed.directory / "requirements.txt").write_text("cnd-two\n")
+    indexed.run("build", "-q", "--force", "--locked")
+    assert listed(indexed) == {"cnd_one": "1.0"}
+    assert indexed.lock_file.read_text() == lock
+    indexed.run("build", "-q", "--force")
+    assert listed(indexed) == {"cnd_one": "2.0", "cnd_two": "1.0"}
+
+
+def test_locked_build_refuses_another_file_of_the_same_name(
+    indexed: Workshop, tmp_path: Path
+) -> None:
+    indexed.run("build", "-q")
+    make_wheel(tmp_path / "wheels", "cnd_one", "1.0", "something-new")
+    indexed.variables["PIP_NO_CACHE_DIR"] = "1"
+    answer = indexed.run("build", "--force", "--locked", status=1)
+    assert "pip failed" in answer.stderr
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in answer.stderr
+
+
+def test_requirements_come_after_the_list(indexed: Workshop, tmp_path: Path) -> None:
+    """Both name the same package: what requirements.txt asks for stays."""
+    make_wheel(tmp_path / "wheels", "cnd_one", "2.0")
+    make_index(tmp_path / "wheels")
+    (indexed.directory / "wanted.txt").write_text("cnd-one<2\n")
+    indexed.configure(requirements_txt="wanted.txt")
+    indexed.run("build", "-q")
+    assert listed(indexed) == {"cnd_one": "1.0"}
+    assert "# pip cnd_one==1.0 @ " in indexed.lock_file.read_text()
+    assert "cnd_one==2.0" not in indexed.lock_file.read_text()
+    assert image.read_manifest(indexed.image)["requirements_txt"] == "cnd-one<2\n"
+
+
+def test_requirements_alone_bring_pip_along(indexed: Workshop, basic_channel: Path) -> None:
+    indexed.environment("python", channel=basic_channel)
+    (indexed.directory / "requirements.txt").write_text("cnd-one\n")
+    indexed.run("build", "-q")
+    assert listed(indexed) == {"cnd_one": "1.0"}
+
+
+@pytest.mark.parametrize("name", ["environment.yml", "requirements.txt"])
+def test_failing_pip_shows_its_last_lines_and_the_log(
+    indexed: Workshop, basic_channel: Path, name: str
+) -> None:
+    indexed.image.write_bytes(b"an old image")
+    if name == "environment.yml":
+        more = "  - pip:\n    - cnd-nowhere\n"
+        indexed.environment("python", channel=basic_channel, more=more)
+    else:
+        (indexed.directory / name).write_text("cnd-nowhere\n")
+    answer = indexed.run("build", "--force", status=1)
+    assert "pip failed (exit status 1) for " in answer.stderr
+    assert f"{indexed.directory}/{name}:\n" in answer.stderr
+    assert "No matching distribution found for cnd-nowhere" in answer.stderr
+    assert f"the log is {indexed.build_log}" in answer.stderr
+    assert "No matching distribution found" in indexed.build_log.read_text()
+    assert indexed.image.read_bytes() == b"an old image"
+    assert indexed.left_over() == []
+    assert building.parts(indexed) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("-r other.txt", "-r /base/other.txt"),
+        ("-rother.txt", "-r /base/other.txt"),
+        ("--requirement=other.txt", "--requirement /base/other.txt"),
+        ("-c 'with space.txt'", "-c '/base/with space.txt'"),
+        ("-r ../other.txt  # a comment", "-r /base/../other.txt"),
+        ("-r /absolute/other.txt", "-r /absolute/other.txt"),
+        ("-r https://example.org/other.txt", "-r https://example.org/other.txt"),
+        ("-f ./wheels", "-f /base/wheels"),
+        ("--find-links https://example.org/", "--find-links https://example.org/"),
+        ("--index-url https://example.org/simple", "--index-url https://example.org/simple"),
+        ("--no-binary :all:", "--no-binary :all:"),
+        ("requests[socks]>=2", "requests[socks]>=2"),
+        ("-e ./package", "-e ./package"),
+    ],
+)
+def test_paths_of_other_files_count_from_environment_yml(
+    tmp_path: Path, line: str, expected: str
+) -> None:
+    written = pip.write_requirements([line], Path("/base"), tmp_path)
+    assert written.read_text() == f"{expected}\n"

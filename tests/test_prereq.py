@@ -1,0 +1,116 @@
+"""`prereq`: it tries things out, and says how to get what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support import CONDAINER
+
+if TYPE_CHECKING:
+    from tests.support import Workshop
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can hide programs")
+
+
+def checks(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in found["checks"]}
+
+
+def test_all_is_there(workshop: Workshop) -> None:
+    found = json.loads(workshop.run("prereq", "--json").stdout)
+    assert found["can_build"]
+    assert found["can_mount"]
+    assert found["processors"] >= 1
+    assert [name for name, check in checks(found).items() if not check["ok"]] == []
+
+
+def test_for_people(workshop: Workshop) -> None:
+    told = workshop.run("prereq").stdout
+    assert "ok       squashfuse_ll: /usr/bin/squashfuse_ll mounts and reads" in told
+    assert "build: yes\nexec and mount: yes\n" in told
+
+
+def test_needs_no_project(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.run("-d", str(tmp_path), "prereq")
+
+
+def test_leaves_nothing(workshop: Workshop) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        workshop.run("prereq", variables={"TMPDIR": directory})
+        assert list(Path(directory).iterdir()) == []
+    assert Path("/proc/self/mountinfo").read_text().count("condainer-") == before.count(
+        "condainer-"
+    )
+
+
+def test_a_broken_project_is_an_error(workshop: Workshop) -> None:
+    (workshop.directory / "condainer.yml").write_text("uuid: x\n")
+    assert "line 1" in workshop.run("prereq", status=1).stderr
+
+
+def test_a_base_directory_that_will_not_do(workshop: Workshop) -> None:
+    workshop.configure(mount_base_directory="/nowhere")
+    found = json.loads(workshop.run("prereq", "--json", status=1).stdout)
+    assert not found["can_build"]
+    assert "/nowhere" in checks(found)["mount base directory"]["detail"]
+
+
+def hidden(workshop: Workshop, *programs: str) -> dict[str, Any]:
+    """What `prereq` finds where some programs cannot be executed."""
+    script = (
+        'for program in $PROGRAMS; do for file in $(type -aP "$program"); do '
+        'mount --bind /dev/null "$file"; done; done; "$@" prereq --json'
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script, "bash", *CONDAINER],
+        cwd=workshop.directory,
+        env={**workshop.variables, "PROGRAMS": " ".join(programs)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@needs_root
+def test_no_mksquashfs(workshop: Workshop) -> None:
+    found = hidden(workshop, "mksquashfs")
+    assert not found["can_build"]
+    assert found["can_mount"]
+    assert "squashfs-tools" in checks(found)["mksquashfs"]["hint"]
+
+
+@needs_root
+def test_no_squashfuse(workshop: Workshop) -> None:
+    found = hidden(workshop, "squashfuse", "squashfuse_ll")
+    assert found["can_build"]
+    assert not found["can_mount"]
+    assert "Debian" in checks(found)["squashfuse"]["hint"]
+
+
+@needs_root
+def test_a_program_that_is_there_but_does_not_mount(workshop: Workshop) -> None:
+    """The device is gone: each backend says so itself."""
+    script = 'mount --bind /dev/null /dev/fuse; "$@" prereq --json'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", *CONDAINER],
+        cwd=workshop.directory,
+        env=workshop.variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert not found["can_mount"]
+    assert "cannot mount" in checks(found)["squashfuse_ll"]["detail"]

@@ -1,0 +1,308 @@
+"""`source activate` and `source deactivate`, in real shells."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from condainer import shell
+from condainer.activation import Snapshot
+from tests import support
+
+if TYPE_CHECKING:
+    from tests.support import Workshop
+
+pytestmark = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(not shutil.which(name), reason=f"no {name}"))
+        for name in ("bash", "zsh")
+    ],
+)
+
+NO_FILES = {"bash": ("--norc", "--noprofile"), "zsh": ("-f",)}
+SNAPSHOT = (
+    "snapshot() { export -p | grep -vE ' (_|OLDPWD|RANDOM|SECONDS)='; "
+    'printf "PS1=%s\\n" "${PS1-none}"; set | grep -i condainer_; '
+    "typeset -f | grep -i condainer; }\n"
+)
+
+
+def source(
+    name: str,
+    workshop: Workshop,
+    script: str,
+    *options: str,
+    cwd: Path | None = None,
+    **variables: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run lines of shell in a project directory."""
+    given = {key: value for key, value in workshop.variables.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [name, *NO_FILES[name], *options, "-c", script],
+        cwd=cwd or workshop.directory,
+        env={**given, **variables},
+        capture_output=True,
+        text=True,
+        timeout=support.PATIENCE,
+        check=False,
+    )
+
+
+def test_activate_gives_what_conda_activate_gives(name: str, ready: Workshop) -> None:
+    script = (
+        "source ./activate && python -c 'import sys; print(sys.prefix)' && hard-activated && "
+        'echo "$CONDA_PREFIX|$CONDA_DEFAULT_ENV|$CONDA_SHLVL|$CONDA_PROMPT_MODIFIER|'
+        '$CONDAINER_TEST|$HARD_PREFIX"; source ./deactivate'
+    )
+    done = source(name, ready, script)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        str(ready.prefix),
+        "activated",
+        f"{ready.prefix}|test|1|(test) |a b|{ready.prefix}/share/hard-activate",
+    ]
+    assert done.returncode == 0
+
+
+def test_activate_agrees_with_exec(name: str, ready: Workshop) -> None:
+    done = source(name, ready, "source ./activate; env -0; source ./deactivate")
+    shell_has = {item for item in done.stdout.split("\0") if item.startswith(("HARD_", "COND"))}
+    executed = ready.run("exec", "--", "env", "-0").stdout
+    exec_has = {item for item in executed.split("\0") if item.startswith(("HARD_", "COND"))}
+    assert shell_has == exec_has
+    assert len(shell_has) == 8
+
+
+@pytest.mark.parametrize("options", [(), ("-u",), ("-e",), ("-eu",)])
+def test_deactivate_puts_back_what_was_there(
+    name: str, ready: Workshop, options: tuple[str, ...]
+) -> None:
+    script = (
+        f"{SNAPSHOT} PS1='$ '; snapshot > before; source ./activate; hard-activated; "
+        "source ./deactivate; snapshot > after; echo end"
+    )
+    done = source(name, ready, script, *options, HARD_PREFIX="mine", CONDAINER_TEST="")
+    assert (done.stdout, done.stderr) == ("activated\nend\n", "")
+    before, after = (ready.directory / "before", ready.directory / "after")
+    try:
+        assert after.read_text() == before.read_text()
+        assert "mine" in before.read_text()
+    finally:
+        before.unlink()
+        after.unlink()
+    assert not ready.is_mounted()
+
+
+def test_the_prompt(name: str, ready: Workshop) -> None:
+    script = (
+        'PS1=\'$ \'; source ./activate; echo "[$PS1]"; source ./deactivate; echo "[$PS1]"; '
+        'unset PS1; source ./activate; echo "[${PS1-none}]"; source ./deactivate; '
+        'echo "[${PS1-none}]"'
+    )
+    done = source(name, ready, script)
+    without = "[none]" if name == "bash" else done.stdout.splitlines()[2]
+    assert done.stdout.splitlines() == ["[(test) $ ]", "[$ ]", without, without]
+    assert "(test)" not in without
+
+
+def test_from_another_directory(name: str, ready: Workshop, tmp_path: Path) -> None:
+    path = shlex.quote(str(ready.directory))
+    script = f"source {path}/activate && pwd && hard-activated && source {path}/deactivate"
+    done = source(name, ready, script, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == (f"{tmp_path}\nactivated\n", "")
+
+
+def test_from_the_directory_above_with_cdpath(name: str, ready: Workshop, tmp_path: Path) -> None:
+    decoy = tmp_path / ready.directory.name
+    decoy.mkdir()
+    there = shlex.quote(ready.directory.name)
+    script = f"source {there}/activate && hard-activated && source {there}/deactivate"
+    done = source(name, ready, script, cwd=ready.directory.parent, CDPATH=str(tmp_path))
+    assert (done.stdout, done.stderr) == ("activated\n", "")
+
+
+@pytest.mark.parametrize("directory", ["sp ace 'q\" $HOME", "-dash", "größe"])
+def test_project_paths_that_need_quoting(
+    name: str, ready: Workshop, tmp_path: Path, directory: str
+) -> None:
+    copy = ready.copy(tmp_path / directory)
+    for place in ("./activate", shlex.quote(f"{copy.directory}/activate")):
+        script = f"source {place} && hard-activated && source ./deactivate"
+        done = source(name, copy, script)
+        assert (done.stdout, done.stderr) == ("activated\n", "")
+
+
+def test_inside_another_conda_environment(name: str, ready: Workshop) -> None:
+    script = (
+        f"{SNAPSHOT} PS1='(base) $ '; snapshot > before; source ./activate; "
+        'echo "$CONDA_SHLVL $CONDA_PREFIX_1 $PS1"; source ./deactivate; snapshot > after'
+    )
+    outer = {
+        "CONDA_SHLVL": "1",
+        "CONDA_PREFIX": "/opt/conda",
+        "CONDA_DEFAULT_ENV": "base",
+        "CONDA_PROMPT_MODIFIER": "(base) ",
+    }
+    done = source(name, ready, script, cwd=None, **outer)
+    before, after = (ready.directory / "before", ready.directory / "after")
+    try:
+        assert (done.stdout, done.stderr) == ("2 /opt/conda (test) $ \n", "")
+        assert after.read_text() == before.read_text()
+    finally:
+        before.unlink()
+        after.unlink()
+
+
+def test_what_path_got_meanwhile_stays(name: str, ready: Workshop) -> None:
+    # The package's own script finds its entry only where it stands first.
+    script = (
+        'source ./activate; PATH="$PATH:/mine"; source ./deactivate; echo "$PATH"; '
+        'source ./activate; PATH="/mine:$PATH"; source ./deactivate; echo "$PATH"'
+    )
+    done = source(name, ready, script)
+    own = f"{ready.prefix}/share/hard-activate/bin"
+    path = os.environ["PATH"]
+    assert done.stdout.splitlines() == [f"{path}:/mine", f"/mine:{own}:{path}:/mine"]
+
+
+def test_variables_that_the_user_changed_stay(name: str, ready: Workshop) -> None:
+    script = (
+        "source ./activate; export CONDAINER_TEST=changed NEW=1; source ./deactivate; "
+        'echo "$CONDAINER_TEST $NEW ${HARD_PREFIX-unset}"'
+    )
+    done = source(name, ready, script, CONDAINER_TEST="before")
+    assert done.stdout == "changed 1 unset\n"
+
+
+def test_activating_twice_changes_nothing_more(name: str, ready: Workshop) -> None:
+    script = (
+        'source ./activate; one="$PATH $CONDA_SHLVL"; source ./activate; echo $?; '
+        'test "$one" = "$PATH $CONDA_SHLVL" && source ./deactivate && '
+        'echo "${CONDA_SHLVL-unset}"'
+    )
+    done = source(name, ready, script)
+    assert (done.stdout, done.stderr) == ("0\nunset\n", "")
+
+
+def test_activating_a_second_project_is_refused(
+    name: str, ready: Workshop, workshop: Workshop
+) -> None:
+    snapshot = Snapshot(str(workshop.prefix), "other", ())
+    (workshop.directory / "activate").write_text(shell.activate_script(snapshot, (), "/nowhere"))
+    other = shlex.quote(f"{workshop.directory}/activate")
+    script = f"source ./activate; source {other}; echo $?; hard-activated; source ./deactivate"
+    done = source(name, ready, script)
+    assert done.stdout == "1\nactivated\n"
+    assert "another environment is active" in done.stderr
+    assert not ready.is_mounted()
+
+
+def test_deactivate_when_nothing_is_active(name: str, ready: Workshop) -> None:
+    script = f"{SNAPSHOT} snapshot > before; source ./deactivate; echo $?; snapshot > after"
+    done = source(name, ready, script)
+    before, after = (ready.directory / "before", ready.directory / "after")
+    try:
+        assert done.stdout == "1\n"
+        assert "no environment of condainer is active" in done.stderr
+        assert after.read_text() == before.read_text()
+    finally:
+        before.unlink()
+        after.unlink()
+
+
+@pytest.mark.parametrize("options", [(), ("-u",)])
+def test_a_mount_that_fails_leaves_the_shell_as_it_was(
+    name: str, ready: Workshop, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    copy = ready.copy(tmp_path / "copy")
+    copy.image.unlink()
+    script = f"{SNAPSHOT} snapshot > before; source ./activate; echo $?; snapshot > after"
+    done = source(name, copy, script, *options)
+    assert done.stdout == "1\n"
+    assert done.stderr.startswith("condainer: error: there is no image")
+    before, after = ((copy.directory / file).read_text() for file in ("before", "after"))
+    assert before == after
+
+
+def test_a_mount_that_is_used_stays_after_deactivate(
+    name: str, ready: Workshop, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    keep = os.open(pipe, os.O_RDWR)
+    script = (
+        'set -e; source ./activate; cd "$CONDA_PREFIX"; '
+        f"cat {pipe} >/dev/null 2>&1 & cd - >/dev/null; source ./deactivate; echo end"
+    )
+    try:
+        done = source(name, ready, script)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+        assert (ready.prefix / "bin" / "python").exists()
+    finally:
+        os.close(keep)
+    support.wait_for(lambda: ready.run("-q", "umount", status=None).returncode == 0)
+
+
+def test_a_mount_made_by_name_stays_after_deactivate(name: str, mounted: Workshop) -> None:
+    done = source(name, mounted, "source ./activate; source ./deactivate")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert mounted.is_mounted()
+
+
+def test_condainer_is_found_on_path_where_it_has_moved(
+    name: str, ready: Workshop, tmp_path: Path
+) -> None:
+    copy = ready.copy(tmp_path / "copy")
+    text = (copy.directory / "activate").read_text()
+    own = str(Path(sys.executable).parent / "condainer")
+    assert own in text
+    (copy.directory / "activate").write_text(text.replace(own, "/no/longer/there"))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = "source ./activate && hard-activated; source ./deactivate"
+    assert source(name, copy, script, PATH=path).stdout == "activated\n"
+
+
+def test_an_interactive_shell(name: str, ready: Workshop) -> None:
+    variables = {**ready.variables, "PS1": "ready> ", "TERM": "dumb"}
+    with support.terminal(
+        [name, *NO_FILES[name], "-i"], cwd=ready.directory, env=variables
+    ) as terminal:
+        terminal.type("PS1='ready> '\n")
+        terminal.expect("\nready> " if name == "bash" else "ready> ")
+        terminal.type("source ./activate\n")
+        terminal.expect("(test) ready> ")
+        terminal.type("hard-activated\n")
+        terminal.expect("\nactivated")
+        terminal.expect("(test) ready> ")
+        terminal.type("source ./deactivate; echo SHLVL=${CONDA_SHLVL-none}\n")
+        terminal.expect("\nSHLVL=none")
+        assert "(test)" not in terminal.expect("ready> ")
+        terminal.type("exit\n")
+        assert terminal.wait() == 0
+    assert not ready.is_mounted()
+
+
+HOSTILE = "a'b\"c $(echo oops) `echo oops` \\ $HOME\nsecond %s größer"
+
+
+def test_values_are_quoted(name: str, ready: Workshop, tmp_path: Path) -> None:
+    """The script for an image whose variables hold what a shell could take for its own."""
+    copy = ready.copy(tmp_path / "copy")
+    snapshot = Snapshot(str(ready.prefix), "it's $HOME", (("HOSTILE", HOSTILE), ("NOT-A-NAME", "")))
+    own = str(Path(sys.executable).parent / "condainer")
+    text = shell.activate_script(snapshot, [("HOSTILE", HOSTILE)], own)
+    (copy.directory / "activate").write_text(text)
+    script = (
+        'source ./activate; printf "%s|%s" "$HOSTILE" "$CONDA_DEFAULT_ENV"; source ./deactivate; '
+        'printf "|%s" "${HOSTILE-unset}"'
+    )
+    done = source(name, copy, script)
+    assert (done.stdout, done.stderr) == (f"{HOSTILE}|it's $HOME|unset", "")

@@ -1,0 +1,83 @@
+"""`status`: what it tells people and scripts, whatever state things are in."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from tests import support
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support import Workshop
+
+
+def test_without_an_image(workshop: Workshop) -> None:
+    found = json.loads(workshop.run("status", "--json").stdout)
+    assert found == {
+        "project": str(workshop.directory),
+        "uuid": workshop.uuid,
+        "mountpoint": str(workshop.prefix),
+        "image": {"path": str(workshop.image), "exists": False},
+        "mount": {"state": "not mounted"},
+    }
+    told = workshop.run("status").stdout
+    assert "none yet" in told
+    assert "condainer build" in told
+    assert workshop.left_over() == []
+
+
+def test_of_a_built_project(built: Workshop) -> None:
+    image = json.loads(built.run("status", "--json").stdout)["image"]
+    assert image["exists"]
+    assert image["bytes"] == built.image.stat().st_size
+    assert image["name"] == "test"
+    assert image["packages"] == 4
+    assert "problem" not in image
+    told = built.run("status").stdout
+    assert "4 packages, zstd" in told
+    assert "as 'test'" in told
+
+
+def test_of_a_damaged_image(built: Workshop, tmp_path: Path) -> None:
+    copy = built.copy(tmp_path / "copy")
+    os.truncate(copy.image, 5000)
+    found = json.loads(copy.run("status", "--json").stdout)
+    assert "is truncated" in found["image"]["problem"]
+    assert "problem     the image" in copy.run("status").stdout
+
+
+def test_of_an_image_that_is_a_dangling_link(workshop: Workshop) -> None:
+    workshop.image.symlink_to("nowhere")
+    found = json.loads(workshop.run("status", "--json").stdout)
+    assert "No such file" in found["image"]["problem"]
+    workshop.run("status")
+
+
+def test_of_a_mount(mounted: Workshop) -> None:
+    told = mounted.run("status").stdout
+    assert "mounted     with squashfuse_ll, stays until 'condainer umount'" in told
+    assert "used by     nobody" in told
+
+
+def test_names_who_uses_the_mount(mounted: Workshop) -> None:
+    with mounted.start("exec", "--", "cat", stdin=-1) as user:
+        support.wait_for(lambda: f"used by     cat ({user.pid})" in mounted.run("status").stdout)
+        user.communicate()
+
+
+def test_of_a_taken_mountpoint_is_not_mounted(workshop: Workshop) -> None:
+    workshop.prefix.mkdir()
+    (workshop.prefix / "file").touch()
+    assert json.loads(workshop.run("status", "--json").stdout)["mount"]["state"] == "not mounted"
+    (workshop.prefix / "file").unlink()
+    workshop.prefix.rmdir()
+
+
+def test_changes_nothing(ready: Workshop) -> None:
+    before = sorted(ready.directory.iterdir())
+    ready.run("status")
+    assert ready.left_over() == []
+    assert sorted(ready.directory.iterdir()) == before
