@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from condainer.project import Project
 
 _EXEC_FAILED = 125
+_NO_DESCRIPTOR = -1
 
 _EXEC_USAGE = "condainer [options] exec [-h] [--] CMD [ARG ...]"
 
@@ -288,6 +289,14 @@ def _add_running(commands: Any) -> None:  # noqa: ANN401
     )
     mount.add_argument("--print", action="store_true", help="print the mountpoint")
     mount.add_argument(
+        "--for-shell",
+        nargs="?",
+        type=int,
+        const=_NO_DESCRIPTOR,
+        metavar="FD",
+        help="for 'activate': print the file that holds the mount, or hold it with FD opened on it",
+    )
+    mount.add_argument(
         "--backend",
         default="auto",
         choices=("auto", "squashfuse_ll", "squashfuse", "kernel"),
@@ -400,6 +409,12 @@ def _mount(arguments: argparse.Namespace) -> int:
         _inform(arguments, f"would mount {project.image} at {project.prefix} with {backend.name}")
         return 0
     descriptor = lifetime.use(project, arguments.backend)
+    if arguments.for_shell is not None:
+        if arguments.for_shell == _NO_DESCRIPTOR:
+            _print(f"{project.use_lock}\n")
+        else:
+            lifetime.share(project, arguments.for_shell)
+        return 0
     lifetime.pin(project)
     os.close(descriptor)
     if arguments.verbose:

@@ -15,12 +15,14 @@ class Mount:
     """One line of the mount table.
 
     Attributes:
+        identity: number by which the kernel tells it from others.
         mountpoint: where.
         kind: file system type, such as `fuse.squashfuse_ll` or `squashfs`.
         source: what the mounter named as source.
         owner: for FUSE, the user id that mounted it; else None.
     """
 
+    identity: int
     mountpoint: Path
     kind: str
     source: str
@@ -38,13 +40,13 @@ def mounts_at_or_below(path: Path) -> list[Mount]:
     with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             before, _, after = line.rstrip("\n").partition(" - ")
-            where = _unescape(before.split(" ")[4])
+            identity, _, _, _, path, *_ = before.split(" ")
+            where = _unescape(path)
             if where == top or where.startswith(top + "/"):
                 kind, source, options = [*after.split(" "), "", "", ""][:3]
-                owner = _USER_ID.search(options)
-                found.append(
-                    Mount(Path(where), kind, _unescape(source), int(owner[1]) if owner else None)
-                )
+                match = _USER_ID.search(options)
+                owner = int(match[1]) if match else None
+                found.append(Mount(int(identity), Path(where), kind, _unescape(source), owner))
     return found
 
 

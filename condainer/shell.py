@@ -10,8 +10,6 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from condainer.activation import SNAPSHOT
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,15 +37,17 @@ _condainer() {
 }
 
 _condainer_activate() {
-  if [ -n "${ZSH_VERSION-}" ]; then emulate -L sh; fi
+  if [ -n "${ZSH_VERSION-}" ]; then emulate -L sh; setopt no_ignore_braces; fi
   local name script
   _CONDAINER_DIRECTORY="$1"
   _CONDAINER_PREFIX=@PREFIX@
   _CONDAINER_NAMES="@NAMES@"
-  _CONDAINER_MOUNTED=
-  if [ ! -e "$_CONDAINER_PREFIX/@SNAPSHOT@" ]; then _CONDAINER_MOUNTED=1; fi
-  if ! _condainer -q -d "$_CONDAINER_DIRECTORY" mount; then
-    unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_MOUNTED
+  # While this shell has the lock file open, here or in a program it started, the mount stays.
+  if ! script="$(_condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell)" ||
+    ! eval 'exec {_CONDAINER_HOLD}<"$script"' ||
+    ! _condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell "$_CONDAINER_HOLD" >/dev/null
+  then
+    unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_HOLD
     unset -f _condainer _condainer_activate _condainer_deactivate
     return 1
   fi
@@ -82,7 +82,7 @@ _condainer_activate() {
 }
 
 _condainer_deactivate() {
-  if [ -n "${ZSH_VERSION-}" ]; then emulate -L sh; fi
+  if [ -n "${ZSH_VERSION-}" ]; then emulate -L sh; setopt no_ignore_braces; fi
   local name value made script before after
   if [ -d "$_CONDAINER_PREFIX/etc/conda/deactivate.d" ]; then
     while IFS= read -r script <&9; do
@@ -119,11 +119,8 @@ SCRIPTS
   done
   if [ -n "$_CONDAINER_OUTER" ]; then unset "$_CONDAINER_OUTER"; fi
   hash -r
-  if [ -n "$_CONDAINER_MOUNTED" ]; then
-    # Where another shell or program uses it, it stays.
-    _condainer -q -d "$_CONDAINER_DIRECTORY" umount >/dev/null 2>&1 || :
-  fi
-  unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_MOUNTED _CONDAINER_OUTER
+  eval 'exec {_CONDAINER_HOLD}<&-'
+  unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_HOLD _CONDAINER_OUTER
   unset _CONDAINER_PROMPT
   unset -f _condainer _condainer_activate _condainer_deactivate
 }
@@ -163,7 +160,6 @@ def activate_script(snapshot: Snapshot, variables: Sequence[tuple[str, str]], co
         "@COMMAND@": shlex.quote(command),
         "@PREFIX@": shlex.quote(snapshot.prefix),
         "@NAMES@": " ".join(name for name in names if _IDENTIFIER.fullmatch(name)),
-        "@SNAPSHOT@": SNAPSHOT,
         "@NAME@": shlex.quote(snapshot.name),
         "@PROMPT@": shlex.quote(f"({snapshot.name}) "),
         "@VARIABLES@": "\n".join(exports),

@@ -248,9 +248,10 @@ def test_prefix_with_something_mounted(workshop: Workshop, hard_channel: Path, w
     with building.mounted_tmpfs(place, "size=1m"):
         (place / "file").write_text("something\n")
         before = building.picture(workshop.prefix)
-        answer = workshop.run("build", status=1)
-        assert f"{place} is mounted (tmpfs)" in answer.stderr
-        assert building.picture(workshop.prefix) == before
+        for force in ((), ("--force",)):
+            answer = workshop.run("build", *force, status=1)
+            assert f"{place} is mounted (tmpfs)" in answer.stderr
+            assert building.picture(workshop.prefix) == before
     shutil.rmtree(workshop.prefix)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from condainer import mounttable
-from tests import support
+from tests import building, support
 from tests.support import CONDAINER, daemons_of, wait_for
 
 if TYPE_CHECKING:
@@ -684,8 +685,8 @@ def test_mountpoints_with_spaces_and_the_like(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    expected = mounttable.Mount(where, "tmpfs", "s p", None)
-    assert done.stdout == f"{expected!a}\n"
+    expected = mounttable.Mount(0, where, "tmpfs", "s p", None)
+    assert re.sub(r"identity=\d+", "identity=0", done.stdout) == f"{expected!a}\n"
 
 
 def test_mounts_below_a_path() -> None:
@@ -697,3 +698,17 @@ def test_mounts_below_a_path() -> None:
 def test_no_mount_at_an_ordinary_directory(tmp_path: Path) -> None:
     assert mounttable.mount_at(tmp_path) is None
     assert mounttable.mounts_at_or_below(tmp_path / "missing") == []
+
+
+def test_a_mount_of_something_else_is_left_alone(ready: Workshop) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can mount something else")
+    ready.prefix.mkdir()
+    with building.mounted_tmpfs(ready.prefix, "size=1m"):
+        (ready.prefix / "file").write_text("something\n")
+        for arguments, status in ((("umount",), 1), (("mount",), 1), (("exec", "true"), 125)):
+            answer = ready.run(*arguments, status=status)
+            assert f"something else is mounted at {ready.prefix}: tmpfs" in answer.stderr
+        assert "tmpfs" in ready.run("status").stdout
+        assert (ready.prefix / "file").read_text() == "something\n"
+    ready.prefix.rmdir()

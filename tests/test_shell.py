@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
@@ -56,6 +56,29 @@ def source(
     )
 
 
+def waiting(name: str, workshop: Workshop, script: str) -> subprocess.Popen[str]:
+    """A shell that can be spoken to."""
+    return subprocess.Popen(
+        [name, *NO_FILES[name], "-c", script],
+        cwd=workshop.directory,
+        env=workshop.variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(shell_process: subprocess.Popen[str]) -> IO[str]:
+    assert shell_process.stdout is not None
+    return shell_process.stdout
+
+
+def say(shell_process: subprocess.Popen[str]) -> None:
+    assert shell_process.stdin is not None
+    shell_process.stdin.write("\n")
+    shell_process.stdin.flush()
+
+
 def test_activate_gives_what_conda_activate_gives(name: str, ready: Workshop) -> None:
     script = (
         "source ./activate && python -c 'import sys; print(sys.prefix)' && hard-activated && "
@@ -98,7 +121,7 @@ def test_deactivate_puts_back_what_was_there(
     finally:
         before.unlink()
         after.unlink()
-    assert not ready.is_mounted()
+    support.wait_for(lambda: not ready.is_mounted())
 
 
 def test_the_prompt(name: str, ready: Workshop) -> None:
@@ -202,7 +225,7 @@ def test_activating_a_second_project_is_refused(
     done = source(name, ready, script)
     assert done.stdout == "1\nactivated\n"
     assert "another environment is active" in done.stderr
-    assert not ready.is_mounted()
+    support.wait_for(lambda: not ready.is_mounted())
 
 
 def test_deactivate_when_nothing_is_active(name: str, ready: Workshop) -> None:
@@ -251,6 +274,32 @@ def test_a_mount_that_is_used_stays_after_deactivate(
     support.wait_for(lambda: ready.run("-q", "umount", status=None).returncode == 0)
 
 
+def test_two_shells_do_not_take_the_mount_from_each_other(name: str, ready: Workshop) -> None:
+    first = "source ./activate; read -r go; source ./deactivate; echo out; read -r go"
+    second = "source ./activate; echo in; read -r go; sleep 1; hard-activated"
+    with waiting(name, ready, first) as one, waiting(name, ready, second) as two:
+        assert lines(two).readline() == "in\n"
+        say(one)
+        assert lines(one).readline() == "out\n"
+        assert two.communicate("\n")[0] == "activated\n"
+        one.communicate("\n")
+        assert (one.returncode, two.returncode) == (0, 0)
+
+
+def test_a_shell_that_is_killed_leaves_no_mount(name: str, ready: Workshop) -> None:
+    with waiting(name, ready, "source ./activate; echo in; read -r go") as killed:
+        assert lines(killed).readline() == "in\n"
+        assert ready.is_mounted()
+        killed.kill()
+    support.wait_for(lambda: not ready.is_mounted())
+
+
+def test_umount_names_the_shell_that_is_in_the_environment(name: str, ready: Workshop) -> None:
+    script = f"source ./activate; {sys.executable} -m condainer umount; source ./deactivate"
+    done = source(name, ready, script, PYTHONPATH=ready.variables["PYTHONPATH"])
+    assert f"{ready.prefix} is in use by {name} (" in done.stderr
+
+
 def test_a_mount_made_by_name_stays_after_deactivate(name: str, mounted: Workshop) -> None:
     done = source(name, mounted, "source ./activate; source ./deactivate")
     assert (done.returncode, done.stderr) == (0, "")
@@ -287,7 +336,7 @@ def test_an_interactive_shell(name: str, ready: Workshop) -> None:
         assert "(test)" not in terminal.expect("ready> ")
         terminal.type("exit\n")
         assert terminal.wait() == 0
-    assert not ready.is_mounted()
+    support.wait_for(lambda: not ready.is_mounted())
 
 
 HOSTILE = "a'b\"c $(echo oops) `echo oops` \\ $HOME\nsecond %s größer"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import subprocess
 
     from condainer.mounting.backends import Backend
+    from condainer.mounttable import Mount
     from condainer.project import Project
 
 _READY = b"ready"
@@ -175,6 +176,7 @@ def _serve(project: Project, daemon: subprocess.Popen[bytes] | None) -> None:
         asked_to_end = True
 
     signal.signal(signal.SIGTERM, end)
+    ours = mounttable.mount_at(project.prefix)
     idle_since = time.monotonic()
     while _is_served(project, daemon):
         patience = 0.0 if asked_to_end else project.config.unmount_after
@@ -182,7 +184,7 @@ def _serve(project: Project, daemon: subprocess.Popen[bytes] | None) -> None:
         if pinned or _in_use(project):
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since >= patience:
-            if _unmount_if_idle(project, daemon):
+            if _unmount_if_idle(project, ours, daemon):
                 return
             idle_since = time.monotonic()
         time.sleep(_IDLE_POLL)
@@ -203,15 +205,18 @@ def _in_use(project: Project) -> bool:
     return False
 
 
-def _unmount_if_idle(project: Project, daemon: subprocess.Popen[bytes] | None) -> bool:
+def _unmount_if_idle(
+    project: Project, ours: Mount | None, daemon: subprocess.Popen[bytes] | None
+) -> bool:
     """Unmount while nobody can begin to use the mount; False where somebody does already."""
     try:
         descriptor = locks.acquire(project.use_lock)
     except locks.BusyError:
         return False
     mount = mounttable.mount_at(project.prefix)
-    if mount is not None and backends.unmount(project.prefix, mount.kind):
-        os.close(descriptor)  # something still runs from it without holding the lock
+    if mount is None or mount != ours or backends.unmount(project.prefix, mount.kind):
+        # Something else was mounted over it, or runs from it without holding the lock.
+        os.close(descriptor)
         return False
     if daemon is not None:
         daemon.wait()

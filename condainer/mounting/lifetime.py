@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import fcntl
 import os
 import stat
 import time
@@ -34,6 +35,9 @@ DEADLINE = 30.0
 """Seconds after which a mount that does not come is an error."""
 
 _POLL = 0.02
+_IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll"}
+"""File system types in the mount table that an image may have."""
+
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
 
 
@@ -57,11 +61,16 @@ def look(project: Project) -> Situation:
     """See what is at a project's mountpoint.
 
     Raises:
-        MountError: where another user has mounted something there.
+        MountError: where another user's mount is there, or one of something else.
     """
     mount = mounttable.mount_at(project.prefix)
     if mount is None:
         return Situation(State.ABSENT, None)
+    if mount.kind not in _IMAGE_KINDS:
+        raise MountError(
+            f"something else is mounted at {project.prefix}: {mount.source} ({mount.kind})",
+            "it is left alone; unmount it yourself, or choose another mount_base_directory",
+        )
     if mount.owner not in {None, os.getuid()}:
         raise MountError(
             f"{project.prefix} is mounted by user {mount.owner}",
@@ -102,6 +111,27 @@ def use(project: Project, backend: str = "auto") -> int:
         _let_go(project, descriptor)
         raise
     return descriptor
+
+
+def share(project: Project, descriptor: int) -> None:
+    """Let a descriptor that this process inherited hold a mount as well; the caller holds it.
+
+    The lock belongs to the open file, so whoever passed the descriptor on has it from now on.
+
+    Args:
+        project: whose image.
+        descriptor: opened by another process on the project's lock file.
+
+    Raises:
+        MountError: where it is something else.
+    """
+    try:
+        theirs, ours = os.fstat(descriptor), project.use_lock.lstat()
+        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+            raise MountError(f"descriptor {descriptor} is not {project.use_lock}", "try again")
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        raise MountError(f"descriptor {descriptor} cannot hold the mount: {error}") from error
 
 
 def check_image(project: Project) -> image.Superblock:
