@@ -83,7 +83,13 @@ def load(prefix: Path) -> Snapshot:
         ) from None
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {path}: {error}") from error
-    return from_json(data)
+    snapshot = from_json(data)
+    if snapshot.prefix != str(prefix):
+        raise ImageError(
+            f"the image was built for {snapshot.prefix}, but is mounted at {prefix}",
+            "set mount_base_directory in condainer.yml back, or run 'condainer build --force'",
+        )
+    return snapshot
 
 
 def apply(

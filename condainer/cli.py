@@ -319,9 +319,9 @@ def _add_telling(commands: Any) -> None:  # noqa: ANN401
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 1 or more")
     return number
 
 

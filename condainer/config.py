@@ -183,8 +183,8 @@ KEYS = (
         "compression",
         _compression,
         "zstd",
-        "The image's compression: zstd, gzip, xz, lzo or lz4. Left out: zstd, or what comes next\n"
-        "where this machine's mksquashfs has no zstd.",
+        "The image's compression: zstd, gzip, xz, lzo or lz4. Left out: zstd, or gzip where\n"
+        "this machine's mksquashfs has no zstd.",
     ),
     Key(
         "compression_level",

@@ -22,12 +22,6 @@ class CondainerError(Exception):
         self.hint = hint
 
 
-class UsageError(CondainerError):
-    """The command line makes no sense."""
-
-    exit_status = 2
-
-
 class ConfigError(CondainerError):
     """A file the user wrote cannot be read as what it should be."""
 
@@ -68,5 +62,5 @@ class InterruptedBySignalError(CondainerError):
     """
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"ended by signal {signum}; nothing was changed")
+        super().__init__(f"interrupted by signal {signum}; what was unfinished is removed")
         self.exit_status = 128 + signum

@@ -37,16 +37,18 @@ def mounts_at_or_below(path: Path) -> list[Mount]:
     """
     top = str(path.parent.resolve() / path.name)
     found = []
-    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as table:
+    # Anybody may mount at a path with a carriage return in it, which the kernel does not escape.
+    path = Path("/proc/self/mountinfo")
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as table:
         for line in table:
             before, _, after = line.rstrip("\n").partition(" - ")
-            identity, _, _, _, path, *_ = before.split(" ")
-            where = _unescape(path)
+            fields = before.split(" ")
+            where = _unescape(fields[4])
             if where == top or where.startswith(top + "/"):
                 kind, source, options = [*after.split(" "), "", "", ""][:3]
                 match = _USER_ID.search(options)
                 owner = int(match[1]) if match else None
-                found.append(Mount(int(identity), Path(where), kind, _unescape(source), owner))
+                found.append(Mount(int(fields[0]), Path(where), kind, _unescape(source), owner))
     return found
 
 

@@ -58,7 +58,7 @@ def probe(directory: Path) -> dict[str, Any]:
     mounting = [_backend(name) for name in backends.AUTOMATIC]
     return {
         "can_build": all(check.ok for check in building),
-        "can_mount": any(check.ok for check in mounting),
+        "can_mount": building[-1].ok and any(check.ok for check in mounting),
         "processors": schedule.default_jobs(),
         "checks": [asdict(check) for check in (*building, *helpers, *mounting)],
     }

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from condainer.activation import Snapshot
 
+_WRITTEN = "# Written by 'condainer build'."
+_WRITTEN_BEFORE = "# usage: source "
+"""What the scripts of older projects begin with."""
 _CONDA_NAMES = ("CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CONDA_SHLVL", "CONDA_PROMPT_MODIFIER")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -38,21 +42,21 @@ _condainer() {
 
 _condainer_activate() {
   if [ -n "${ZSH_VERSION-}" ]; then emulate -L sh; setopt no_ignore_braces; fi
-  local name script
+  local _c_name _c_script
   _CONDAINER_DIRECTORY="$1"
   _CONDAINER_PREFIX=@PREFIX@
   _CONDAINER_NAMES="@NAMES@"
   # While this shell has the lock file open, here or in a program it started, the mount stays.
-  if ! script="$(_condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell)" ||
-    ! eval 'exec {_CONDAINER_HOLD}<"$script"' ||
+  if ! _c_script="$(_condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell)" ||
+    ! eval 'exec {_CONDAINER_HOLD}<"$_c_script"' ||
     ! _condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell "$_CONDAINER_HOLD" >/dev/null
   then
     unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_HOLD
     unset -f _condainer _condainer_activate _condainer_deactivate
     return 1
   fi
-  for name in $_CONDAINER_NAMES; do
-    eval "_CONDAINER_HAD_$name=\"\${$name+1}\"; _CONDAINER_OLD_$name=\"\${$name-}\""
+  for _c_name in $_CONDAINER_NAMES; do
+    eval "_CONDAINER_HAD_$_c_name=\"\${$_c_name+1}\"; _CONDAINER_OLD_$_c_name=\"\${$_c_name-}\""
   done
   _CONDAINER_PROMPT=
   case "${PS1-}" in
@@ -71,22 +75,22 @@ _condainer_activate() {
 @VARIABLES@
   if [ -n "${PS1+1}" ]; then PS1="$CONDA_PROMPT_MODIFIER${PS1#"$_CONDAINER_PROMPT"}"; fi
   if [ -d "$_CONDAINER_PREFIX/etc/conda/activate.d" ]; then
-    for script in "$_CONDAINER_PREFIX"/etc/conda/activate.d/*.sh; do
-      if [ -r "$script" ]; then . "$script"; fi
+    for _c_script in "$_CONDAINER_PREFIX"/etc/conda/activate.d/*.sh; do
+      if [ -r "$_c_script" ]; then . "$_c_script"; fi
     done
   fi
-  for name in $_CONDAINER_NAMES; do
-    eval "_CONDAINER_NEW_$name=\"\${$name-}\""
+  for _c_name in $_CONDAINER_NAMES; do
+    eval "_CONDAINER_NEW_$_c_name=\"\${$_c_name-}\""
   done
   hash -r
 }
 
 _condainer_deactivate() {
   if [ -n "${ZSH_VERSION-}" ]; then emulate -L sh; setopt no_ignore_braces; fi
-  local name value made script before after
+  local _c_name _c_value _c_made _c_script _c_before _c_after
   if [ -d "$_CONDAINER_PREFIX/etc/conda/deactivate.d" ]; then
-    while IFS= read -r script <&9; do
-      if [ -r "$script" ]; then . "$script"; fi
+    while IFS= read -r _c_script <&9; do
+      if [ -r "$_c_script" ]; then . "$_c_script"; fi
     done 9<<SCRIPTS
 $(printf '%s\n' "$_CONDAINER_PREFIX"/etc/conda/deactivate.d/*.sh | sort -r)
 SCRIPTS
@@ -98,24 +102,24 @@ SCRIPTS
   # Of PATH only our own entry goes: it may have grown meanwhile.
   case ":$PATH:" in
     *":$_CONDAINER_PREFIX/bin:"*)
-      before=":$PATH:"
-      after="${before#*":$_CONDAINER_PREFIX/bin:"}"
-      before="${before%":$_CONDAINER_PREFIX/bin:$after"}"
-      before="${before#:}"
-      after="${after%:}"
-      PATH="$before${before:+${after:+:}}$after" ;;
+      _c_before=":$PATH:"
+      _c_after="${_c_before#*":$_CONDAINER_PREFIX/bin:"}"
+      _c_before="${_c_before%":$_CONDAINER_PREFIX/bin:$_c_after"}"
+      _c_before="${_c_before#:}"
+      _c_after="${_c_after%:}"
+      PATH="$_c_before${_c_before:+${_c_after:+:}}$_c_after" ;;
   esac
   # Other variables are put back where they still are what activation made of them.
-  for name in $_CONDAINER_NAMES; do
-    eval "value=\"\${$name-}\"; made=\"\$_CONDAINER_NEW_$name\""
-    if [ "$value" = "$made" ] || [ -z "$value" ]; then
-      if eval "[ -n \"\$_CONDAINER_HAD_$name\" ]"; then
-        eval "export $name=\"\$_CONDAINER_OLD_$name\""
+  for _c_name in $_CONDAINER_NAMES; do
+    eval "_c_value=\"\${$_c_name-}\"; _c_made=\"\$_CONDAINER_NEW_$_c_name\""
+    if [ "$_c_value" = "$_c_made" ] || [ -z "$_c_value" ]; then
+      if eval "[ -n \"\$_CONDAINER_HAD_$_c_name\" ]"; then
+        eval "export $_c_name=\"\$_CONDAINER_OLD_$_c_name\""
       else
-        unset "$name"
+        unset "$_c_name"
       fi
     fi
-    unset "_CONDAINER_OLD_$name" "_CONDAINER_NEW_$name" "_CONDAINER_HAD_$name"
+    unset "_CONDAINER_OLD_$_c_name" "_CONDAINER_NEW_$_c_name" "_CONDAINER_HAD_$_c_name"
   done
   if [ -n "$_CONDAINER_OUTER" ]; then unset "$_CONDAINER_OUTER"; fi
   hash -r
@@ -165,6 +169,17 @@ def activate_script(snapshot: Snapshot, variables: Sequence[tuple[str, str]], co
         "@VARIABLES@": "\n".join(exports),
     }
     return re.sub(r"@[A-Z]+@", lambda match: places[match[0]], _ACTIVATE)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file may be replaced: it is not there, or a `build` wrote it."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return _WRITTEN in text or text.startswith(_WRITTEN_BEFORE)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def deactivate_script() -> str:

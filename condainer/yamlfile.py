@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+_DEEPEST = 30
+
 # The C parser is five times as fast, but not every PyYAML was built with it.
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -59,6 +61,7 @@ class YamlFile:
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
         try:
+            self._check_depth(text)
             node = yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
@@ -69,6 +72,18 @@ class YamlFile:
         if node is None:
             node = yaml.MappingNode("tag:yaml.org,2002:map", [])
         self.items = self.mapping(node, "the file")
+
+    def _check_depth(self, text: str) -> None:
+        """Refuse what is nested so deeply that the parser itself would run out of stack."""
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > _DEEPEST:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise ConfigError(f"{self.path}, line {line}: nested more than {_DEEPEST} deep")
 
     def error(self, node: yaml.Node, problem: str, hint: str = "") -> ConfigError:
         """An error that names the file and the line of a node."""

@@ -196,7 +196,7 @@ def test_ctrl_c_is_said_in_one_line(workshop: Workshop) -> None:
             terminal.type("\x03")
             assert terminal.wait() == 130
             seen = terminal.rest()
-    assert "ended by signal 2" in seen
+    assert "interrupted by signal 2" in seen
     assert "Traceback" not in seen
     lock.unlink()
     runtime.rmdir()

@@ -208,3 +208,9 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         parse(text)
     except ConfigError:
         return
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
+def test_nesting_beyond_reason_is_refused(tmp_path: Path, opening: str) -> None:
+    with pytest.raises(ConfigError, match="nested more than"):
+        environment.parse(tmp_path / "environment.yml", "dependencies:\n  " + opening * 100_000)

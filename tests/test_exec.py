@@ -550,3 +550,17 @@ def test_a_script_may_be_executable_for_others_only(built: Workshop, tmp_path: P
     path = script(tmp_path, "others", "#!/bin/sh\necho ran\n", 0o705)
     assert stat.S_IMODE(path.stat().st_mode) == 0o705
     assert built.run("exec", "--", str(path)).stdout == "ran\n"
+
+
+def test_an_image_that_was_built_for_another_place_is_refused(
+    workshop: Workshop, hard_channel: Path
+) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.run("build", "-q")
+    base = workshop.base / "other"
+    base.mkdir()
+    workshop.configure(mount_base_directory=base)
+    answer = workshop.run("exec", "true", status=125)
+    assert f"the image was built for {workshop.prefix}" in answer.stderr
+    support.wait_for(lambda: not list(base.iterdir()))
+    base.rmdir()

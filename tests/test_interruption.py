@@ -148,7 +148,7 @@ def interrupt(stop: Stop, stage: str, signum: signal.Signals, installer: str) ->
         build.send_signal(signum)
         _, words = build.communicate()
         assert build.returncode == 128 + signum, words
-        assert f"ended by signal {int(signum)}" in words
+        assert f"interrupted by signal {int(signum)}" in words
         assert "Traceback" not in words
         assert "panicked" not in words
         check_clean(workshop, before)

@@ -171,7 +171,7 @@ def test_lock_file_that_is_not_text(workshop: Workshop, hard_channel: Path) -> N
     [("", "", ""), (f"#{MD5}", MD5, ""), (f"#sha256:{MD5}{MD5}", "", MD5 * 2)],
 )
 def test_line_names_a_package(checksum: str, md5: str, sha256: str) -> None:
-    assert lockfile.package_from_url(URL + checksum) == Package(
+    assert lockfile.package_from_line(URL + checksum) == Package(
         name="some-thing",
         version="1.0",
         build="h1_3",
@@ -186,7 +186,7 @@ def test_line_names_a_package(checksum: str, md5: str, sha256: str) -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    package = lockfile.package_from_url(f"{URL}#{MD5}")
+    package = lockfile.package_from_line(f"{URL}#{MD5}")
     added = [
         PipPackage("plain", "1.0", "", ""),
         PipPackage("from-a-file", "2.0", "file:///a%20b/from_a_file-2.0.whl", MD5 * 2),
@@ -194,7 +194,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     ]
     path = tmp_path / "lock.txt"
     path.write_text(lockfile.render([package], added))
-    assert lockfile.read(path) == Lock((f"{URL}#{MD5}",), tuple(added))
+    assert lockfile.read(path) == Lock((package,), tuple(added))
     path.write_text(path.read_text().replace("@EXPLICIT", ""))
     with pytest.raises(BuildError, match="no line @EXPLICIT"):
         lockfile.read(path)

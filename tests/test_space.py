@@ -73,14 +73,14 @@ def test_image_side_that_runs_full(tight: Workshop, *, megabytes: int, early: bo
         tight.configure()
         tight.environment("hard-big", channel=localchannel.ensure("big"))
         tight.image.write_bytes(OLD_IMAGE)
-        (tight.directory / "activate").write_text("as it was\n")
+        (tight.directory / "activate").write_text("# usage: source activate\n")
         before = free(tight.directory)
         words = fail(tight)
         assert f"no space left for the image in {tight.directory}: " in words
         assert re.search(r"are free; about 2\d\.\d MB are needed|free now do not suffice", words)
         assert ("Creating 4.0 filesystem" in tight.build_log.read_text()) is not early
         assert tight.image.read_bytes() == OLD_IMAGE
-        assert (tight.directory / "activate").read_text() == "as it was\n"
+        assert (tight.directory / "activate").read_text() == "# usage: source activate\n"
         assert building.parts(tight) == []
         assert free(tight.directory) > before - (1 << 20)
     assert tight.left_over() == []

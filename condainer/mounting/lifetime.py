@@ -38,7 +38,7 @@ _POLL = 0.02
 _IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll"}
 """File system types in the mount table that an image may have."""
 
-_DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
+_DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
 
 
 class State(enum.Enum):
@@ -191,7 +191,7 @@ def unmount(project: Project) -> bool:
 def unmount_if_idle(project: Project) -> None:
     """Unmount what an `exec` mounted, where nobody uses it any more and nobody pinned it."""
     if not project.pin.exists():
-        with contextlib.suppress(MountError):
+        with contextlib.suppress(CondainerError):
             if unmount(project):
                 wait_until_gone(project)
 

@@ -111,18 +111,20 @@ class Build:
 
     Args:
         project: what is built.
+        label: how messages name it.
         options: how.
         budget: the processors of the whole command.
         emit: takes the events.
     """
 
     project: Project
+    label: str
     options: Options
     budget: Budget
     emit: Emit
 
     def __post_init__(self) -> None:
-        self._site = Site(self.project, self.budget, self.emit)
+        self._site = Site(self.project, self.label, self.budget, self.emit)
 
     async def run(self) -> None:
         """Build the image.
@@ -178,7 +180,7 @@ class Build:
             part.unlink(missing_ok=True)
         self.emit(
             Built(
-                project=self.project.label,
+                project=self.label,
                 image=str(self.project.image),
                 image_bytes=size,
                 files=counted.entries,
@@ -201,8 +203,17 @@ class Build:
                 f"the image {project.image} is there already",
                 "'condainer build --force' replaces it once the new one is complete",
             )
+        for path in (project.activate, project.deactivate):
+            if not shell.is_ours(path):
+                raise BuildError(
+                    f"{path} is a file of yours, and build would write one of that name",
+                    "move it to another name",
+                )
         if not os.access(project.directory, os.W_OK):
-            raise BuildError(f"the project directory {project.directory} is not writable for you")
+            raise BuildError(
+                f"the project directory {project.directory} is not writable for you",
+                "build in a copy of it, or ask its owner",
+            )
         staging.check_base_directory(project.prefix.parent)
         if conda:
             staging.check_prefix(project)
@@ -240,7 +251,7 @@ class Build:
             stage.detail += f", {human(total)} to fetch" if total else ""
         if self.options.dry_run:
             for package in solution.packages:
-                self.emit(Note(self.project.label, f"would install {package.stem}"))
+                self.emit(Note(self.label, f"would install {package.stem}"))
             return solution.packages
         needed = total * space.UNPACKED_RATIO
         space.require(space.Place(prefix, "the installation", needed), total)
@@ -249,14 +260,16 @@ class Build:
             self._site.workplace(Stage.INSTALL) as workplace,
         ):
             with self._site.watching(space.Place(prefix, "the installation", needed)):
-                if not installer.makes_prefix:
-                    staging.make_prefix(prefix)
+                if installer.makes_prefix:
+                    staging.let_make_prefix(self._site.lock_descriptor)
+                else:
+                    staging.make_prefix(prefix, self._site.lock_descriptor)
                 await installer.install(plan.request, solution, workplace)
                 staging.check_made(prefix)
                 if not installer.runs_link_scripts:
                     await scripts.run_post_link(prefix, solution.packages, workplace)
             for message in scripts.take_messages(prefix):
-                self.emit(Note(self.project.label, message))
+                self.emit(Note(self.label, message))
         return manifest.installed_packages(prefix, solution.packages)
 
     async def _pip(self, plan: Plan) -> list[PipPackage]:
@@ -301,9 +314,9 @@ class Build:
         ):
             python = await bytecode.find_interpreter(prefix, workplace)
             if python is None:
-                stage.detail = "no Python in the environment"
+                stage.detail = "no Python to compile for"
                 return
-            sources = await anyio.to_thread.run_sync(bytecode.uncompiled, prefix, python)
+            sources = await anyio.to_thread.run_sync(bytecode.uncompiled, python)
             with self._site.watching(space.Place(prefix, "compiled modules", 0)):
                 compiled = await bytecode.compile_all(python, sources, workplace)
             stage.detail = f"{compiled} modules"
@@ -323,7 +336,7 @@ class Build:
                 environment=environment,
                 requirements=yamlfile.read_text(plan.requirements) if plan.requirements else None,
                 packages=packages,
-                pip=tuple(await pip.list_installed(project.prefix, workplace) if packages else ()),
+                pip=tuple(pip.list_installed(project.prefix) if packages else ()),
                 tools=plan.tools,
                 snapshot=await snapshot.capture(
                     project.prefix, name or project.config.basename, variables, workplace
@@ -336,6 +349,8 @@ class Build:
     async def _squash(self, plan: Plan, part: Path) -> tree.Tree:
         prefix = self.project.prefix
         async with self._site.stage(Stage.SQUASH) as stage:
+            if plan.installer is not None:
+                staging.check_made(prefix)  # scripts of packages and pip have run since
             counted = await anyio.to_thread.run_sync(tree.survey, prefix)
             place = space.Place(part.parent, "the image", counted.bytes // space.IMAGE_RATIO)
             space.require(place, counted.bytes // _LEAST_COMPRESSION)
@@ -381,7 +396,7 @@ class Build:
             specs=specs,
             channels=environment.channels if environment else (),
             override_channels=environment.override_channels if environment else False,
-            locked=lock.urls if lock else (),
+            locked=lock.packages if lock else (),
             prefix=self.project.prefix,
             package_cache=Path(cache).expanduser() if cache else None,
         )

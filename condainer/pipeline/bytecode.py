@@ -17,14 +17,20 @@ from condainer import process
 from condainer.errors import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from condainer.pipeline.installers import Workplace
 
-_ABOUT = (
-    "import sys, importlib.util as u; print(sys.version_info[0], sys.version_info[1], "
-    "sys.implementation.cache_tag, u.MAGIC_NUMBER.hex())"
-)
+_ABOUT = """\
+import sys
+if sys.version_info < (3, 7):
+    sys.exit(99)
+import importlib.util, sysconfig
+print(sys.implementation.cache_tag)
+print(importlib.util.MAGIC_NUMBER.hex())
+print(sysconfig.get_path("stdlib"))
+"""
+_TOO_OLD = 99
 # Not with py_compile: on a full file system it cuts a `.pyc` off and says nothing.
 _WORKER = """\
 import errno, importlib.util, marshal, os, struct, sys
@@ -52,8 +58,6 @@ for name in sys.stdin.buffer.read().split(b"\\0"):
         print("+")
 """
 _DONE = "+"
-_SINCE = (3, 7)
-_OLDEST = "Python older than 3.7 is left to compile for itself"
 _HEADER = struct.Struct("<4sIII")
 _REPORT_EVERY = 50
 
@@ -64,19 +68,21 @@ class Interpreter:
 
     Attributes:
         path: where it is.
-        version: major and minor.
+        library: where its modules are, those of site-packages among them.
         cache_tag: as in `x.cpython-312.pyc`.
         magic: the first four bytes of its `.pyc` files.
     """
 
     path: Path
-    version: tuple[int, int]
+    library: Path
     cache_tag: str
     magic: bytes
 
 
 async def find_interpreter(prefix: Path, workplace: Workplace) -> Interpreter | None:
-    """The environment's Python, or None where it has none.
+    """The environment's Python, or None where it has none newer than 3.6.
+
+    An older one is left to compile for itself.
 
     Raises:
         BuildError: where there is one that does not run.
@@ -84,26 +90,21 @@ async def find_interpreter(prefix: Path, workplace: Workplace) -> Interpreter | 
     path = prefix / "bin" / "python"
     if not path.exists():
         return None
-    answer = await process.run(
-        [str(path), "-I", "-S", "-c", _ABOUT],
-        on_line=workplace.on_line,
-        env=workplace.environment,
-        capture=True,
-        pass_fds=workplace.pass_fds,
-    )
-    words = answer.stdout.decode("ascii", "replace").split()
-    if answer.returncode != 0 or len(words) != 4:  # noqa: PLR2004  (what _ABOUT prints)
+    answer = await workplace.run([str(path), "-E", "-s", "-S", "-c", _ABOUT], capture=True)
+    if answer.returncode == _TOO_OLD:
+        return None
+    lines = answer.stdout.decode("utf-8", "replace").splitlines()
+    if answer.returncode != 0 or len(lines) != 3:  # noqa: PLR2004  (what _ABOUT prints)
         last = answer.tail[-1] if answer.tail else answer.verdict
         raise BuildError(f"the environment's Python does not run: {last}")
-    return Interpreter(path, (int(words[0]), int(words[1])), words[2], bytes.fromhex(words[3]))
+    return Interpreter(path, Path(lines[2]), lines[0], bytes.fromhex(lines[1]))
 
 
-def uncompiled(prefix: Path, interpreter: Interpreter) -> list[Path]:
+def uncompiled(interpreter: Interpreter) -> list[Path]:
     """The sources of the environment's modules that have no up-to-date `.pyc`, largest first."""
-    top = prefix / "lib" / f"python{interpreter.version[0]}.{interpreter.version[1]}"
     found = [
         (entry.stat().st_size, Path(entry.path))
-        for entry in _sources(top)
+        for entry in _sources(interpreter.library)
         if not _is_up_to_date(entry, interpreter)
     ]
     return [path for _, path in sorted(found, key=lambda item: (-item[0], item[1]))]
@@ -120,9 +121,6 @@ async def compile_all(
     Returns:
         how many were compiled.
     """
-    if interpreter.version < _SINCE:
-        workplace.on_line(_OLDEST)
-        return 0
     compiled = seen = 0
 
     def take(line: str) -> None:
@@ -144,14 +142,15 @@ async def compile_all(
 
 
 async def _compile(
-    interpreter: Interpreter, sources: Sequence[Path], take: object, workplace: Workplace
+    interpreter: Interpreter,
+    sources: Sequence[Path],
+    take: Callable[[str], None],
+    workplace: Workplace,
 ) -> None:
-    answer = await process.run(
+    answer = await workplace.run(
         [str(interpreter.path), "-I", "-S", "-W", "ignore", "-c", _WORKER],
-        on_line=take,  # type: ignore[arg-type]
-        env=workplace.environment,
+        on_line=take,
         stdin=b"\0".join(os.fsencode(path) for path in sources),
-        pass_fds=workplace.pass_fds,
     )
     if answer.returncode != 0:
         last = answer.tail[-1] if answer.tail else "it printed nothing"

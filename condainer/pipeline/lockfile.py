@@ -1,14 +1,15 @@
 """The lock file beside an image: the exact packages, for conda and for pip.
 
 conda's part is an @EXPLICIT list of URLs with checksums, as `conda list --explicit --md5` writes
-it, each package after those it depends on; every conda can install from it. pip's part stands in
+it, each package after those it depends on; conda can install from it. SHA256 stands in comments
+before the URLs, since older condas read MD5 only. pip's part stands in
 comments, `# pip NAME @ URL --hash=sha256:…`, a form that other tools use as well.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PIP = "# pip "
+_SHA256 = "# sha256 "
 _URL = re.compile(
     r"(?P<channel>.+)/(?P<subdir>[^/]+)/"
     r"(?P<name>[^/]+)-(?P<version>[^-/]+)-(?P<build>[^-/]+)\.(conda|tar\.bz2)"
@@ -55,11 +57,11 @@ class Lock:
     """A lock file.
 
     Attributes:
-        urls: of conda's packages, each with its checksum.
-        pip: pip's packages.
+        packages: those of conda.
+        pip: those of pip.
     """
 
-    urls: tuple[str, ...]
+    packages: tuple[Package, ...]
     pip: tuple[PipPackage, ...]
 
 
@@ -72,12 +74,15 @@ def render(packages: Iterable[Package], pip: Iterable[PipPackage]) -> str:
         "# and so does 'conda create --file FILE' (without those of pip).",
         f"# platform: {platform}",
         "@EXPLICIT",
-        *explicit_lines(packages),
     ]
-    for package in pip:
-        checksum = f" --hash=sha256:{package.sha256}" if package.sha256 else ""
-        where = f" @ {package.url}" if package.url else ""
-        lines.append(f"{_PIP}{package.name}=={package.version}{where}{checksum}")
+    for package, line in zip(packages, explicit_lines(packages), strict=True):
+        if package.sha256:
+            lines.append(f"{_SHA256}{package.sha256}")
+        lines.append(line)
+    for added in pip:
+        checksum = f" --hash=sha256:{added.sha256}" if added.sha256 else ""
+        where = f" @ {added.url}" if added.url else ""
+        lines.append(f"{_PIP}{added.name}=={added.version}{where}{checksum}")
     return "\n".join(lines) + "\n"
 
 
@@ -108,13 +113,19 @@ def read(path: Path) -> Lock:
     if "@EXPLICIT" not in lines:
         raise BuildError(f"{path} is not a lock file: it has no line @EXPLICIT")
     pip = [_pip_package(line.removeprefix(_PIP)) for line in lines if line.startswith(_PIP)]
-    urls = [line for line in lines if line and not line.startswith(("#", "@"))]
-    for url in urls:
-        package_from_url(url)
-    return Lock(tuple(urls), tuple(pip))
+    packages = []
+    sha256 = ""
+    for line in lines:
+        if line.startswith(_SHA256):
+            sha256 = line.removeprefix(_SHA256)
+        elif line and not line.startswith(("#", "@")):
+            package = package_from_line(line)
+            packages.append(replace(package, sha256=package.sha256 or sha256))
+            sha256 = ""
+    return Lock(tuple(packages), tuple(pip))
 
 
-def package_from_url(line: str) -> Package:
+def package_from_line(line: str) -> Package:
     """What a line of a lock file says of its package.
 
     Raises:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import condainer
 from condainer import image
 from condainer.activation import SNAPSHOT, Snapshot
+from condainer.errors import BuildError
 from condainer.pipeline.installers import Package
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ def write(project: Project, manifest: Manifest) -> None:
         "activation": manifest.snapshot.to_json(),
     }
     directory = (project.prefix / image.MANIFEST).parent
+    if directory.is_symlink() or any(directory.glob("*")):
+        raise BuildError(
+            f"a package or its script has put something at {directory}",
+            "that directory is condainer's own; leave the package out",
+        )
     directory.mkdir(mode=0o755, exist_ok=True)
     _write_json(project.prefix / image.MANIFEST, document)
     _write_json(project.prefix / SNAPSHOT, manifest.snapshot.to_json())

@@ -6,6 +6,7 @@ in the directory of that file, then requirements.txt.
 
 from __future__ import annotations
 
+import email.parser
 import json
 import re
 import shlex
@@ -13,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import process
 from condainer.errors import BuildError
 from condainer.pipeline.lockfile import PipPackage
 
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from condainer.pipeline.installers import Workplace
 
 _LAST_LINES = 8
-_LISTING = """\
-import importlib.metadata as m, json
-print(json.dumps([
-    [d.metadata["Name"], d.version, (d.read_text("INSTALLER") or "").strip()]
-    for d in m.distributions() if d.metadata["Name"]
-]))
-"""
 _PIP_VERSION = "import pip; print(pip.__version__)"
 _REPORT_SINCE = (22, 2)
 _NAMES_A_FILE = re.compile(
@@ -74,12 +67,9 @@ async def install(
         ]
         if await _version(python, workplace) >= _REPORT_SINCE:
             argv += ["--report", str(report)]
-        answer = await process.run(
+        answer = await workplace.run(
             [*argv, "-r", str(requirements)],
-            on_line=workplace.on_line,
             cwd=cwd,
-            env=workplace.environment,
-            pass_fds=workplace.pass_fds,
         )
         if answer.returncode != 0:
             last = "\n".join(f"  {line}" for line in _matter(answer.tail))
@@ -89,17 +79,20 @@ async def install(
         return _installed(json.loads(report.read_bytes()))
 
 
-async def list_installed(prefix: Path, workplace: Workplace) -> list[tuple[str, str]]:
-    """Name and version of what is there and did not come from conda."""
-    python = prefix / "bin" / "python"
-    if not python.exists():
-        return []
-    text = await _ask(python, _LISTING, workplace)
-    return sorted(
-        (str(name), str(version))
-        for name, version, installer in json.loads(text)
-        if installer == "pip"
-    )
+def list_installed(prefix: Path) -> list[tuple[str, str]]:
+    """Name and version of the Python packages that no package of conda owns."""
+    owned: set[str] = set()
+    for record in (prefix / "conda-meta").glob("*.json"):
+        owned.update(json.loads(record.read_bytes()).get("files", []))
+    found = []
+    for directory in (prefix / "lib").glob("python*/site-packages"):
+        for pattern in ("*.dist-info/METADATA", "*.egg-info/PKG-INFO"):
+            for path in directory.glob(pattern):
+                if str(path.relative_to(prefix)) not in owned:
+                    text = path.read_text(encoding="utf-8", errors="replace")
+                    about = email.parser.HeaderParser().parsestr(text)
+                    found.append((str(about["Name"]), str(about["Version"])))
+    return sorted(found)
 
 
 def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Path:
@@ -131,12 +124,9 @@ async def _version(python: Path, workplace: Workplace) -> tuple[int, ...]:
 
 async def _ask(python: Path, code: str, workplace: Workplace) -> str:
     """What a few lines of Python print in the environment."""
-    answer = await process.run(
+    answer = await workplace.run(
         [str(python), "-I", "-c", code],
-        on_line=workplace.on_line,
-        env=workplace.environment,
         capture=True,
-        pass_fds=workplace.pass_fds,
     )
     if answer.returncode != 0:
         last = answer.tail[-1] if answer.tail else answer.verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import signal
@@ -17,6 +18,7 @@ from condainer.pipeline.build import Build, Options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from condainer.pipeline.events import Emit
     from condainer.project import Project
@@ -56,12 +58,13 @@ async def _build_all(
     projects: Sequence[Project], options: Options, jobs: int, emit: Emit
 ) -> list[Failure]:
     budget = schedule.Budget(jobs)
+    labels = _labels(projects)
     failures: list[Failure] = []
     received: list[int] = []
 
     async def build(project: Project) -> None:
         try:
-            await Build(project, options, budget, emit).run()
+            await Build(project, labels[project.directory], options, budget, emit).run()
         except CondainerError as error:
             failures.append(Failure(project, error))
         except Exception as error:  # noqa: BLE001  (the other builds go on)
@@ -87,3 +90,12 @@ async def _build_all(
         process.end_calls()
         raise InterruptedBySignalError(received[0])
     return failures
+
+
+def _labels(projects: Sequence[Project]) -> dict[Path, str]:
+    """How messages name each project: by its directory's name, or in full where two share it."""
+    names = collections.Counter(project.label for project in projects)
+    return {
+        each.directory: each.label if names[each.label] == 1 else str(each.directory)
+        for each in projects
+    }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from condainer import process, tools
+from condainer import tools
 from condainer.errors import BuildError
 
 if TYPE_CHECKING:
@@ -36,13 +36,10 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
         script = prefix / "bin" / f".{package.name}-post-link.sh"
         if not script.exists():
             continue
-        workplace.on_line(f"post-link script of {package.stem}")
-        answer = await process.run(
+        answer = await workplace.run(
             [str(shell), str(script)],
-            on_line=workplace.on_line,
             cwd=prefix,
-            env=_variables(prefix, package, workplace),
-            pass_fds=workplace.pass_fds,
+            environment=_variables(prefix, package, workplace),
         )
         if answer.returncode != 0:
             last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])

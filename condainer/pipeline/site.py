@@ -45,6 +45,7 @@ class Site:
 
     Args:
         project: what is built.
+        label: how messages name it.
         budget: the processors of the whole command.
         emit: takes the events.
 
@@ -53,8 +54,9 @@ class Site:
         seconds: how long each stage took.
     """
 
-    def __init__(self, project: Project, budget: Budget, emit: Emit) -> None:
+    def __init__(self, project: Project, label: str, budget: Budget, emit: Emit) -> None:
         self.project = project
+        self.label = label
         self.budget = budget
         self.emit = emit
         self.lock_descriptor = -1
@@ -64,13 +66,14 @@ class Site:
     @contextlib.asynccontextmanager
     async def stage(self, stage: Stage) -> AsyncIterator[Detail]:
         """Say that a stage begins, and when it has ended well how long it took."""
-        self.emit(StageStarted(self.project.label, stage))
+        self.emit(StageStarted(self.label, stage))
+        self._output(f"== {stage.value}")
         detail = Detail()
         start = time.monotonic()
         yield detail
         seconds = time.monotonic() - start
         self.seconds.append((stage, seconds))
-        self.emit(StageFinished(self.project.label, stage, seconds, detail.detail))
+        self.emit(StageFinished(self.label, stage, seconds, detail.detail))
 
     @contextlib.asynccontextmanager
     async def workplace(self, stage: Stage, at_most: int | None = None) -> AsyncIterator[Workplace]:
@@ -80,7 +83,7 @@ class Site:
             stage: which stage.
             at_most: how many processors it can use; this build's fair share by default.
         """
-        label = self.project.label
+        label = self.label
         unit = _UNITS.get(stage, Unit.PACKAGES)
 
         def tell(
@@ -101,7 +104,7 @@ class Site:
         log = self._log_file
         if log is not None:  # an installer's thread may outlive a build that was cancelled
             log.write(line + "\n")
-        self.emit(Output(self.project.label, line))
+        self.emit(Output(self.label, line))
 
     def _variables(self) -> dict[str, str]:
         """What programs run with: nothing of another environment's reaches into this one."""
@@ -111,8 +114,9 @@ class Site:
             if name not in FOREIGN and name not in {"CONDA_PREFIX", "CONDA_DEFAULT_ENV"}
         }
         variables["PYTHONNOUSERSITE"] = "1"
-        for name in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV"):
+        for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
             variables.pop(name, None)
+        variables.update(PIP_USER="0", PIP_REQUIRE_VIRTUALENV="0")  # whatever pip.conf says
         if self.project.config.package_cache:
             cache = Path(self.project.config.package_cache).expanduser()
             variables["CONDA_PKGS_DIRS"] = str(cache)
@@ -157,6 +161,9 @@ class Site:
                 self._log_file = log
                 try:
                     yield
+                except CondainerError as error:
+                    log.write(f"error: {error.message}\n")
+                    raise
                 finally:
                     self._log_file = None
         except CondainerError as error:

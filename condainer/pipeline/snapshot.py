@@ -8,15 +8,17 @@ that the snapshot can later be filled with somebody else's.
 from __future__ import annotations
 
 import json
+import re
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import process, tools
+from condainer import tools
 from condainer.activation import Snapshot
 from condainer.errors import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from condainer.pipeline.installers import Workplace
 
@@ -32,6 +34,7 @@ _MARKED = (
     "PKG_CONFIG_PATH",
     "CMAKE_PREFIX_PATH",
 )
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MARK = "@condainer-{}@"
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 _SHELL_OWN = {"PWD", "OLDPWD", "SHLVL", "_", "PS1", "BASH_ENV", "IFS"}
@@ -61,10 +64,24 @@ def package_variables(prefix: Path) -> list[tuple[str, str]]:
     pairs: dict[str, str] = {}
     for path in sorted((prefix / "etc" / "conda" / "env_vars.d").glob("*.json")):
         try:
-            pairs.update((str(k), str(v)) for k, v in json.loads(path.read_bytes()).items())
-        except (ValueError, AttributeError) as error:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
             raise BuildError(f"{path} does not hold variables: {error}") from error
+        if not isinstance(found, dict) or not all(
+            _is_variable(key, value) for key, value in found.items()
+        ):
+            raise BuildError(f"{path} does not hold variables: names and values that a shell has")
+        pairs.update(found)
     return list(pairs.items())
+
+
+def _is_variable(name: object, value: object) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and bool(_NAME.fullmatch(name))
+        and "\0" not in value
+    )
 
 
 async def capture(
@@ -81,9 +98,22 @@ async def capture(
     Raises:
         BuildError: where the shell does not come to its end.
     """
+    with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
+        return await _capture(prefix, name, variables, workplace, Path(directory))
+
+
+async def _capture(
+    prefix: Path,
+    name: str,
+    variables: Iterable[tuple[str, str]],
+    workplace: Workplace,
+    directory: Path,
+) -> Snapshot:
+    """Capture in an empty directory, which stands for the home directory, too."""
     own = [*package_variables(prefix), *variables]
     before = {
         **{key: _MARK.format(key) for key in _MARKED},
+        "HOME": str(directory),
         "PATH": f"{_SYSTEM_PATH}:{_MARK.format('PATH')}",
         "LANG": "C.UTF-8",
         "TERM": "dumb",
@@ -98,9 +128,9 @@ async def capture(
         **dict(own),
     }
     scripts = sorted((prefix / "etc" / "conda" / "activate.d").glob("*.sh"))
-    after = await _source(scripts, activated, workplace) if scripts else activated
+    after = await _source(scripts, activated, workplace, directory) if scripts else activated
     changes: list[tuple[str, str | None]] = [
-        (key, _template(after[key]))
+        (key, _template(after[key], home=str(directory)))
         for key in sorted(after.keys() - _SHELL_OWN)
         if after[key] != before.get(key)
     ]
@@ -109,7 +139,7 @@ async def capture(
 
 
 async def _source(
-    scripts: list[Path], variables: dict[str, str], workplace: Workplace
+    scripts: list[Path], variables: dict[str, str], workplace: Workplace, cwd: Path
 ) -> dict[str, str]:
     """The variables after a shell has read some scripts.
 
@@ -119,12 +149,11 @@ async def _source(
     if shell is None:
         raise BuildError("no shell was found to run the activation scripts of the packages")
     body = f"exec 3>&1 1>&2\n{_SCRIPT}"
-    answer = await process.run(
+    answer = await workplace.run(
         [str(shell), "-c", body, "condainer", *map(str, scripts)],
-        on_line=workplace.on_line,
-        env=variables,
+        cwd=cwd,
+        environment=variables,
         capture=True,
-        pass_fds=workplace.pass_fds,
     )
     _, found, listing = answer.stdout.partition(b"condainer-variables\0")
     if answer.returncode != 0 or not found:
@@ -140,8 +169,9 @@ async def _source(
     }
 
 
-def _template(value: str) -> str:
+def _template(value: str, *, home: str) -> str:
     """Turn the marks in a value into places that `activation.expand` fills."""
+    value = value.replace(home, "\0HOME\0")
     value = value.replace(f"{_SYSTEM_PATH}:{_MARK.format('PATH')}", "\0PATH\0")
     for key in _MARKED:
         value = value.replace(_MARK.format(key), f"\0{key}\0")

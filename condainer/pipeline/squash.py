@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from condainer import image, process
+from condainer import image
 from condainer.errors import BuildError, ImageError, ToolError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from condainer.pipeline.tree import Tree
     from condainer.tools import Mksquashfs
 
-PREFERENCE = ("zstd", "lz4", "gzip", "xz", "lzo")
+PREFERENCE = ("zstd", "gzip")
 """Which algorithm is taken where the project names none, by what mksquashfs has."""
 
 DEFAULT_LEVELS = {"zstd": 6}
@@ -30,9 +30,6 @@ and 5 % smaller, at no cost for a cold start.
 _BAR = re.compile(r"\[.*?\]\s*(\d+)/(\d+)\s+\d+%")
 _MEMORY = "1G"
 """What mksquashfs may hold in its queues: its own default is a quarter of the machine."""
-
-_EXIT_ON_ERROR_SINCE = (4, 5)
-"""Otherwise it takes an empty file for one that it cannot read, and goes on."""
 
 _LAST_LINES = 8
 
@@ -104,18 +101,16 @@ async def write(
         else:
             workplace.on_line(line)
 
-    answer = await process.run(
+    answer = await workplace.run(
         [
             *(str(mksquashfs.path), str(source), str(target), "-noappend"),
             *compression.arguments,
             *("-processors", str(workplace.processors), "-mem", _MEMORY),
             *("-all-root", "-no-xattrs", "-no-recovery"),
-            *(["-exit-on-error"] if mksquashfs.version >= _EXIT_ON_ERROR_SINCE else []),
+            "-exit-on-error",  # or it puts an empty file where it cannot read one, and goes on
         ],
         on_line=take,
         terminal=True,
-        env=workplace.environment,
-        pass_fds=workplace.pass_fds,
     )
     if answer.returncode != 0:
         lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from condainer.project import Project
 
+_ANY = "any"
 _PERSISTENCE = 5.0
 """Seconds for which a directory that fills up again while it is removed is removed again."""
 
@@ -45,8 +47,7 @@ def claim(project: Project) -> Iterator[int]:
     try:
         check_prefix(project)
         _remove_ours(project.prefix)  # what a killed build left behind
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"process": os.getpid()}).encode(), 0)
+        _note(descriptor, None)
         try:
             yield descriptor
         finally:
@@ -83,8 +84,8 @@ def borrow(project: Project) -> Iterator[int]:
         locks.discard(project.build_lock, descriptor)
 
 
-def make_prefix(prefix: Path) -> None:
-    """Make the directory to install in.
+def make_prefix(prefix: Path, descriptor: int) -> None:
+    """Make the directory to install in, and note in the lock which one it is.
 
     Raises:
         BuildError: where somebody else was quicker.
@@ -93,6 +94,13 @@ def make_prefix(prefix: Path) -> None:
         prefix.mkdir(mode=0o755)
     except FileExistsError:
         raise BuildError(f"{prefix} was made by somebody else this very moment") from None
+    status = prefix.lstat()
+    _note(descriptor, [status.st_dev, status.st_ino])
+
+
+def let_make_prefix(descriptor: int) -> None:
+    """Note in the lock that an installer is about to make the directory itself."""
+    _note(descriptor, _ANY)
 
 
 def check_made(prefix: Path) -> None:
@@ -233,9 +241,10 @@ def _remove_below(parent: int, name: str, device: int) -> None:
 def _check_unmounted(project: Project) -> None:
     mounted = mounttable.mounts_at_or_below(project.prefix)
     if mounted:
+        directory = shlex.quote(str(project.directory))
         raise BuildError(
             f"{mounted[-1].mountpoint} is mounted ({mounted[-1].kind})",
-            f"end what uses it, then run 'condainer -d {project.directory} umount'",
+            f"end what uses it, then run: condainer -d {directory} umount",
         )
 
 
@@ -257,11 +266,19 @@ def _holder(project: Project) -> str:
 
 
 def _left_over(project: Project) -> bool:
-    """Whether an earlier build of ours began to fill the prefix and was killed."""
+    """Whether the directory at the prefix is one that an earlier build of ours made."""
     try:
-        return bool(project.build_lock.read_bytes())
-    except OSError:
+        made = json.loads(project.build_lock.read_bytes())["made"]
+        status = project.prefix.lstat()
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+    return made in (_ANY, [status.st_dev, status.st_ino])
+
+
+def _note(descriptor: int, made: list[int] | str | None) -> None:
+    """Write into the lock who holds it, and which directory it made: device and inode."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"process": os.getpid(), "made": made}).encode(), 0)
 
 
 def _was_staging(descriptor: int) -> bool:

@@ -7,19 +7,24 @@ Both install at the very prefix the image will be mounted at.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from condainer import tools
+from condainer import process, tools
 from condainer.errors import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from condainer.config import Config
+    from condainer.process import Finished
 
 RATTLER = "rattler"
+
+_LONG_WORD = 300
+"""Of longer arguments, such as a few lines of Python, the log shows the beginning."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Request:
         specs: what environment.yml asks for; not used where `locked` is given.
         channels: names and URLs in order of priority.
         override_channels: no other channels than these.
-        locked: URLs of the exact packages, with `#md5` or `#sha256:…`; empty means solve.
+        locked: the exact packages; empty means solve.
         prefix: where to install.
         package_cache: where packages are kept; None means the installer's own place.
     """
@@ -59,7 +64,7 @@ class Request:
     specs: tuple[str, ...]
     channels: tuple[str, ...]
     override_channels: bool
-    locked: tuple[str, ...]
+    locked: tuple[Package, ...]
     prefix: Path
     package_cache: Path | None
 
@@ -111,6 +116,38 @@ class Workplace:
     on_progress: OnProgress
     environment: Mapping[str, str]
     pass_fds: Sequence[int] = ()
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        on_line: Callable[[str], None] | None = None,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: bytes | None = None,
+        capture: bool = False,
+        terminal: bool = False,
+    ) -> Finished:
+        """Run a program here; its command and its output go to the log.
+
+        The arguments and errors are those of `process.run`.
+        """
+        words = [word if len(word) < _LONG_WORD else f"{word[:_LONG_WORD]}…" for word in argv]
+        self.on_line("$ " + shlex.join(words).replace("\n", " "))
+        finished = await process.run(
+            argv,
+            on_line=on_line or self.on_line,
+            cwd=cwd,
+            env=self.environment if environment is None else environment,
+            stdin=stdin,
+            capture=capture,
+            terminal=terminal,
+            pass_fds=self.pass_fds,
+        )
+        if b"\0" not in finished.stdout:
+            for line in finished.stdout.decode("utf-8", "replace").splitlines():
+                self.on_line(line)
+        return finished
 
 
 class Installer(Protocol):

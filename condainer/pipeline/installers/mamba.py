@@ -1,6 +1,6 @@
 """Drives micromamba, mamba or conda as a program.
 
-Two steps: a dry run that only solves, then the installation of exactly those packages from an
+A dry run tells the packages, then they are installed: from the specs, or with --locked from an
 @EXPLICIT file. On a pipe these programs say nothing while they fetch, so progress comes from the
 lines they print while they link.
 """
@@ -8,18 +8,22 @@ lines they print while they link.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import process, tools
+from condainer import tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import lockfile
 from condainer.pipeline.installers import Package, Request, Solution, Workplace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from condainer import process
 
 _LINKING = re.compile(r"Linking (\S+)")
 _PREFIX = re.compile(r"^(critical|error|warning|info)\s+libmamba\s?")
@@ -32,6 +36,7 @@ _BOILERPLATE = (
     "https://github.com/mamba-org/mamba/issues",
 )
 _EXPLANATION_LINES = 25
+_LAST_LINES = 8
 
 
 class Mamba:
@@ -58,7 +63,8 @@ class Mamba:
 
     def check(self, request: Request) -> None:
         """See whether the mamba family can do what is asked."""
-        for channel in request.channels:
+        named = [spec.partition("::")[0] for spec in request.specs if "::" in spec]
+        for channel in (*request.channels, *named, *(p.url for p in request.locked)):
             if "%20" in channel or " " in channel:
                 raise ToolError(
                     f"{self._path.name} cannot read a channel whose path has a space: {channel}",
@@ -68,7 +74,7 @@ class Mamba:
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
         """Ask for the packages in a dry run."""
         if request.locked:
-            return Solution(tuple(lockfile.package_from_url(url) for url in request.locked))
+            return Solution(request.locked)
         argv = [*self._create(request), "--dry-run", *self._wanted(request)]
         answer = await self._run([*argv, "--json"], workplace, capture=True)
         actions = _actions(answer.stdout)
@@ -96,19 +102,25 @@ class Mamba:
         workplace.on_progress(0, total, "fetching and unpacking")
         with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
             argv = self._create(request)
-            if all(package.url for package in solution.packages):
+            if request.locked:
+                # Only here: some versions spoil their package cache when they are given URLs.
                 file = Path(directory, "explicit.txt")
-                file.write_text(
-                    "\n".join(["@EXPLICIT", *lockfile.explicit_lines(solution.packages), ""])
-                )
+                lines = lockfile.explicit_lines(request.locked)
+                file.write_text("\n".join(["@EXPLICIT", *lines, ""]))
                 argv += ["--file", str(file)]
-            else:  # conda names no URL for what it has in its cache
+            else:
                 argv += self._wanted(request)
-            answer = await self._run(argv, workplace, on_line=take)
+            recorder = _Recorder(Path(directory), request.prefix)
+            path = f"{recorder.directory}:{workplace.environment.get('PATH', os.defpath)}"
+            answer = await self._run(argv, workplace, on_line=take, PATH=path)
+            failed = recorder.failed_script()
         if answer.returncode != 0:
             raise BuildError(
                 f"{self._path.name} failed ({answer.verdict}):\n{explanation(answer.tail)}"
             )
+        if failed:
+            last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
+            raise BuildError(f"{failed}; the last lines of {self._path.name}:\n{last}")
 
     def _create(self, request: Request) -> list[str]:
         return [str(self._path), "create", "-y", "-p", str(request.prefix)]
@@ -124,7 +136,8 @@ class Mamba:
         workplace: Workplace,
         *,
         capture: bool = False,
-        on_line: Any = None,  # noqa: ANN401
+        on_line: Callable[[str], None] | None = None,
+        **variables: str,
     ) -> process.Finished:
         threads = str(workplace.processors)
         environment = {
@@ -133,14 +146,46 @@ class Mamba:
             "CONDA_EXECUTE_THREADS": threads,
             # The staging directory is gone when the build has ended.
             "CONDA_REGISTER_ENVS": "false",
+            **variables,
         }
-        return await process.run(
-            argv,
-            on_line=on_line or workplace.on_line,
-            env=environment,
-            capture=capture,
-            pass_fds=workplace.pass_fds,
-        )
+        return await workplace.run(argv, on_line=on_line, environment=environment, capture=capture)
+
+
+class _Recorder:
+    """A `bash` that stands before the real one on PATH and notes which link script failed.
+
+    libmamba runs the packages' link scripts with the first bash on PATH, and goes on whatever
+    their exit status is.
+
+    Args:
+        directory: an empty directory to work in.
+        prefix: of the environment.
+    """
+
+    def __init__(self, directory: Path, prefix: Path) -> None:
+        self.directory = directory / "bin"
+        self._note = directory / "failed"
+        self._prefix = prefix
+        bash = tools.which("bash")
+        self.directory.mkdir()
+        if bash is not None:
+            script = self.directory / "bash"
+            script.write_text(
+                f'#!/bin/sh\n{shlex.quote(str(bash))} "$@"\nstatus=$?\n'
+                'for script in "$@"; do :; done\n'
+                f'case "$status $script" in 0*) ;; *" {prefix}/bin/."*-link.sh)\n'
+                f'  echo "$status $script" >>{shlex.quote(str(self._note))} ;; esac\n'
+                "exit $status\n"
+            )
+            script.chmod(0o755)
+
+    def failed_script(self) -> str:
+        """Which script failed first, in words; empty where none did."""
+        if not self._note.exists():
+            return ""
+        status, _, script = self._note.read_text().splitlines()[0].partition(" ")
+        name = Path(script).name.removeprefix(".").removesuffix(".sh")
+        return f"the script {name} failed (exit status {status})"
 
 
 def explanation(lines: Iterable[str]) -> str:

@@ -19,7 +19,6 @@ from anyio import from_thread
 from rattler.install import InstallerReporter
 
 from condainer.errors import BuildError
-from condainer.pipeline import lockfile
 from condainer.pipeline.installers import Package, Request, Solution, Workplace
 
 if TYPE_CHECKING:
@@ -66,7 +65,9 @@ class Rattler:
                     sources=[rattler.Channel(channel) for channel in channels],
                     specs=specs,
                     gateway=_gateway(request),
-                    virtual_packages=rattler.VirtualPackage.detect(),
+                    virtual_packages=rattler.VirtualPackage.detect(
+                        rattler.VirtualPackageOverrides.from_env()  # CONDA_OVERRIDE_CUDA and others
+                    ),
                 )
         except BuildError:
             raise
@@ -196,7 +197,7 @@ async def _locked(request: Request) -> list[RepoDataRecord]:
     Raises:
         BuildError: where a channel has another file under a locked URL, or no such file.
     """
-    wanted = {package.url: package for package in map(lockfile.package_from_url, request.locked)}
+    wanted = {package.url: package for package in request.locked}
     found: dict[str, RepoDataRecord] = {}
     lists = await _gateway(request).query(
         [rattler.Channel(channel) for channel in {p.channel: None for p in wanted.values()}],
@@ -259,7 +260,8 @@ def _tidy(prefix: Path, workplace: Workplace) -> None:
     (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
     # Its records are closed to everybody else, which an image that others use must not be.
     for record in (prefix / "conda-meta").glob("*.json"):
-        record.chmod(0o644)
+        if not record.is_symlink():  # a package may hold anything there
+            record.chmod(0o644)
     # The losers where two packages own one path.
     losers = prefix / "__clobbers__"
     for loser in sorted(losers.glob("*/**/*")):
