@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import shlex
 import socket
 import stat
 import subprocess
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.support import Workshop
 
-PYTHON = sys.executable
+PYTHON = shlex.quote(sys.executable)  # goes into lines of shell
 
 
 @pytest.fixture(scope="module", autouse=True)
