@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import shlex
+import signal
 import socket
 import stat
 import subprocess
@@ -265,7 +265,9 @@ def test_the_standard_streams_are_the_callers(built: Workshop) -> None:
         first[1],
         second[0] as stderr,
         second[1],
-        built.start("exec", "--", PYTHON, "-c", code, stdin=stdin, stderr=stderr) as process,
+        built.start(
+            "exec", "--", sys.executable, "-c", code, stdin=stdin, stderr=stderr
+        ) as process,
     ):
         assert process.stdout is not None
         expected = [os.fstat(fd).st_ino for fd in (stdin.fileno(), process.stdout.fileno())]
@@ -526,7 +528,7 @@ def test_user_site_packages(built: Workshop, tmp_path: Path, key: str, expected:
 def test_nothing_heavy_is_imported_for_a_live_mount(built: Workshop) -> None:
     """The modules that a real run imported, as the interpreter itself lists them."""
     done = subprocess.run(
-        [PYTHON, "-X", "importtime", "-m", "condainer", "exec", "--", "true"],
+        [sys.executable, "-X", "importtime", "-m", "condainer", "exec", "--", "true"],
         cwd=built.directory,
         env=built.variables,
         capture_output=True,

@@ -295,7 +295,8 @@ def test_a_shell_that_is_killed_leaves_no_mount(name: str, ready: Workshop) -> N
 
 
 def test_umount_names_the_shell_that_is_in_the_environment(name: str, ready: Workshop) -> None:
-    script = f"source ./activate; {shlex.quote(sys.executable)} -m condainer umount; source ./deactivate"
+    python = shlex.quote(sys.executable)
+    script = f"source ./activate; {python} -m condainer umount; source ./deactivate"
     done = source(name, ready, script, PYTHONPATH=ready.variables["PYTHONPATH"])
     assert f"{ready.prefix} is in use by {name} (" in done.stderr
 
