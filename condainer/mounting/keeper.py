@@ -29,6 +29,9 @@ _READY = b"ready"
 _SENDER = 3
 """The descriptor by which a keeper answers, after those of every process."""
 
+_LOG = 2
+"""The descriptor of the log, which is standard error."""
+
 _MOUNT_POLL = 0.004
 _IDLE_POLL = 0.25
 
@@ -239,6 +242,10 @@ def _clean_up(project: Project) -> None:
 def _is_left_to_us(project: Project) -> bool:
     """Whether something is left, and nobody has mounted the image again, with a keeper anew."""
     left = (project.use_lock, project.pin, project.mount_log, project.prefix)
+    if os.path.lexists(project.mount_log) and not os.path.samestat(
+        project.mount_log.lstat(), os.fstat(_LOG)
+    ):
+        return False  # of another keeper, maybe in a mount namespace that we cannot look into
     if lifetime.look(project).state is lifetime.State.LIVE:
         return False
     return any(os.path.lexists(path) for path in left)
