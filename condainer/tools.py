@@ -24,8 +24,6 @@ PACKAGE_HINTS = {
 }
 """Which package of which distribution holds a program."""
 
-_TAR_SINCE = (4, 5)
-
 
 @dataclass(frozen=True)
 class Mksquashfs:
@@ -40,11 +38,6 @@ class Mksquashfs:
     path: Path
     version: tuple[int, int]
     compressors: tuple[str, ...]
-
-    @property
-    def reads_tar(self) -> bool:
-        """Whether it compresses a tar stream as it arrives."""
-        return self.version >= _TAR_SINCE
 
 
 def which(name: str) -> Path | None:

@@ -16,7 +16,6 @@ AUTOMATIC = ("squashfuse_ll", "squashfuse")
 """What `auto` tries, in this order."""
 
 KERNEL = "kernel"
-NAMES = ("auto", *AUTOMATIC, KERNEL)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import condainer
 from condainer import image
 from condainer.activation import SNAPSHOT, Snapshot
 from condainer.errors import BuildError
-from condainer.pipeline.installers import Package
+from condainer.pipeline.installers import Package, package_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,7 +59,7 @@ def installed_packages(prefix: Path, solution: Iterable[Package]) -> tuple[Packa
     planned = {package.stem: (place, package) for place, package in enumerate(solution)}
     found = []
     for path in sorted((prefix / "conda-meta").glob("*.json")):
-        record = _package(json.loads(path.read_bytes()))
+        record = package_from_json(json.loads(path.read_bytes()))
         place, plan = planned.get(record.stem, (len(planned), record))
         found.append((place, _merged(record, plan)))
     return tuple(package for _, package in sorted(found, key=lambda item: item[0]))
@@ -104,21 +104,6 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=1, ensure_ascii=True)
     path.write_text(text + "\n", encoding="utf-8")
     os.chmod(path, 0o644)  # noqa: PTH101  (whatever the umask)
-
-
-def _package(record: dict[str, Any]) -> Package:
-    return Package(
-        name=str(record.get("name") or ""),
-        version=str(record.get("version") or ""),
-        build=str(record.get("build") or record.get("build_string") or ""),
-        build_number=int(record.get("build_number") or 0),
-        channel=str(record.get("channel") or "").rstrip("/"),
-        subdir=str(record.get("subdir") or ""),
-        url=str(record.get("url") or ""),
-        md5=str(record.get("md5") or ""),
-        sha256=str(record.get("sha256") or ""),
-        size=int(record.get("size") or 0),
-    )
 
 
 def _merged(record: Package, plan: Package) -> Package:

@@ -10,7 +10,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from condainer import process, tools
 from condainer.errors import ToolError
@@ -46,6 +46,22 @@ class Package:
     def stem(self) -> str:
         """name-version-build, as installers print it."""
         return f"{self.name}-{self.version}-{self.build}"
+
+
+def package_from_json(entry: Mapping[str, Any]) -> Package:
+    """A package as conda-meta and the mamba family's --json describe it."""
+    return Package(
+        name=str(entry.get("name") or ""),
+        version=str(entry.get("version") or ""),
+        build=str(entry.get("build_string") or entry.get("build") or ""),
+        build_number=int(entry.get("build_number") or 0),
+        channel=str(entry.get("channel") or "").rstrip("/"),
+        subdir=str(entry.get("subdir") or entry.get("platform") or ""),
+        url=str(entry.get("url") or ""),
+        md5=str(entry.get("md5") or ""),
+        sha256=str(entry.get("sha256") or ""),
+        size=int(entry.get("size") or 0),
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from condainer import tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import lockfile
-from condainer.pipeline.installers import Package, Request, Solution, Workplace
+from condainer.pipeline.installers import Request, Solution, Workplace, package_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -84,7 +84,9 @@ class Mamba:
             raise BuildError(f"{self._path.name} found no solution:\n{explanation(answer.tail)}")
         fetched = {_identity(entry): entry for entry in actions.get("FETCH", [])}
         linked = actions.get("LINK", [])
-        return Solution(tuple(_package({**fetched.get(_identity(e), {}), **e}) for e in linked))
+        return Solution(
+            tuple(package_from_json({**fetched.get(_identity(e), {}), **e}) for e in linked)
+        )
 
     async def install(self, request: Request, solution: Solution, workplace: Workplace) -> None:
         """Fetch and link the packages of a solution."""
@@ -215,18 +217,3 @@ def _actions(stdout: bytes) -> dict[str, Any] | None:
 def _identity(entry: dict[str, Any]) -> tuple[str, str, str]:
     build = entry.get("build") or entry.get("build_string") or ""
     return str(entry.get("name")), str(entry.get("version")), str(build)
-
-
-def _package(entry: dict[str, Any]) -> Package:
-    return Package(
-        name=str(entry.get("name", "")),
-        version=str(entry.get("version", "")),
-        build=str(entry.get("build_string") or entry.get("build") or ""),
-        build_number=int(entry.get("build_number") or 0),
-        channel=str(entry.get("channel") or ""),
-        subdir=str(entry.get("subdir") or entry.get("platform") or ""),
-        url=str(entry.get("url") or ""),
-        md5=str(entry.get("md5") or ""),
-        sha256=str(entry.get("sha256") or ""),
-        size=int(entry.get("size") or 0),
-    )
