@@ -223,6 +223,54 @@ def test_random_moments(stop: Stop, micromamba: Path) -> None:
     check_next_build(workshop, stop.channel)
 
 
+# When somebody mounts meanwhile
+
+
+def test_exec_while_the_image_is_built_anew_does_not_get_in_its_way(
+    workshop: Workshop, hard_channel: Path, micromamba: Path, tmp_path: Path
+) -> None:
+    """It is told who builds; the build, which was still solving, comes to its end."""
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.run("build", "-q")
+    solving, go_on = tmp_path / "solving", tmp_path / "go-on"
+    os.mkfifo(go_on)
+    wrapper = tmp_path / "micromamba"
+    wrapper.write_text(
+        "#!/bin/sh\n"
+        f"case \"$*\" in *--dry-run*) touch '{solving}'; read -r _ < '{go_on}';; esac\n"
+        f"exec '{micromamba}' \"$@\"\n"
+    )
+    wrapper.chmod(0o755)
+    build = start(workshop, "--installer", str(wrapper))
+    wait_for(lambda: solving.exists() or build.poll() is not None)
+    for command, status in (("mount",), 1), (("exec", "true"), 125):
+        answer = workshop.run(*command, status=status)
+        assert f"the image of {workshop.directory} is being built by" in answer.stderr
+        assert f"({build.pid})" in answer.stderr
+    go_on.write_text("\n")
+    _, words = build.communicate()
+    assert build.returncode == 0, words
+    workshop.run("exec", "true")
+    workshop.run("umount")
+
+
+def test_why_a_build_failed_is_said_where_its_staging_cannot_be_removed(stop: Stop) -> None:
+    workshop = stop.workshop
+    is_there = stop.post_link()
+    build = start(workshop)
+    wait_for(lambda: is_there() or build.poll() is not None)
+    place = workshop.prefix / "mounted"
+    place.mkdir()
+    with building.mounted_tmpfs(place, "size=1m"):
+        for pid in map(int, (workshop.prefix / "hard-sleeping.txt").read_text().split()):
+            os.kill(pid, signal.SIGKILL)
+        _, words = build.communicate()
+        assert build.returncode == 1
+        assert "post-link script" in words
+        assert f"{workshop.prefix} was not removed: something is mounted there" in words
+    check_next_build(workshop, stop.channel)
+
+
 # When condainer itself is killed
 
 

@@ -253,7 +253,7 @@ def prepare_mountpoint(project: Project) -> None:
     if any(prefix.iterdir()):
         raise MountError(
             f"the mountpoint {prefix} is not empty",
-            "a build may be running or may have been killed; " + hint,
+            "a build may have been killed; 'condainer build --force' then cleans up; or " + hint,
         )
 
 
@@ -308,6 +308,8 @@ def _mount(project: Project, backend: str) -> None:
         if situation.state is State.DEAD and situation.mount is not None:
             remove_dead(project, situation.mount)
             locks.ensure_directory(project.runtime_directory)
+        if locks.is_held(project.build_lock):
+            raise _being_built(project)
         prepare_mountpoint(project)
         try:
             keeper.start(project, chosen)
@@ -334,6 +336,15 @@ def log_tail(path: Path, most: int = 3) -> str:
     except OSError:
         return ""
     return "; ".join(line.strip() for line in text.splitlines()[-most:] if line.strip())
+
+
+def _being_built(project: Project) -> MountError:
+    from condainer.mounting.users import describe, users_of
+
+    who = describe(users_of(project.prefix, project.build_lock)) or "another process"
+    return MountError(
+        f"the image of {project.directory} is being built by {who}", "wait until that has ended"
+    )
 
 
 def _in_use(project: Project, users: list[User], problem: str = "") -> MountError:

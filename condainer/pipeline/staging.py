@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from condainer import locks, mounttable
-from condainer.errors import BuildError
+from condainer.errors import BuildError, CondainerError
 from condainer.project import METADATA
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from condainer.project import Project
 
 _ANY = "any"
+_MOMENT = 0.2
+"""Seconds for which somebody who only looks may hold a lock."""
+
 _PERSISTENCE = 5.0
 """Seconds for which a directory that fills up again while it is removed is removed again."""
 
@@ -48,16 +51,11 @@ def claim(project: Project) -> Iterator[int]:
         check_prefix(project)
         _remove_ours(project.prefix)  # what a killed build left behind
         _note(descriptor, None)
-        try:
+        with _removing(project.prefix):
             yield descriptor
-        finally:
-            _remove_ours(project.prefix)
         os.ftruncate(descriptor, 0)
     finally:
-        if project.prefix.exists() and _was_staging(descriptor):
-            os.close(descriptor)  # the next build recognises what could not be removed
-        else:
-            locks.discard(project.build_lock, descriptor)
+        _release(project, descriptor)
 
 
 @contextlib.contextmanager
@@ -205,6 +203,21 @@ def remove_tree(top: Path) -> None:
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def _removing(prefix: Path) -> Iterator[None]:
+    """Remove a staging directory afterwards; why a build failed matters more than that this did."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            _remove_ours(prefix)
+        except BuildError as left:
+            if isinstance(error, CondainerError):
+                error.hint = "; ".join(filter(None, (error.hint, left.message)))
+        raise
+    _remove_ours(prefix)
+
+
 def _remove_ours(prefix: Path) -> None:
     """Remove a staging directory, unless somebody else made what is there."""
     if os.path.lexists(prefix) and prefix.lstat().st_uid == os.getuid():
@@ -250,12 +263,31 @@ def _check_unmounted(project: Project) -> None:
 
 def _lock(project: Project) -> int:
     try:
-        return locks.acquire(project.build_lock)
+        descriptor = locks.acquire(project.build_lock, timeout=_MOMENT)
     except locks.BusyError:
         raise BuildError(
             f"another build of this project is running on this machine{_holder(project)}",
             "wait until it has ended",
         ) from None
+    # Whoever mounts looks at the build's lock while it holds this one: a mount that has begun is
+    # to be seen from here on, and none begins any more.
+    try:
+        mounting = locks.acquire(project.mount_lock, timeout=_MOMENT)
+    except locks.BusyError:
+        _release(project, descriptor)
+        raise BuildError(
+            f"the image at {project.prefix} is being mounted by another process",
+            "end what uses it, then build again",
+        ) from None
+    locks.discard(project.mount_lock, mounting)
+    return descriptor
+
+
+def _release(project: Project, descriptor: int) -> None:
+    if project.prefix.exists() and _was_staging(descriptor):
+        os.close(descriptor)  # the next build recognises what could not be removed
+    else:
+        locks.discard(project.build_lock, descriptor)
 
 
 def _holder(project: Project) -> str:
