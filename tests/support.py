@@ -36,11 +36,13 @@ class Workshop:
     Attributes:
         directory: of the project.
         base: the mount base directory; short, since it becomes a part of paths in `#!` lines.
+        temporary: for temporary files.
         variables: what commands run with: nothing of the developer's own home is touched.
     """
 
     directory: Path
     base: Path
+    temporary: Path
     variables: dict[str, str]
     uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
 
@@ -132,8 +134,8 @@ class Workshop:
         )
 
     def left_over(self) -> list[Path]:
-        """What is in the mount base directory."""
-        return sorted(self.base.iterdir())
+        """What is in the mount base directory, and among the temporary files."""
+        return sorted([*self.base.iterdir(), *self.temporary.iterdir()])
 
     def wait_until_clean(self) -> None:
         """Wait until the last mount has gone and nothing of it is left."""
@@ -161,14 +163,17 @@ def make_workshop(directory: Path, home: Path) -> Workshop:
         home: stands for the home directory, with the caches in it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    kept = ("PATH", "LANG", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "CONDAINER_TEST_CACHE")
+    kept = ("PATH", "LANG", "PYTHONDONTWRITEBYTECODE", "CONDAINER_TEST_CACHE")
     pip = [name for name in os.environ if name.startswith(("PIP_", "SSL_", "REQUESTS_"))]
     variables = {name: os.environ[name] for name in (*kept, *pip) if name in os.environ}
     variables["HOME"] = str(home)
     variables["PYTHONPATH"] = str(REPOSITORY)
     variables["CONDAINER_INSTALLER"] = "rattler"
     base = Path(tempfile.mkdtemp(prefix="cndt-", dir="/tmp"))
-    workshop = Workshop(directory, base, variables)
+    temporary = Path(tempfile.mkdtemp(prefix="cndt-", suffix=".tmp"))
+    temporary.chmod(0o1777)
+    variables["TMPDIR"] = str(temporary)
+    workshop = Workshop(directory, base, temporary, variables)
     workshop.configure()
     return workshop
 
@@ -179,7 +184,8 @@ def clear(workshop: Workshop) -> None:
         where = line.split(" ")[4]
         if where.startswith(f"{workshop.base}/"):
             subprocess.run(["umount", "-l", where], check=False, capture_output=True)
-    shutil.rmtree(workshop.base, ignore_errors=True)
+    for directory in (workshop.base, workshop.temporary):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def running(name: str, *words: str) -> list[int]:

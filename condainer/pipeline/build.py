@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,8 +46,10 @@ from condainer.units import human
 
 if TYPE_CHECKING:
     from condainer.environment import Environment
+    from condainer.pipeline.installers import Solution
     from condainer.pipeline.lockfile import Lock, PipPackage
     from condainer.pipeline.schedule import Budget
+    from condainer.pipeline.staging import Hold
     from condainer.project import Project
     from condainer.tools import Mksquashfs
 
@@ -140,7 +141,7 @@ class Build:
                     plan = await anyio.to_thread.run_sync(self._check, abandon_on_cancel=True)
                     stage.detail = plan.tools.get("installer", "")
                 if self.options.dry_run:
-                    await self._build(plan)
+                    await self._tell(plan)
                 else:
                     with site.log(0o666 & ~self.options.umask), site.explaining():
                         await self._run(plan)
@@ -148,24 +149,30 @@ class Build:
     async def _run(self, plan: Plan) -> None:
         project = self.project
         hold = staging.claim if plan.installer is not None else staging.borrow
-        with hold(project) as self._site.lock_descriptor:
+        with hold(project) as held:
+            self._site.hold = held
             parts.remove_stale(
                 [
                     *(project.image, project.lock_file, project.build_log),
                     *(project.activate, project.deactivate),
                 ]
             )
-            await self._build(plan)
+            await self._build(plan, held)
 
-    async def _build(self, plan: Plan) -> None:
+    async def _tell(self, plan: Plan) -> None:
+        """Say what a build would install."""
+        if plan.installer is not None:
+            solution = await self._solve(plan, plan.installer)
+            for package in solution.packages:
+                self.emit(Note(self.label, f"would install {package.stem}"))
+
+    async def _build(self, plan: Plan, hold: Hold) -> None:
         packages: tuple[Package, ...] = ()
         added: list[PipPackage] = []
         if plan.installer is not None:
-            packages = await self._install(plan, plan.installer)
-        if self.options.dry_run:
-            return
-        if plan.installer is not None:
-            added = await self._pip(plan)
+            solution = await self._solve(plan, plan.installer)
+            packages = await self._install(plan, plan.installer, solution, hold)
+            added = await self._pip(plan, hold.temporary)
             await self._compile()
         described = await self._snapshot(plan, packages)
         part = parts.part_of(self.project.image)
@@ -239,8 +246,7 @@ class Build:
             },
         )
 
-    async def _install(self, plan: Plan, installer: Installer) -> tuple[Package, ...]:
-        prefix = self.project.prefix
+    async def _solve(self, plan: Plan, installer: Installer) -> Solution:
         async with (
             self._site.stage(Stage.SOLVE) as stage,
             self._site.workplace(Stage.SOLVE, 1) as workplace,
@@ -249,10 +255,13 @@ class Build:
             total = sum(package.size for package in solution.packages)
             stage.detail = f"{len(solution.packages)} packages"
             stage.detail += f", {human(total)} to fetch" if total else ""
-        if self.options.dry_run:
-            for package in solution.packages:
-                self.emit(Note(self.label, f"would install {package.stem}"))
-            return solution.packages
+        return solution
+
+    async def _install(
+        self, plan: Plan, installer: Installer, solution: Solution, hold: Hold
+    ) -> tuple[Package, ...]:
+        prefix = self.project.prefix
+        total = sum(package.size for package in solution.packages)
         needed = total * space.UNPACKED_RATIO
         space.require(space.Place(prefix, "the installation", needed), total)
         async with (
@@ -261,9 +270,9 @@ class Build:
         ):
             with self._site.watching(space.Place(prefix, "the installation", needed)):
                 if installer.makes_prefix:
-                    staging.let_make_prefix(self._site.lock_descriptor)
+                    staging.let_make_prefix(hold)
                 else:
-                    staging.make_prefix(prefix, self._site.lock_descriptor)
+                    staging.make_prefix(prefix, hold)
                 await installer.install(plan.request, solution, workplace)
                 staging.check_made(prefix)
                 if not installer.runs_link_scripts:
@@ -272,38 +281,37 @@ class Build:
                 self.emit(Note(self.label, message))
         return manifest.installed_packages(prefix, solution.packages)
 
-    async def _pip(self, plan: Plan) -> list[PipPackage]:
+    async def _pip(self, plan: Plan, temporary: Path) -> list[PipPackage]:
         """The `pip:` list, then requirements.txt; or what the lock file says of both."""
         project = self.project
         added: dict[str, PipPackage] = {}
-        with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
-            runs: list[tuple[Path, Path, str]] = []
-            lines = [p.requirement for p in plan.lock.pip] if plan.lock else plan.pip_lines
-            if lines:
-                base = project.environment_file.parent
-                source = project.lock_file if plan.lock else project.environment_file
-                file = pip.write_requirements(lines, base, Path(directory))
-                runs.append((file, base, f"the packages of pip in {source}"))
-            if plan.requirements and not plan.lock:
-                runs.append((plan.requirements, plan.requirements.parent, str(plan.requirements)))
-            if not runs:
-                return []
-            async with (
-                self._site.stage(Stage.PIP) as stage,
-                self._site.workplace(Stage.PIP, 1) as workplace,
-            ):
-                for file, cwd, origin in runs:
-                    with self._site.watching(space.Place(project.prefix, "what pip installs", 0)):
-                        packages = await pip.install(
-                            project.prefix,
-                            file,
-                            origin=origin,
-                            cwd=cwd,
-                            locked=plan.lock is not None,
-                            workplace=workplace,
-                        )
-                    added.update((package.name.lower(), package) for package in packages)
-                stage.detail = f"{len(added)} packages" if added else ""
+        runs: list[tuple[Path, Path, str]] = []
+        lines = [p.requirement for p in plan.lock.pip] if plan.lock else plan.pip_lines
+        if lines:
+            base = project.environment_file.parent
+            source = project.lock_file if plan.lock else project.environment_file
+            file = pip.write_requirements(lines, base, temporary)
+            runs.append((file, base, f"the packages of pip in {source}"))
+        if plan.requirements and not plan.lock:
+            runs.append((plan.requirements, plan.requirements.parent, str(plan.requirements)))
+        if not runs:
+            return []
+        async with (
+            self._site.stage(Stage.PIP) as stage,
+            self._site.workplace(Stage.PIP, 1) as workplace,
+        ):
+            for file, cwd, origin in runs:
+                with self._site.watching(space.Place(project.prefix, "what pip installs", 0)):
+                    packages = await pip.install(
+                        project.prefix,
+                        file,
+                        origin=origin,
+                        cwd=cwd,
+                        locked=plan.lock is not None,
+                        workplace=workplace,
+                    )
+                added.update((package.name.lower(), package) for package in packages)
+            stage.detail = f"{len(added)} packages" if added else ""
         return list(added.values())
 
     async def _compile(self) -> None:

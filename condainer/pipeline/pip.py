@@ -57,7 +57,7 @@ async def install(
         BuildError: with pip's last lines.
     """
     python = prefix / "bin" / "python"
-    with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
+    with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
         report = Path(directory, "report.json")
         argv = [
             *(str(python), "-m", "pip", "install", "--no-input", "--no-compile"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from condainer.pipeline.schedule import Budget
+    from condainer.pipeline.staging import Hold
     from condainer.project import Project
 
 _UNITS = {Stage.SQUASH: Unit.BLOCKS, Stage.COMPILE: Unit.FILES}
@@ -50,7 +51,7 @@ class Site:
         emit: takes the events.
 
     Attributes:
-        lock_descriptor: of the build's lock, which programs inherit; -1 while there is none.
+        hold: the build's lock, which programs inherit, and its directory for temporary files.
         seconds: how long each stage took.
     """
 
@@ -59,7 +60,7 @@ class Site:
         self.label = label
         self.budget = budget
         self.emit = emit
-        self.lock_descriptor = -1
+        self.hold: Hold | None = None
         self.seconds: list[tuple[Stage, float]] = []
         self._log_file: IO[str] | None = None
 
@@ -97,7 +98,8 @@ class Site:
                 on_line=self._output,
                 on_progress=tell,
                 environment=self._variables(),
-                pass_fds=[self.lock_descriptor] if self.lock_descriptor >= 0 else [],
+                temporary=self.hold.temporary if self.hold else None,
+                pass_fds=[self.hold.descriptor] if self.hold else [],
             )
 
     def _output(self, line: str) -> None:
@@ -113,6 +115,8 @@ class Site:
             for name, value in os.environ.items()
             if name not in FOREIGN and name not in {"CONDA_PREFIX", "CONDA_DEFAULT_ENV"}
         }
+        if self.hold:
+            variables["TMPDIR"] = str(self.hold.temporary)
         variables["PYTHONNOUSERSITE"] = "1"
         for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
             variables.pop(name, None)

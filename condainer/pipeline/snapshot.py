@@ -98,7 +98,7 @@ async def capture(
     Raises:
         BuildError: where the shell does not come to its end.
     """
-    with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
+    with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
         return await _capture(prefix, name, variables, workplace, Path(directory))
 
 

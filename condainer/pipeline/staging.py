@@ -13,8 +13,11 @@ import json
 import os
 import shlex
 import stat
+import tempfile
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from condainer import locks, mounttable
 from condainer.errors import BuildError, CondainerError
@@ -22,7 +25,6 @@ from condainer.project import METADATA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from condainer.project import Project
 
@@ -34,55 +36,65 @@ _PERSISTENCE = 5.0
 """Seconds for which a directory that fills up again while it is removed is removed again."""
 
 
-@contextlib.contextmanager
-def claim(project: Project) -> Iterator[int]:
-    """Hold a project's prefix for one build; what stands there afterwards is removed.
+@dataclass(frozen=True)
+class Hold:
+    """What a running build has for itself.
 
-    Yields:
-        the descriptor of the lock. Programs that write to the staging directory inherit it, so
-        that an orphan of a killed build is not mistaken for a left-over.
+    Attributes:
+        descriptor: of the build's lock. Programs that write to the staging directory inherit it,
+            so that an orphan of a killed build is not mistaken for a left-over.
+        temporary: a directory for temporary files; a program that is ended leaves its own behind.
+    """
+
+    descriptor: int
+    temporary: Path
+
+    def note(self, made: list[int] | str | None) -> None:
+        """Write into the lock who holds it, and what has to be removed if it gets killed.
+
+        Args:
+            made: the staging directory: its device and inode, or `_ANY` directory at the prefix.
+        """
+        text = {"process": os.getpid(), "temporary": str(self.temporary), "made": made}
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, json.dumps(text).encode(), 0)
+
+
+@contextlib.contextmanager
+def claim(project: Project) -> Iterator[Hold]:
+    """Hold a project's prefix for one build; what stands there afterwards is removed.
 
     Raises:
         BuildError: where the prefix is not ours to use.
     """
     check_base_directory(project.prefix.parent)
-    descriptor = _lock(project)
-    try:
+    with _locked(project) as descriptor:
         check_prefix(project)
         _remove_ours(project.prefix)  # what a killed build left behind
-        _note(descriptor, None)
-        with _removing(project.prefix):
-            yield descriptor
-        os.ftruncate(descriptor, 0)
-    finally:
-        _release(project, descriptor)
+        with _holding(project, descriptor) as hold, removing(project.prefix):
+            yield hold
 
 
 @contextlib.contextmanager
-def borrow(project: Project) -> Iterator[int]:
+def borrow(project: Project) -> Iterator[Hold]:
     """Hold the prefix of an application that somebody else installed; it is left as it was.
-
-    Yields:
-        the descriptor of the lock.
 
     Raises:
         BuildError: where the prefix is not what it should be.
     """
-    descriptor = _lock(project)
-    try:
+    with _locked(project) as descriptor:
         check_application(project)
         ours = project.prefix / METADATA
         is_new = not os.path.lexists(ours)
-        try:
-            yield descriptor
-        finally:
-            if is_new:
-                remove_tree(ours)
-    finally:
-        locks.discard(project.build_lock, descriptor)
+        with _holding(project, descriptor) as hold:
+            try:
+                yield hold
+            finally:
+                if is_new:
+                    remove_tree(ours)
 
 
-def make_prefix(prefix: Path, descriptor: int) -> None:
+def make_prefix(prefix: Path, hold: Hold) -> None:
     """Make the directory to install in, and note in the lock which one it is.
 
     Raises:
@@ -93,12 +105,12 @@ def make_prefix(prefix: Path, descriptor: int) -> None:
     except FileExistsError:
         raise BuildError(f"{prefix} was made by somebody else this very moment") from None
     status = prefix.lstat()
-    _note(descriptor, [status.st_dev, status.st_ino])
+    hold.note([status.st_dev, status.st_ino])
 
 
-def let_make_prefix(descriptor: int) -> None:
+def let_make_prefix(hold: Hold) -> None:
     """Note in the lock that an installer is about to make the directory itself."""
-    _note(descriptor, _ANY)
+    hold.note(_ANY)
 
 
 def check_made(prefix: Path) -> None:
@@ -204,8 +216,8 @@ def remove_tree(top: Path) -> None:
 
 
 @contextlib.contextmanager
-def _removing(prefix: Path) -> Iterator[None]:
-    """Remove a staging directory afterwards; why a build failed matters more than that this did."""
+def removing(prefix: Path) -> Iterator[None]:
+    """Remove a directory of ours afterwards; why a build failed matters more than that this did."""
     try:
         yield
     except BaseException as error:
@@ -261,7 +273,9 @@ def _check_unmounted(project: Project) -> None:
         )
 
 
-def _lock(project: Project) -> int:
+@contextlib.contextmanager
+def _locked(project: Project) -> Iterator[int]:
+    """Hold the lock of a build; its text stays where the next build has something to remove."""
     try:
         descriptor = locks.acquire(project.build_lock, timeout=_MOMENT)
     except locks.BusyError:
@@ -269,49 +283,59 @@ def _lock(project: Project) -> int:
             f"another build of this project is running on this machine{_holder(project)}",
             "wait until it has ended",
         ) from None
-    # Whoever mounts looks at the build's lock while it holds this one: a mount that has begun is
-    # to be seen from here on, and none begins any more.
+    try:
+        _wait_for_mounting(project)
+        yield descriptor
+    finally:
+        if os.fstat(descriptor).st_size > 0 and os.path.lexists(project.prefix):
+            os.close(descriptor)
+        else:
+            locks.discard(project.build_lock, descriptor)
+
+
+def _wait_for_mounting(project: Project) -> None:
+    """Whoever mounts looks at the build's lock while it holds the one taken here.
+
+    So a mount that has begun is to be seen from here on, and none begins any more.
+    """
     try:
         mounting = locks.acquire(project.mount_lock, timeout=_MOMENT)
     except locks.BusyError:
-        _release(project, descriptor)
         raise BuildError(
             f"the image at {project.prefix} is being mounted by another process",
             "end what uses it, then build again",
         ) from None
     locks.discard(project.mount_lock, mounting)
-    return descriptor
 
 
-def _release(project: Project, descriptor: int) -> None:
-    if project.prefix.exists() and _was_staging(descriptor):
-        os.close(descriptor)  # the next build recognises what could not be removed
-    else:
-        locks.discard(project.build_lock, descriptor)
+@contextlib.contextmanager
+def _holding(project: Project, descriptor: int) -> Iterator[Hold]:
+    """Make the directory for temporary files; a killed build's is removed first."""
+    stale = _noted(project).get("temporary")
+    if isinstance(stale, str):
+        _remove_ours(Path(stale))
+    hold = Hold(descriptor, Path(tempfile.mkdtemp(prefix="condainer-")))
+    with removing(hold.temporary):
+        hold.note(None)
+        yield hold
+    os.ftruncate(descriptor, 0)
 
 
 def _holder(project: Project) -> str:
-    try:
-        return f" (process {json.loads(project.build_lock.read_bytes())['process']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    process = _noted(project).get("process")
+    return f" (process {process})" if process else ""
 
 
 def _left_over(project: Project) -> bool:
     """Whether the directory at the prefix is one that an earlier build of ours made."""
+    status = project.prefix.lstat()
+    return _noted(project).get("made") in (_ANY, [status.st_dev, status.st_ino])
+
+
+def _noted(project: Project) -> dict[str, Any]:
+    """What `Hold.note` wrote into the lock."""
     try:
-        made = json.loads(project.build_lock.read_bytes())["made"]
-        status = project.prefix.lstat()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return made in (_ANY, [status.st_dev, status.st_ino])
-
-
-def _note(descriptor: int, made: list[int] | str | None) -> None:
-    """Write into the lock who holds it, and which directory it made: device and inode."""
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"process": os.getpid(), "made": made}).encode(), 0)
-
-
-def _was_staging(descriptor: int) -> bool:
-    return os.fstat(descriptor).st_size > 0
+        noted = json.loads(project.build_lock.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}

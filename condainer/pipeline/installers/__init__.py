@@ -124,6 +124,7 @@ class Workplace:
         on_line: takes each line that a program prints.
         on_progress: takes how far it is.
         environment: the variables programs run with.
+        temporary: where temporary files go; None means where all programs put theirs.
         pass_fds: descriptors programs inherit.
     """
 
@@ -131,6 +132,7 @@ class Workplace:
     on_line: Callable[[str], None]
     on_progress: OnProgress
     environment: Mapping[str, str]
+    temporary: Path | None = None
     pass_fds: Sequence[int] = ()
 
     async def run(

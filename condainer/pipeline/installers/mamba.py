@@ -102,7 +102,7 @@ class Mamba:
                 workplace.on_progress(linked, total, match[1])
 
         workplace.on_progress(0, total, "fetching and unpacking")
-        with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
+        with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
             argv = self._create(request)
             if request.locked:
                 # Only here: some versions spoil their package cache when they are given URLs.
