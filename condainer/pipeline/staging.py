@@ -92,6 +92,7 @@ def borrow(project: Project) -> Iterator[Hold]:
             finally:
                 if is_new:
                     remove_tree(ours)
+                os.ftruncate(descriptor, 0)  # what stays at the prefix is not a left-over
 
 
 def make_prefix(prefix: Path, hold: Hold) -> None:
@@ -318,7 +319,6 @@ def _holding(project: Project, descriptor: int) -> Iterator[Hold]:
     with removing(hold.temporary):
         hold.note(None)
         yield hold
-    os.ftruncate(descriptor, 0)
 
 
 def _holder(project: Project) -> str:
