@@ -256,17 +256,20 @@ async def _open(
     import anyio
 
     try:
-        return await anyio.open_process(
-            list(argv),
-            cwd=cwd,
-            env=env,
-            stdin=stdin,
-            stdout=stdout,
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
+        # Cancelled in here, the event loop would end the program alone, and not its children.
+        with anyio.CancelScope(shield=True):
+            process = await anyio.open_process(
+                list(argv),
+                cwd=cwd,
+                env=env,
+                stdin=stdin,
+                stdout=stdout,
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
     except OSError as error:
         raise ToolError(f"cannot run {argv[0]}: {error.strerror}") from error
+    return process
 
 
 async def _feed(process: Process, data: bytes) -> None:

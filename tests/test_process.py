@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from condainer import process
@@ -144,6 +146,27 @@ time.sleep(600)
 def test_cancelling_ends_children_that_ignore_sigterm(tmp_path: Path) -> None:
     noted = tmp_path / "pids"
     cancel_when(noted, sys.executable, "-c", _STUBBORN, str(noted))
+    assert [pid for pid in map(int, noted.read_text().split()) if is_alive(pid)] == []
+
+
+def test_cancelling_while_a_program_starts_ends_its_children(tmp_path: Path) -> None:
+    """The program runs already when the event loop has not yet finished starting it."""
+    noted = tmp_path / "pids"
+    script = f"sleep 600 & echo $$ $! > '{noted}.part'; mv '{noted}.part' '{noted}'; wait"
+
+    async def main() -> None:
+        async with process.task_group() as group:
+
+            async def start() -> None:
+                await process.run(["sh", "-c", script], on_line=lambda _: None)
+
+            group.start_soon(start)
+            while not noted.exists():
+                await anyio.lowlevel.checkpoint()
+                time.sleep(0.1)  # noqa: ASYNC251  (the loop is to be slower than the program)
+            group.cancel_scope.cancel()
+
+    anyio.run(main)
     assert [pid for pid in map(int, noted.read_text().split()) if is_alive(pid)] == []
 
 
