@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,6 +120,35 @@ class _Silence(_Quiet):
             self.over.wait()
         else:
             super().do_GET()
+
+
+class _Busy(_Quiet):
+    """Has no time for the first that ask."""
+
+    refused: list[str]
+    first = 0
+
+    def do_GET(self) -> None:
+        if len(self.refused) < self.first:
+            self.refused.append(self.path)
+            self.send_response(HTTPStatus.SERVICE_UNAVAILABLE)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            super().do_GET()
+
+
+@contextlib.contextmanager
+def served_reluctantly(first: int, directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that serves a directory, but says to some requests that it is too busy.
+
+    Yields:
+        the URL, and the paths of the requests that were refused: the first ones.
+    """
+    refused: list[str] = []
+    handler = type("_Reluctant", (_Busy,), {"refused": refused, "first": first})
+    with _serving(functools.partial(handler, directory=str(directory))) as url:
+        yield url, refused
 
 
 @contextlib.contextmanager

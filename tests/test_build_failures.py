@@ -8,11 +8,12 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import building, localchannel
+from tests import building, localchannel, support
 from tests.support import running, wait_for
 
 if TYPE_CHECKING:
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from tests.support import Workshop
 
 OLD_IMAGE = b"an image that was here before"
+IMPATIENT = """\
+from condainer import cli
+from condainer.pipeline.installers import patience
+
+patience.SILENCE = 2
+cli.entry()
+"""
 
 
 @pytest.fixture(params=["rattler", "micromamba"])
@@ -111,24 +119,68 @@ def test_specification_that_cannot_be_read(
     assert ">=1" in fail(failing, "--installer", installer)
 
 
+def test_package_that_is_not_there_has_a_neighbour(failing: Workshop, hard_channel: Path) -> None:
+    failing.environment("hard-txt", channel=hard_channel)
+    words = fail(failing)
+    assert f"searched: {hard_channel.as_uri()}\n" in words
+    assert "did you mean hard-text" in words
+
+
 def test_channel_that_is_not_there(failing: Workshop, tmp_path: Path, installer: str) -> None:
     failing.environment("hard-text", channel=tmp_path / "no-channel")
     words = fail(failing, "--installer", installer)
-    assert "no-channel" in words
+    assert f"cannot read the channel {tmp_path.as_uri()}/no-channel:\n" in words
+    assert "solution" not in words
     assert "mamba clean" not in words
+
+
+def test_which_of_several_channels_is_not_there(
+    failing: Workshop, hard_channel: Path, tmp_path: Path, installer: str
+) -> None:
+    (failing.directory / "environment.yml").write_text(
+        f"channels: [{hard_channel}, {tmp_path}/no-channel]\ndependencies: [hard-text]\n"
+    )
+    words = fail(failing, "--installer", installer)
+    assert f"cannot read the channel {tmp_path.as_uri()}/no-channel:\n" in words
 
 
 def test_channel_that_the_server_does_not_have(failing: Workshop, tmp_path: Path) -> None:
     with building.served(tmp_path) as url:
         failing.environment("hard-text", channel=f"{url}/no-channel")
-        assert "no-channel" in fail(failing)
+        words = fail(failing)
+    assert f"cannot read the channel {url}/no-channel:\n" in words
+    assert "404" in words
+    assert "solution" not in words
 
 
 def test_server_that_is_not_there(failing: Workshop, tmp_path: Path) -> None:
     with building.served(tmp_path) as url:
         pass
     failing.environment("hard-text", channel=f"{url}/channel")
-    assert url in fail(failing)
+    words = fail(failing)
+    assert f"cannot read the channel {url}/channel:\n" in words
+    assert "Connection refused" in words
+
+
+def test_server_that_has_no_time_at_first(workshop: Workshop, hard_channel: Path) -> None:
+    with building.served_reluctantly(2, hard_channel) as (url, refused):
+        workshop.environment("hard-text", channel=url)
+        workshop.run("build", "-q")
+    assert len(refused) == 2
+
+
+@pytest.mark.parametrize("withheld", [".json.zst", ".conda"])
+def test_server_that_goes_silent(
+    failing: Workshop, hard_channel: Path, monkeypatch: pytest.MonkeyPatch, withheld: str
+) -> None:
+    monkeypatch.setattr(support, "CONDAINER", (sys.executable, "-c", IMPATIENT))
+    failing.configure(package_cache=failing.directory.parent / "packages")
+    with building.served_but(withheld, hard_channel) as (url, asked):
+        failing.environment("hard-text", channel=url)
+        words = fail(failing)
+        assert asked.is_set()
+    package = "/noarch/hard-text-2.0-0.conda" if withheld == ".conda" else ""
+    assert f"nothing has come from {url}{package} for 2 s" in words
 
 
 @pytest.mark.parametrize("how", ["file", "http"])

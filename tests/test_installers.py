@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from condainer import image
 from condainer.config import Config
 from condainer.errors import ToolError
 from condainer.pipeline import installers
-from condainer.pipeline.installers import Request, mamba
+from condainer.pipeline.installers import Request, mamba, patience
 from tests import building
 
 if TYPE_CHECKING:
@@ -244,6 +246,28 @@ def test_channels_without_a_space_are_all_right_for_micromamba() -> None:
     mamba.Mamba(Path("/usr/bin/micromamba")).check(request)
 
 
+# Servers
+
+
+def test_slow_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits for as long as something comes each time that it is looked."""
+    monkeypatch.setattr(patience, "SILENCE", 0.01)
+
+    async def wait() -> int:
+        over, looks = anyio.Event(), itertools.count()
+
+        def signs() -> int:
+            look = next(looks)
+            if look > 100:
+                over.set()
+            return look
+
+        await patience.unless_silent(over.wait(), signs, str)
+        return next(looks)
+
+    assert anyio.run(wait) > 100
+
+
 # What mamba says
 
 
@@ -275,6 +299,22 @@ def test_explanation_of_a_conflict_is_its_tree() -> None:
     lines = _CONFLICT.splitlines()
     expected = ["Could not solve for environment specs", *lines[2:-1]]
     assert mamba.explanation(lines).splitlines() == [f"  {line}" for line in expected]
+
+
+def test_long_explanation_is_cut_at_its_end(workshop: Workshop, tmp_path: Path) -> None:
+    talkative = tmp_path / "micromamba"
+    talkative.write_text(
+        "#!/bin/sh\necho 'error    libmamba Could not solve for environment specs' >&2\n"
+        'for n in $(seq 70); do echo "    ├─ package-$n does not exist" >&2; done\n'
+        "echo 'critical libmamba Could not solve for environment specs' >&2\nexit 1\n"
+    )
+    talkative.chmod(0o755)
+    workshop.environment("package-1", channel=tmp_path)
+    words = workshop.run("build", "--installer", str(talkative), status=1).stderr
+    assert "micromamba found no solution:\n  Could not solve for environment specs\n" in words
+    assert "├─ package-1 does" in words
+    assert "├─ package-70 does" not in words
+    assert "  … and 46 more lines\n" in words
 
 
 def test_explanation_leaves_out_the_table_of_packages() -> None:

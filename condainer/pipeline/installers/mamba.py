@@ -18,10 +18,16 @@ from typing import TYPE_CHECKING, Any
 from condainer import tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import lockfile
-from condainer.pipeline.installers import Request, Solution, Workplace, package_from_json
+from condainer.pipeline.installers import (
+    Request,
+    Solution,
+    Workplace,
+    failures,
+    package_from_json,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from condainer import process
 
@@ -29,13 +35,16 @@ _LINKING = re.compile(r"Linking (\S+)")
 _PREFIX = re.compile(r"^(critical|error|warning|info)\s+libmamba\s?")
 _CONTINUED = " " * 4
 """How the lines begin that belong to an error; tables of packages are less indented."""
+_CAUSE = re.compile(r"(critical|error)\s+libmamba|[A-Z]\w*(Error|NotFound|Channel): ")
+"""How the first line of an explanation begins; conda has names of exceptions there."""
+_UNSOLVED = re.compile(r"Could not solve for|Unsatisfiable|PackagesNotFound|ResolvePackageNotFound")
+_UNREADABLE = re.compile(r"Download error|Subdir \S+ not loaded|CondaHTTPError|InvalidChannel")
 _BOILERPLATE = (
     "If you run into this error",
     "Please try running `mamba clean",
     "If you still are having issues",
     "https://github.com/mamba-org/mamba/issues",
 )
-_EXPLANATION_LINES = 25
 _LAST_LINES = 8
 
 
@@ -76,26 +85,45 @@ class Mamba:
         if request.locked:
             return Solution(request.locked)
         argv = [*self._create(request), "--dry-run", *self._wanted(request)]
-        answer = await self._run([*argv, "--json"], workplace, capture=True)
+        answer = await self._run([*argv, "--json"], workplace, workplace.on_line, capture=True)
         actions = _actions(answer.stdout)
         if answer.returncode != 0 or actions is None:
-            # The explanation that people can read comes only without --json.
-            answer = await self._run(argv, workplace)
-            raise BuildError(f"{self._path.name} found no solution:\n{explanation(answer.tail)}")
+            raise await self._unsolved(request, argv, workplace)
         fetched = {_identity(entry): entry for entry in actions.get("FETCH", [])}
         linked = actions.get("LINK", [])
         return Solution(
             tuple(package_from_json({**fetched.get(_identity(e), {}), **e}) for e in linked)
         )
 
+    async def _unsolved(
+        self, request: Request, argv: list[str], workplace: Workplace
+    ) -> BuildError:
+        """Ask again for the explanation that people can read, which --json leaves out."""
+        lines: list[str] = []
+
+        def take(line: str) -> None:
+            workplace.on_line(line)
+            lines.append(line)
+
+        answer = await self._run(argv, workplace, take)
+        why = explanation(lines)
+        channels = request.channels
+        if _UNSOLVED.search(why):
+            return failures.unsolved(self._path.name, why, channels)
+        if _UNREADABLE.search(why):
+            return failures.unreadable(why, channels)
+        return BuildError(f"{self._path.name} failed ({answer.verdict}):\n{why}")
+
     async def install(self, request: Request, solution: Solution, workplace: Workplace) -> None:
         """Fetch and link the packages of a solution."""
         total = len(solution.packages)
         linked = 0
+        lines: list[str] = []
 
         def take(line: str) -> None:
             nonlocal linked
             workplace.on_line(line)
+            lines.append(line)
             match = _LINKING.match(line)
             if match:
                 linked += 1
@@ -114,12 +142,10 @@ class Mamba:
                 argv += self._wanted(request)
             recorder = _Recorder(Path(directory), request.prefix)
             path = f"{recorder.directory}:{workplace.environment.get('PATH', os.defpath)}"
-            answer = await self._run(argv, workplace, on_line=take, PATH=path)
+            answer = await self._run(argv, workplace, take, PATH=path)
             failed = recorder.failed_script()
         if answer.returncode != 0:
-            raise BuildError(
-                f"{self._path.name} failed ({answer.verdict}):\n{explanation(answer.tail)}"
-            )
+            raise BuildError(f"{self._path.name} failed ({answer.verdict}):\n{explanation(lines)}")
         if failed:
             last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
             raise BuildError(f"{failed}; the last lines of {self._path.name}:\n{last}")
@@ -136,9 +162,9 @@ class Mamba:
         self,
         argv: list[str],
         workplace: Workplace,
+        on_line: Callable[[str], None],
         *,
         capture: bool = False,
-        on_line: Callable[[str], None] | None = None,
         **variables: str,
     ) -> process.Finished:
         threads = str(workplace.processors)
@@ -190,17 +216,16 @@ class _Recorder:
         return f"the script {name} failed (exit status {status})"
 
 
-def explanation(lines: Iterable[str]) -> str:
-    """What matters of the last lines of a failed program: errors, without their trimmings."""
-    lines = list(lines)
-    kept: list[str] = []
+def explanation(lines: Sequence[str]) -> str:
+    """What matters of what a failed program has said: its errors, without their trimmings."""
+    first = next((place for place, line in enumerate(lines) if _CAUSE.match(line)), None)
+    if first is None:
+        return failures.excerpt(lines[-_LAST_LINES:])
+    lines = lines[first:]
     if any(_PREFIX.match(line) for line in lines):
         lines = [line for line in lines if _PREFIX.match(line) or line.startswith(_CONTINUED)]
-    for line in lines:
-        text = _PREFIX.sub("", line).rstrip()
-        if text.strip() and not any(mark in text for mark in _BOILERPLATE) and text not in kept:
-            kept.append(text)
-    return "\n".join(f"  {line}" for line in kept[-_EXPLANATION_LINES:])
+    texts = (_PREFIX.sub("", line) for line in lines)
+    return failures.excerpt(t for t in texts if not any(mark in t for mark in _BOILERPLATE))
 
 
 def _actions(stdout: bytes) -> dict[str, Any] | None:

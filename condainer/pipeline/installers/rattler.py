@@ -7,7 +7,6 @@ that for every installer alike. https://conda.github.io/rattler/py-rattler/
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import urllib.parse
 from pathlib import Path
@@ -19,24 +18,13 @@ from anyio import from_thread
 from rattler.install import InstallerReporter
 
 from condainer.errors import BuildError
-from condainer.pipeline.installers import Package, Request, Solution, Workplace
+from condainer.pipeline import credentials
+from condainer.pipeline.installers import Package, Request, Solution, Workplace, patience, solver
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rattler import MatchSpec, RepoDataRecord
-
-DEFAULT_CHANNELS = ("conda-forge",)
-"""Where environment.yml names no channel."""
-
-_DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
-"""What conda means by the channel called `defaults`."""
-
-_LISTS = "rattler-repodata"
-"""Where the lists of channels go in the package cache, away from those of other programs."""
-
-_ARCHIVES = (".conda", ".tar.bz2")
-_EXPLANATION_LINES = 25
+    from rattler import RepoDataRecord
 
 
 class Rattler:
@@ -56,24 +44,7 @@ class Rattler:
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
         """Find the packages with rattler's solver."""
         workplace.on_line(f"{self.description}: solving for {', '.join(request.specs)}")
-        try:
-            if request.locked:
-                records = await _locked(request)
-            else:
-                specs, channels = _parsed(request)
-                records = await rattler.solve(
-                    sources=[rattler.Channel(channel) for channel in channels],
-                    specs=specs,
-                    gateway=_gateway(request),
-                    virtual_packages=rattler.VirtualPackage.detect(
-                        rattler.VirtualPackageOverrides.from_env()  # CONDA_OVERRIDE_CUDA and others
-                    ),
-                )
-        except BuildError:
-            raise
-        except Exception as error:  # rattler raises two dozen unrelated types
-            raise BuildError(f"rattler found no solution:\n{explanation(error)}") from error
-        ordered = _in_order(records)
+        ordered = _in_order(await solver.find(request))
         packages = tuple(_package(record) for record in ordered)
         for package in packages:
             workplace.on_line(f"  {package.stem}  {package.url}")
@@ -86,18 +57,22 @@ class Rattler:
         await anyio.to_thread.run_sync(_verify_local, solution.packages)
         # The base class does nothing in the callbacks that are left to it.
         reporter = _Reporter(workplace, solution.packages)  # type: ignore[abstract]
+        work = rattler.install(
+            records,
+            target_prefix=request.prefix,
+            cache_dir=solver.cache_of(request).packages,
+            installed_packages=[],
+            execute_link_scripts=False,
+            show_progress=False,
+            client=solver.client(),
+            reporter=reporter,
+        )
         try:
-            await rattler.install(
-                records,
-                target_prefix=request.prefix,
-                cache_dir=request.package_cache,
-                installed_packages=[],
-                execute_link_scripts=False,
-                show_progress=False,
-                reporter=reporter,
-            )
-        except Exception as error:  # as above
-            raise BuildError(f"rattler failed to install:\n{explanation(error)}") from error
+            await patience.unless_silent(work, reporter.signs, reporter.source)
+        except BuildError:
+            raise
+        except Exception as error:  # as in `solver.find`
+            raise BuildError(f"rattler failed to install:\n{solver.explanation(error)}") from error
         await anyio.to_thread.run_sync(_tidy, request.prefix, workplace)
 
 
@@ -112,16 +87,28 @@ class _Reporter(InstallerReporter):
         self._total = len(packages)
         self._linked = 0
         self._names: dict[int, str] = {}
-        self._sizes = {package.name: package.size for package in packages}
+        self._packages = {package.name: package for package in packages}
         self._fetched: dict[int, int] = {}
         self._to_fetch: dict[int, int] = {}
+        self._fetching: set[int] = set()
+
+    def signs(self) -> object:
+        """What changes when something has come; or always, while nothing is being fetched."""
+        return dict(self._fetched) if self._fetching else object()
+
+    def source(self) -> str:
+        """What is being fetched."""
+        names = (self._names.get(entry, "") for entry in sorted(self._fetching))
+        return " or ".join(self._packages[name].url for name in names if name in self._packages)
 
     def on_populate_cache_start(self, operation: int, package_name: str) -> int:
         self._names[operation] = package_name
         return operation
 
     def on_download_start(self, cache_entry: int) -> int:
-        self._to_fetch[cache_entry] = self._sizes.get(self._names.get(cache_entry, ""), 0)
+        self._fetching.add(cache_entry)
+        package = self._packages.get(self._names.get(cache_entry, ""))
+        self._to_fetch[cache_entry] = package.size if package else 0
         return cache_entry
 
     def on_download_progress(self, download_idx: int, progress: int, total: int | None) -> None:
@@ -131,6 +118,7 @@ class _Reporter(InstallerReporter):
         self._tell(f"fetching {self._names.get(download_idx, '')}")
 
     def on_download_completed(self, download_idx: int) -> None:
+        self._fetching.discard(download_idx)
         self._workplace.on_line(f"fetched {self._names.get(download_idx, '')}")
 
     def on_link_start(self, operation: int, package_name: str) -> int:
@@ -151,71 +139,6 @@ class _Reporter(InstallerReporter):
             bytes_done=sum(self._fetched.values()),
             bytes_total=sum(self._to_fetch.values()),
         )
-
-
-def explanation(error: Exception) -> str:
-    """What matters of an error of rattler's."""
-    kept: list[str] = []
-    for line in str(error).splitlines():
-        text = line.rstrip()
-        if text and text not in kept:
-            kept.append(text)
-    return "\n".join(f"  {line}" for line in kept[:_EXPLANATION_LINES] or [type(error).__name__])
-
-
-def _parsed(request: Request) -> tuple[list[MatchSpec], tuple[str, ...]]:
-    """The specs in rattler's form, and all channels to look in.
-
-    Raises:
-        BuildError: where rattler cannot read a spec.
-    """
-    specs = []
-    channels: list[str] = []
-    for channel in request.channels or DEFAULT_CHANNELS:
-        channels += _DEFAULTS if channel == "defaults" else [channel]
-    for text in request.specs:
-        is_url = re.match(r"[a-z]+://", text) and text.partition("#")[0].endswith(_ARCHIVES)
-        try:
-            spec = rattler.MatchSpec.from_url(text) if is_url else rattler.MatchSpec(text)
-        except Exception as error:  # as in Rattler
-            raise BuildError(f"cannot read the specification '{text}': {error}") from error
-        if spec.channel is not None:
-            channels.append(spec.channel.base_url)
-        specs.append(spec)
-    return specs, tuple(dict.fromkeys(channel.rstrip("/") for channel in channels))
-
-
-def _gateway(request: Request) -> rattler.Gateway:
-    """What reads the lists of channels; it keeps copies of them."""
-    cache = request.package_cache
-    return rattler.Gateway(cache_dir=cache / _LISTS) if cache else rattler.Gateway()
-
-
-async def _locked(request: Request) -> list[RepoDataRecord]:
-    """The records of the exact packages of a lock file.
-
-    Raises:
-        BuildError: where a channel has another file under a locked URL, or no such file.
-    """
-    wanted = {package.url: package for package in request.locked}
-    found: dict[str, RepoDataRecord] = {}
-    lists = await _gateway(request).query(
-        [rattler.Channel(channel) for channel in {p.channel: None for p in wanted.values()}],
-        [rattler.Subdir.current(), "noarch"],
-        list({package.name: None for package in wanted.values()}),
-        recursive=False,
-    )
-    for record in (record for records in lists for record in records):
-        package = wanted.get(record.url)
-        if package is not None:
-            same = _hex(record.md5) == package.md5 if package.md5 else True
-            if not same or (package.sha256 and _hex(record.sha256) != package.sha256):
-                raise BuildError(f"{record.url} is no longer the file that was locked")
-            found[record.url] = record
-    missing = [url for url in wanted if url not in found]
-    if missing:
-        raise BuildError(f"no longer in its channel: {', '.join(missing)}")
-    return list(found.values())
 
 
 def _in_order(records: Iterable[RepoDataRecord]) -> list[RepoDataRecord]:
@@ -277,14 +200,10 @@ def _package(record: RepoDataRecord) -> Package:
         version=str(record.version),
         build=str(record.build),
         build_number=record.build_number,
-        channel=(record.channel or "").rstrip("/"),
+        channel=credentials.without(record.channel or "").rstrip("/"),
         subdir=record.subdir,
-        url=record.url,
-        md5=_hex(record.md5),
-        sha256=_hex(record.sha256),
+        url=credentials.without(record.url),
+        md5=solver.hexadecimal(record.md5),
+        sha256=solver.hexadecimal(record.sha256),
         size=record.size or 0,
     )
-
-
-def _hex(digest: bytes | None) -> str:
-    return digest.hex() if digest else ""

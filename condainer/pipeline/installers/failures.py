@@ -1,0 +1,52 @@
+"""How installers say that they cannot go on: in the same words, whichever it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from condainer.errors import BuildError
+from condainer.pipeline import credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_LINES = 25
+
+
+def excerpt(lines: Iterable[str]) -> str:
+    """The beginning of an explanation, where the cause stands, without what is said twice."""
+    kept = [line for line in dict.fromkeys(line.rstrip() for line in lines) if line]
+    shown = [f"  {line}" for line in kept[:_LINES]]
+    if len(kept) > _LINES:
+        shown.append(f"  … and {len(kept) - _LINES} more lines")
+    return "\n".join(shown)
+
+
+def unsolved(installer: str, why: str, channels: Sequence[str], hint: str = "") -> BuildError:
+    """An error for packages that cannot be had, or not together.
+
+    Args:
+        installer: its name.
+        why: its own explanation.
+        channels: where it has looked; empty where only the installer knows.
+        hint: what to do next.
+    """
+    searched = f"\n  searched: {', '.join(channels)}" if channels else ""
+    return BuildError(f"{installer} found no solution:\n{why}{searched}", hint)
+
+
+def unreadable(why: str, channels: Iterable[str]) -> BuildError:
+    """An error for a channel that cannot be read.
+
+    Args:
+        why: the installer's own explanation.
+        channels: those that were to be read; which of them it was stands in the explanation.
+    """
+    why = credentials.without(why)
+    channels = [credentials.without(channel) for channel in channels]
+    named = [channel for channel in channels if f"{channel}/" in why] or channels
+    which = f"the channel {' or '.join(named)}" if named else "a channel"
+    return BuildError(
+        f"cannot read {which}:\n{why}",
+        "see that its address is right and that this machine can reach it",
+    )
