@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import hashlib
@@ -15,13 +16,14 @@ import threading
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
 from tests import support
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterator
 
     from tests.support import Workshop
@@ -51,6 +53,12 @@ def unpack(image: Path, directory: Path) -> Path:
     command = ["unsquashfs", "-quiet", "-no-progress", "-dest", str(directory), str(image)]
     subprocess.run(command, check=True, capture_output=True)
     return directory
+
+
+def holders(content: bytes, top: Path) -> list[Path]:
+    """The files below a directory that hold something."""
+    files = (path for path in top.rglob("*") if path.is_file() and not path.is_symlink())
+    return [path for path in files if content in path.read_bytes()]
 
 
 def picture(top: Path) -> dict[str, tuple[object, ...]]:
@@ -136,6 +144,41 @@ class _Busy(_Quiet):
             self.end_headers()
         else:
             super().do_GET()
+
+
+class _Guarded(_Quiet):
+    """Serves only those who bring what it asks for."""
+
+    token = ""
+    authorization = ""
+
+    def send_head(self) -> io.BytesIO | BinaryIO | None:
+        known = self.headers.get("Authorization", "") == self.authorization
+        if known and self.path.startswith(self.token):
+            self.path = self.path.removeprefix(self.token)
+            return super().send_head()
+        self.send_response(HTTPStatus.NOT_FOUND if known else HTTPStatus.UNAUTHORIZED)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
+
+@contextlib.contextmanager
+def served_to(credentials: str, directory: Path) -> Iterator[tuple[str, str]]:
+    """An HTTP server that serves a directory to those who know `USER:PASSWORD@` or `/t/TOKEN`.
+
+    Yields:
+        the URL with the credentials, and without.
+    """
+    members = {"token": credentials if credentials.startswith("/") else ""}
+    if not members["token"]:
+        encoded = base64.b64encode(credentials.removesuffix("@").encode()).decode()
+        members["authorization"] = f"Basic {encoded}"
+    handler = type("_Guarding", (_Guarded,), members)
+    with _serving(functools.partial(handler, directory=str(directory))) as url:
+        host = url.removeprefix("http://")
+        full = f"{url}{credentials}" if members["token"] else f"http://{credentials}{host}"
+        yield full, url
 
 
 @contextlib.contextmanager

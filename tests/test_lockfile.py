@@ -11,9 +11,11 @@ import pytest
 
 from condainer import image
 from condainer.errors import BuildError
+from condainer.pipeline import credentials as credentials_module
 from condainer.pipeline import lockfile
 from condainer.pipeline.installers import Package
 from condainer.pipeline.lockfile import Lock, PipPackage
+from tests import building
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +82,68 @@ def test_locked_build_ignores_newer_versions_and_a_changed_environment_yml(
     assert workshop.lock_file.read_text() == lock
     workshop.run("build", "-q", "--force", "--installer", installer)
     assert "hard-text-2.0-0" in workshop.lock_file.read_text()
+
+
+@pytest.mark.parametrize("credentials", ["someone:s3cret@", "/t/s3cret-1"])
+def test_credentials_are_used_and_kept_nowhere(
+    workshop: Workshop, hard_channel: Path, installer: str, credentials: str, tmp_path: Path
+) -> None:
+    workshop.configure(package_cache=tmp_path / "packages")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/channel").symlink_to(hard_channel)
+    with building.served_to(credentials, tmp_path / "served") as (full, bare):
+        workshop.environment("hard-text", channel=f"{full}/channel")
+        said = workshop.run("build", "-v", "--installer", installer)
+        lock = workshop.lock_file.read_text()
+        assert f"\n{bare}/channel/noarch/hard-text-" in lock
+        shutil.rmtree(tmp_path / "packages")
+        again = workshop.run("build", "-v", "--force", "--locked", "--installer", installer)
+        assert workshop.lock_file.read_text() == lock
+    unpacked = building.unpack(workshop.image, tmp_path / "image")
+    assert (unpacked / ".condainer/environment.yml").exists()
+    words = said.stdout + said.stderr + again.stdout + again.stderr
+    assert "s3cret" not in words + lock + workshop.build_log.read_text()
+    assert building.holders(b"s3cret", unpacked) == []
+
+
+@pytest.mark.parametrize("credentials", ["someone:wr0ng@", "/t/wr0ng-1"])
+def test_credentials_are_not_in_errors(
+    workshop: Workshop, hard_channel: Path, installer: str, credentials: str
+) -> None:
+    right = credentials.replace("wr0ng", "right")
+    with building.served_to(right, hard_channel) as (full, bare):
+        workshop.environment("hard-text", channel=full.replace(right, credentials))
+        answer = workshop.run("build", "-v", "--installer", installer, status=1)
+    assert bare in answer.stderr
+    assert "wr0ng" not in answer.stderr + workshop.build_log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("https://user:pa%2Fss@host/channel", "https://host/channel"),
+        ("https://token@host:8080/channel", "https://host:8080/channel"),
+        ("https://host/t/ab-12/channel", "https://host/channel"),
+        ("https://u:p@host/conda/t/********/channel/label/x", "https://host/conda/channel/label/x"),
+        ("https://host/channel/noarch/a-1-0.conda#0123", None),
+        ("- git+ssh://git@host/x.git", None),
+        ("file:///t/ab-12/channel", None),
+        ('{"a":"https://host","b":"user@host"}', None),
+        ("cp /a/t/b/c from user@host", None),
+    ],
+)
+def test_text_without_credentials(text: str, bare: str | None) -> None:
+    assert credentials_module.without(text) == (text if bare is None else bare)
+    assert credentials_module.without(f"'{text}', {text}") == f"'{bare or text}', {bare or text}"
+
+
+def test_credentials_are_those_of_the_channel() -> None:
+    channels = ["https://u:p@host/a", "https://host/t/token/ab", "conda-forge"]
+    restored = credentials_module.restored
+    assert restored("https://host/a/noarch/x.conda", channels) == f"{channels[0]}/noarch/x.conda"
+    assert restored("https://host/ab", channels) == channels[1]
+    assert restored("https://host/abc", channels) == "https://host/abc"
+    assert restored("https://other/a", channels) == "https://other/a"
 
 
 @pytest.mark.parametrize("first", ["rattler", "micromamba"])

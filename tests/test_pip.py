@@ -231,6 +231,22 @@ def test_requirements_alone_bring_pip_along(indexed: Workshop, basic_channel: Pa
     assert listed(indexed) == {"cnd_one": "1.0"}
 
 
+def test_credentials_of_an_index_are_kept_nowhere(
+    workshop: Workshop, basic_channel: Path, tmp_path: Path
+) -> None:
+    make_index(make_wheel(tmp_path / "wheels", "cnd_one", "1.0").parent)
+    workshop.environment("python", channel=basic_channel)
+    with building.served_to("someone:s3cret@", tmp_path / "wheels") as (url, _):
+        wanted = f"--index-url {url}/simple\ncnd-one\n"
+        (workshop.directory / "requirements.txt").write_text(wanted)
+        said = workshop.run("build", "-v")
+    assert listed(workshop) == {"cnd_one": "1.0"}
+    assert "s3cret" not in said.stdout + said.stderr
+    assert "s3cret" not in workshop.lock_file.read_text() + workshop.build_log.read_text()
+    unpacked = building.unpack(workshop.image, tmp_path / "image")
+    assert building.holders(b"s3cret", unpacked) == []
+
+
 @pytest.mark.parametrize("name", ["environment.yml", "requirements.txt"])
 def test_failing_pip_shows_its_last_lines_and_the_log(
     indexed: Workshop, basic_channel: Path, name: str

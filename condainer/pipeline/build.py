@@ -279,6 +279,7 @@ class Build:
                     await scripts.run_post_link(prefix, solution.packages, workplace)
             for message in scripts.take_messages(prefix):
                 self.emit(Note(self.label, message))
+        manifest.strip_credentials(prefix)
         return manifest.installed_packages(prefix, solution.packages)
 
     async def _pip(self, plan: Plan, temporary: Path) -> list[PipPackage]:

@@ -16,6 +16,7 @@ import condainer
 from condainer import image
 from condainer.activation import SNAPSHOT, Snapshot
 from condainer.errors import BuildError
+from condainer.pipeline import credentials
 from condainer.pipeline.installers import Package, package_from_json
 
 if TYPE_CHECKING:
@@ -65,10 +66,24 @@ def installed_packages(prefix: Path, solution: Iterable[Package]) -> tuple[Packa
     return tuple(package for _, package in sorted(found, key=lambda item: item[0]))
 
 
+def strip_credentials(prefix: Path) -> None:
+    """Take the credentials out of what installers note in a prefix: records, and their history."""
+    for path in (prefix / "conda-meta").glob("*"):
+        if path.is_symlink() or not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        bare = credentials.without(text)
+        if bare != text:
+            path.unlink()  # the same file may be in the package cache
+            path.write_text(bare, encoding="utf-8", errors="surrogateescape")
+            path.chmod(0o644)
+
+
 def write(project: Project, manifest: Manifest) -> None:
     """Write the manifest and the snapshot into a project's prefix."""
     when = dt.datetime.now(dt.timezone.utc)
-    environment = manifest.environment
+    text = credentials.without(manifest.environment.text) if manifest.environment else None
+    requirements = manifest.requirements
     document = {
         "format": FORMAT,
         "uuid": project.config.uuid,
@@ -81,8 +96,8 @@ def write(project: Project, manifest: Manifest) -> None:
             "release": platform.release(),
         },
         "tools": {"condainer": condainer.__version__, **manifest.tools},
-        "environment_yml": environment.text if environment else None,
-        "requirements_txt": manifest.requirements,
+        "environment_yml": text,
+        "requirements_txt": requirements and credentials.without(requirements),
         "packages": [asdict(package) for package in manifest.packages],
         "pip": [{"name": name, "version": version} for name, version in manifest.pip],
         "activation": manifest.snapshot.to_json(),
@@ -96,8 +111,8 @@ def write(project: Project, manifest: Manifest) -> None:
     directory.mkdir(mode=0o755, exist_ok=True)
     _write_json(project.prefix / image.MANIFEST, document)
     _write_json(project.prefix / SNAPSHOT, manifest.snapshot.to_json())
-    if environment:
-        (directory / "environment.yml").write_text(environment.text, encoding="utf-8")
+    if text is not None:
+        (directory / "environment.yml").write_text(text, encoding="utf-8")
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

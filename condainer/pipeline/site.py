@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 from condainer.activation import FOREIGN
 from condainer.errors import BuildError, CondainerError
-from condainer.pipeline import parts, space
+from condainer.pipeline import credentials, parts, space
 from condainer.pipeline.events import (
     Emit,
     Output,
@@ -103,6 +103,7 @@ class Site:
             )
 
     def _output(self, line: str) -> None:
+        line = credentials.without(line)
         log = self._log_file
         if log is not None:  # an installer's thread may outlive a build that was cancelled
             log.write(line + "\n")
@@ -185,10 +186,17 @@ class Site:
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
-        """Turn an error of the operating system that nobody else has explained into words."""
+        """Turn an error of the operating system that nobody else has explained into words.
+
+        No error that leaves a build tells credentials.
+        """
         try:
             with self.watching(space.Place(self.project.directory, "the project", 0)):
                 yield
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
             raise BuildError(f"{error.strerror or error}{where}") from error
+        except CondainerError as error:
+            error.message = credentials.without(error.message)
+            error.args = (error.message,)
+            raise

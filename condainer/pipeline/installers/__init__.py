@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from condainer import process, tools
 from condainer.errors import ToolError
+from condainer.pipeline import credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,10 @@ _LONG_WORD = 300
 
 @dataclass(frozen=True)
 class Package:
-    """One package of a solution or of a prefix; empty text and 0 where nobody said."""
+    """One package of a solution or of a prefix; empty text and 0 where nobody said.
+
+    `channel` and `url` are without credentials.
+    """
 
     name: str
     version: str
@@ -55,9 +59,9 @@ def package_from_json(entry: Mapping[str, Any]) -> Package:
         version=str(entry.get("version") or ""),
         build=str(entry.get("build_string") or entry.get("build") or ""),
         build_number=int(entry.get("build_number") or 0),
-        channel=str(entry.get("channel") or "").rstrip("/"),
+        channel=credentials.without(str(entry.get("channel") or "")).rstrip("/"),
         subdir=str(entry.get("subdir") or entry.get("platform") or ""),
-        url=str(entry.get("url") or ""),
+        url=credentials.without(str(entry.get("url") or "")),
         md5=str(entry.get("md5") or ""),
         sha256=str(entry.get("sha256") or ""),
         size=int(entry.get("size") or 0),
@@ -83,6 +87,12 @@ class Request:
     locked: tuple[Package, ...]
     prefix: Path
     package_cache: Path | None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All channels that are named, those before `::` in a spec as well."""
+        named = (spec.partition("::")[0] for spec in self.specs if "::" in spec)
+        return (*self.channels, *named)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from condainer import tools
 from condainer.errors import BuildError, ToolError
-from condainer.pipeline import lockfile
+from condainer.pipeline import credentials, lockfile
 from condainer.pipeline.installers import (
     Request,
     Solution,
@@ -72,8 +72,7 @@ class Mamba:
 
     def check(self, request: Request) -> None:
         """See whether the mamba family can do what is asked."""
-        named = [spec.partition("::")[0] for spec in request.specs if "::" in spec]
-        for channel in (*request.channels, *named, *(p.url for p in request.locked)):
+        for channel in (*request.sources, *(p.url for p in request.locked)):
             if "%20" in channel or " " in channel:
                 raise ToolError(
                     f"{self._path.name} cannot read a channel whose path has a space: {channel}",
@@ -135,8 +134,11 @@ class Mamba:
             if request.locked:
                 # Only here: some versions spoil their package cache when they are given URLs.
                 file = Path(directory, "explicit.txt")
-                lines = lockfile.explicit_lines(request.locked)
-                file.write_text("\n".join(["@EXPLICIT", *lines, ""]))
+                urls = [
+                    credentials.restored(line, request.sources)
+                    for line in lockfile.explicit_lines(request.locked)
+                ]
+                file.write_text("\n".join(["@EXPLICIT", *urls, ""]))
                 argv += ["--file", str(file)]
             else:
                 argv += self._wanted(request)

@@ -170,7 +170,7 @@ def _parsed(request: Request) -> tuple[list[MatchSpec], tuple[str, ...]]:
 
 
 def _channels_of_lock(request: Request) -> tuple[str, ...]:
-    channels = (credentials.restored(p.channel, request.channels) for p in request.locked)
+    channels = (credentials.restored(p.channel, request.sources) for p in request.locked)
     return tuple(dict.fromkeys(channels))
 
 
