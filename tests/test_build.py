@@ -365,6 +365,24 @@ def test_build_starts_from_nothing_of_another_environment(
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from condainer.cli import entry; entry()"
 
 
+# Where the image is
+
+
+def test_image_is_written_where_its_link_leads(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    """People keep images on a disk that has room for them."""
+    (tmp_path / "disk").mkdir()
+    workshop.image.symlink_to("../disk/my image")
+    workshop.environment("python", "hard-hello", channel=hard_channel)
+    for _ in range(2):  # first the link leads to nothing
+        workshop.run("build", "-q", "--force")
+        assert str(workshop.image.readlink()) == "../disk/my image"
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["my image"]
+        assert workshop.run("exec", "hard-hello").stdout == f"hello from {workshop.prefix}\n"
+        workshop.wait_until_clean()
+
+
 # Other kinds of builds
 
 

@@ -325,6 +325,44 @@ def test_prefix_that_is_an_empty_directory_is_taken(ready_to_build: Workshop) ->
     ready_to_build.run("build", "--force", "-q")
 
 
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link to a directory"])
+@pytest.mark.parametrize("name", ["image", "lock_file", "build_log", "activate", "deactivate"])
+def test_something_else_where_a_file_is_written(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    path = getattr(workshop, name, workshop.directory / name)
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path)
+    before = building.picture(workshop.directory)
+    answer = workshop.run("build", "--force", "--locked", status=1)
+    what = "not an ordinary file" if kind == "pipe" else "a directory"
+    assert f"{path} is {what}, and build writes a file there" in answer.stderr
+    assert building.picture(workshop.directory) == before
+
+
+def test_image_that_is_a_link_into_nowhere(ready_to_build: Workshop, tmp_path: Path) -> None:
+    ready_to_build.image.unlink()
+    ready_to_build.image.symlink_to(tmp_path / "nowhere/image")
+    words = fail(ready_to_build)
+    assert f"is a link to {tmp_path}/nowhere/image, and {tmp_path}/nowhere is no directory" in words
+    assert "solve" not in words
+
+
+def test_file_behind_a_link_outlives_a_failing_build(
+    failing: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    failing.image.rename(tmp_path / "image")
+    failing.image.symlink_to(tmp_path / "image")
+    failing.environment("hard-post-link-fails", channel=hard_channel)
+    fail(failing)
+    assert (tmp_path / "image").read_bytes() == OLD_IMAGE
+
+
 # The mount base directory
 
 

@@ -86,6 +86,15 @@ def test_image_side_that_runs_full(tight: Workshop, *, megabytes: int, early: bo
     assert tight.left_over() == []
 
 
+def test_disk_that_the_image_is_linked_to_runs_full(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.environment("hard-big", channel=localchannel.ensure("big"))
+    with building.mounted_tmpfs(tmp_path / "disk", "size=5m") as disk:
+        workshop.image.symlink_to(disk / "image")
+        assert f"no space left for the image in {disk}: " in fail(workshop)
+        assert list(disk.iterdir()) == []
+    assert workshop.image.is_symlink()
+
+
 def test_log_that_cannot_be_written(tight: Workshop, hard_channel: Path) -> None:
     with building.mounted_tmpfs(tight.directory, "size=1m"):
         tight.configure()

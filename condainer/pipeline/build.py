@@ -85,6 +85,7 @@ class Plan:
         requirements: requirements.txt, where there is one.
         lock: the lock file, where the build is from it.
         installer: what installs; None where conda installs nothing.
+        image: where the image is written, should the project's be a link.
         request: what is to be installed.
         mksquashfs: what compresses.
         compression: how.
@@ -95,6 +96,7 @@ class Plan:
     requirements: Path | None
     lock: Lock | None
     installer: Installer | None
+    image: Path
     request: Request
     mksquashfs: Mksquashfs
     compression: squash.Compression
@@ -153,7 +155,7 @@ class Build:
             self._site.hold = held
             parts.remove_stale(
                 [
-                    *(project.image, project.lock_file, project.build_log),
+                    *(plan.image, project.lock_file, project.build_log),
                     *(project.activate, project.deactivate),
                 ]
             )
@@ -175,14 +177,14 @@ class Build:
             added = await self._pip(plan, hold.temporary)
             await self._compile()
         described = await self._snapshot(plan, packages)
-        part = parts.part_of(self.project.image)
+        part = parts.part_of(plan.image)
         try:
             counted = await self._squash(plan, part)
             async with self._site.stage(Stage.VERIFY):
                 await anyio.to_thread.run_sync(squash.verify, part, counted)
             size = part.stat().st_size
             async with self._site.stage(Stage.PUBLISH):
-                await self._publish(part, described, added)
+                await self._publish((part, plan.image), described, added)
         finally:
             part.unlink(missing_ok=True)
         self.emit(
@@ -202,25 +204,10 @@ class Build:
     def _check(self) -> Plan:
         """See that everything is there, before anything is done."""
         project, config = self.project, self.project.config
+        image = self._check_places()
         conda = not config.non_conda_application
         environment = environment_module.load(project.environment_file) if conda else None
         lock = lockfile.read(project.lock_file) if self.options.locked and conda else None
-        if project.image.exists() and not (self.options.force or self.options.dry_run):
-            raise BuildError(
-                f"the image {project.image} is there already",
-                "'condainer build --force' replaces it once the new one is complete",
-            )
-        for path in (project.activate, project.deactivate):
-            if not shell.is_ours(path):
-                raise BuildError(
-                    f"{path} is a file of yours, and build would write one of that name",
-                    "move it to another name",
-                )
-        if not os.access(project.directory, os.W_OK):
-            raise BuildError(
-                f"the project directory {project.directory} is not writable for you",
-                "build in a copy of it, or ask its owner",
-            )
         staging.check_base_directory(project.prefix.parent)
         if conda:
             staging.check_prefix(project)
@@ -236,6 +223,7 @@ class Build:
             requirements=self._requirements(),
             lock=lock,
             installer=installer,
+            image=image,
             request=request,
             mksquashfs=mksquashfs,
             compression=squash.choose_compression(config, mksquashfs),
@@ -245,6 +233,30 @@ class Build:
                 **({"installer": installer.description} if installer else {}),
             },
         )
+
+    def _check_places(self) -> Path:
+        """See that whatever a build writes can be put where it belongs; tells where the image."""
+        project = self.project
+        for path in (project.image, project.lock_file, project.build_log):
+            parts.check_replaceable(path)
+        if project.image.exists() and not (self.options.force or self.options.dry_run):
+            raise BuildError(
+                f"the image {project.image} is there already",
+                "'condainer build --force' replaces it once the new one is complete",
+            )
+        for path in (project.activate, project.deactivate):
+            parts.check_replaceable(path)
+            if not shell.is_ours(path):
+                raise BuildError(
+                    f"{path} is a file of yours, and build would write one of that name",
+                    "move it to another name",
+                )
+        if not os.access(project.directory, os.W_OK):
+            raise BuildError(
+                f"the project directory {project.directory} is not writable for you",
+                "build in a copy of it, or ask its owner",
+            )
+        return parts.behind_link(project.image)
 
     async def _solve(self, plan: Plan, installer: Installer) -> Solution:
         async with (
@@ -370,11 +382,11 @@ class Build:
         return counted
 
     async def _publish(
-        self, part: Path, described: manifest.Manifest, added: list[PipPackage]
+        self, image: tuple[Path, Path], described: manifest.Manifest, added: list[PipPackage]
     ) -> None:
-        """Put everything in its place by rename, the image last."""
+        """Put everything in its place by rename, last the image: from its part to its name."""
         project = self.project
-        _sync(part)
+        _sync(image[0])
         texts = {
             project.activate: shell.activate_script(
                 described.snapshot, self._own_variables(described), _command()
@@ -384,7 +396,7 @@ class Build:
         if described.packages:
             texts[project.lock_file] = lockfile.render(described.packages, added)
         mode = 0o666 & ~self.options.umask
-        parts.publish(texts, mode, (part, project.image))
+        parts.publish(texts, mode, image)
 
     # What the stages share
 

@@ -10,8 +10,11 @@ import contextlib
 import glob
 import os
 import platform
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from condainer.errors import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,6 +23,38 @@ if TYPE_CHECKING:
 def part_of(path: Path) -> Path:
     """The name of a file of this process until it is complete."""
     return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
+
+
+def check_replaceable(path: Path) -> None:
+    """See that a path is free, or that of a file.
+
+    Raises:
+        BuildError: where a file cannot be put in its place.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "not an ordinary file"
+        raise BuildError(f"{path} is {kind}, and build writes a file there", "move it away")
+
+
+def behind_link(path: Path) -> Path:
+    """Where a file is written: people keep images on other disks, with a link beside the project.
+
+    Raises:
+        BuildError: where the link leads to no directory that can be written to.
+    """
+    if not path.is_symlink():
+        return path
+    target = path.resolve()
+    if not os.access(target.parent, os.W_OK | os.X_OK) or not target.parent.is_dir():
+        raise BuildError(
+            f"{path} is a link to {target}, and {target.parent} is no directory you can write to",
+            "make that directory, or let the link lead elsewhere",
+        )
+    return target
 
 
 def publish(texts: Mapping[Path, str], mode: int, last: tuple[Path, Path]) -> None:
