@@ -52,8 +52,8 @@ class Environment:
         path: the file.
         text: the file as given.
         name: the environment's name; may be empty.
-        channels: names and URLs in order of priority; paths have become file:// URLs.
-        override_channels: `nodefaults` stands among the channels: no others than these.
+        channels: names and URLs in order of priority, without `nodefaults`; paths have become
+            file:// URLs.
         specs: what conda is to install.
         pip: the lines of the `pip:` list.
         variables: set when the environment is activated, in the order of the file.
@@ -63,7 +63,6 @@ class Environment:
     text: str
     name: str
     channels: tuple[str, ...]
-    override_channels: bool
     specs: tuple[str, ...]
     pip: tuple[str, ...]
     variables: tuple[tuple[str, str], ...]
@@ -99,7 +98,6 @@ def parse(path: Path, text: str) -> Environment:
         text=text,
         name=_name(document),
         channels=tuple(channel for channel in channels if channel != _NO_DEFAULTS),
-        override_channels=_NO_DEFAULTS in channels,
         specs=specs,
         pip=pip,
         variables=_variables(document),

@@ -41,7 +41,6 @@ def test_everything() -> None:
         text=text,
         name="mine",
         channels=("conda-forge", "https://example.org/ch"),
-        override_channels=True,
         specs=("python=3.10", "numpy >=1.2,<2", "bioconda::samtools"),
         pip=("requests[socks]>=2", "-r more.txt"),
         variables=(("A", "one"), ("B", "two words")),
@@ -51,11 +50,11 @@ def test_everything() -> None:
 def test_the_example_of_init_is_one() -> None:
     found = parse(environment.EXAMPLE)
     assert found.specs == ("python=3.12", "numpy", "pandas")
-    assert found.override_channels
+    assert found.channels == ("conda-forge",)
 
 
-def test_without_nodefaults_the_defaults_stay() -> None:
-    assert not parse("channels: [conda-forge]\ndependencies: [python]\n").override_channels
+def test_nodefaults_is_no_channel() -> None:
+    assert parse("channels: [nodefaults]\ndependencies: [python]\n").channels == ()
 
 
 @pytest.mark.parametrize(

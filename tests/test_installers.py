@@ -147,6 +147,33 @@ def test_spec_may_name_a_channel_that_is_not_in_the_list(
     assert packages(workshop)["hard-text"]["channel"] == other.as_uri()
 
 
+@pytest.fixture
+def configured(workshop: Workshop, hard_channel: Path, tmp_path: Path) -> Workshop:
+    """A project whose user has told conda of a channel, in a home directory of its own."""
+    workshop.variables["HOME"] = str(tmp_path)
+    (tmp_path / ".condarc").write_text(f"channels: [{hard_channel}]\n")
+    return workshop
+
+
+def test_only_the_channels_listed_count(
+    configured: Workshop, small_channel: Path, micromamba: Path
+) -> None:
+    listed = small_channel.rename(small_channel.with_name("small"))
+    write(configured, f"channels: [{listed}]\ndependencies: [hard-links]\n")
+    for installer in ("rattler", str(micromamba)):
+        answer = configured.run("build", "--installer", installer, status=1)
+        assert f"searched: {listed.as_uri()}\n" in answer.stderr
+
+
+@pytest.mark.parametrize("channels", ["", "channels: []\n", "channels: [nodefaults]\n"])
+def test_where_no_channel_is_listed_those_configured_count(
+    configured: Workshop, hard_channel: Path, micromamba: Path, channels: str
+) -> None:
+    write(configured, f"{channels}dependencies: [hard-text]\n")
+    configured.run("build", "-q", "--installer", str(micromamba))
+    assert packages(configured)["hard-text"]["channel"] == hard_channel.as_uri()
+
+
 # Specs
 
 
@@ -242,7 +269,7 @@ def test_package_cache_is_where_the_project_says(
 
 
 def test_channels_without_a_space_are_all_right_for_micromamba() -> None:
-    request = Request(("a",), ("conda-forge",), True, (), Path("/tmp/x"), None)  # noqa: FBT003
+    request = Request(("a",), ("conda-forge",), (), Path("/tmp/x"), None)
     mamba.Mamba(Path("/usr/bin/micromamba")).check(request)
 
 

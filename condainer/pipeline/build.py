@@ -416,7 +416,6 @@ class Build:
         return Request(
             specs=specs,
             channels=environment.channels if environment else (),
-            override_channels=environment.override_channels if environment else False,
             locked=lock.packages if lock else (),
             prefix=self.project.prefix,
             package_cache=Path(cache).expanduser() if cache else None,

@@ -22,6 +22,7 @@ class Options:
         root: The root prefix.
         package_cache: Where packages are unpacked.
         channels: Channels, most wanted first, as they were given.
+        override_channels: Only these, and not those that are configured.
         files: Environment files, lists of specs, or explicit lists of URLs.
         specs: Specs from the command line.
         dry_run: Stop before anything is fetched.
@@ -34,6 +35,7 @@ class Options:
     root: Path
     package_cache: Path
     channels: tuple[str, ...]
+    override_channels: bool
     files: tuple[Path, ...]
     specs: tuple[str, ...]
     dry_run: bool
@@ -72,6 +74,7 @@ def parse(words: list[str]) -> Options:
         root=root,
         package_cache=Path(caches[0]).absolute() if caches[0] else root / "pkgs",
         channels=tuple(found.channel),
+        override_channels=found.override_channels,
         files=tuple(found.file),
         specs=tuple(found.specs),
         dry_run=found.dry_run,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -16,7 +17,6 @@ from tests.standin.errors import CriticalError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from tests.standin.arguments import Options
 
@@ -75,6 +75,8 @@ def read(options: Options) -> Request:
         else:
             lines = (line.strip() for line in text.splitlines())
             specs += [line for line in lines if line and not line.startswith("#")]
+    if not options.override_channels:
+        channels += _configured(Path.home() / ".condarc")
     urls = dict.fromkeys(_url(channel) for channel in channels if channel != "nodefaults")
     return Request(channels=tuple(urls), specs=tuple(specs))
 
@@ -93,6 +95,12 @@ def _environment(file: Path, text: str) -> Request:
     if not all(isinstance(dependency, str) for dependency in dependencies):
         raise CriticalError(f"{file}: this stand-in installs nothing with pip")
     return Request(channels=tuple(document.get("channels", [])), specs=tuple(dependencies))
+
+
+def _configured(file: Path) -> list[str]:
+    """Read the channels that a user has configured."""
+    document = yaml.safe_load(file.read_text()) if file.exists() else None
+    return list((document or {}).get("channels", []))
 
 
 def _archives(text: str) -> Sequence[Archive]:

@@ -74,8 +74,8 @@ class Request:
 
     Attributes:
         specs: what environment.yml asks for; not used where `locked` is given.
-        channels: names and URLs in order of priority.
-        override_channels: no other channels than these.
+        channels: names and URLs in order of priority, and no others than these; empty means
+            those that the installer is configured for.
         locked: the exact packages; empty means solve.
         prefix: where to install.
         package_cache: where packages are kept; None means the installer's own place.
@@ -83,7 +83,6 @@ class Request:
 
     specs: tuple[str, ...]
     channels: tuple[str, ...]
-    override_channels: bool
     locked: tuple[Package, ...]
     prefix: Path
     package_cache: Path | None

@@ -157,8 +157,9 @@ class Mamba:
 
     def _wanted(self, request: Request) -> list[str]:
         channels = [part for channel in request.channels for part in ("-c", channel)]
-        override = ["--override-channels"] if request.override_channels else []
-        return [*channels, *override, *request.specs]
+        # Aliases and mirrors that are configured stay; conda refuses the option without channels.
+        only = ["--override-channels"] if channels else []
+        return [*channels, *only, *request.specs]
 
     async def _run(
         self,
