@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,20 @@ def test_staging_that_runs_full(
         assert list(base.iterdir()) == []
     assert workshop.image.read_bytes() == OLD_IMAGE
     assert building.parts(workshop) == []
+
+
+@pytest.mark.parametrize("name", ["rattler", "micromamba"])
+def test_what_is_in_the_cache_needs_no_room_again(
+    workshop: Workshop, micromamba: Path, tmp_path: Path, name: str
+) -> None:
+    workshop.environment("hard-big", channel=localchannel.ensure("big"))
+    build = ("build", "--force", "--installer", "rattler" if name == "rattler" else str(micromamba))
+    with building.mounted_tmpfs(tmp_path / "disk", "size=300m") as disk:
+        workshop.configure(mount_base_directory=disk, package_cache=disk / "packages")
+        assert " to fetch)" in workshop.run(*build).stderr
+        with (disk / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, free(disk) - (24 << 20))
+        assert " to fetch" not in workshop.run(*build).stderr
 
 
 @pytest.fixture

@@ -264,9 +264,8 @@ class Build:
             self._site.workplace(Stage.SOLVE, 1) as workplace,
         ):
             solution = await installer.solve(plan.request, workplace)
-            total = sum(package.size for package in solution.packages)
             stage.detail = f"{len(solution.packages)} packages"
-            stage.detail += f", {human(total)} to fetch" if total else ""
+            stage.detail += f", {human(solution.to_fetch)} to fetch" if solution.to_fetch else ""
         return solution
 
     async def _install(
@@ -275,7 +274,10 @@ class Build:
         prefix = self.project.prefix
         total = sum(package.size for package in solution.packages)
         needed = total * space.UNPACKED_RATIO
-        space.require(space.Place(prefix, "the installation", needed), total)
+        # Where the cache is known to be on another file system, nothing can be a link to it.
+        apart = solution.cache and not space.on_one_file_system(solution.cache, prefix)
+        least = total if apart else solution.to_fetch
+        space.require(space.Place(prefix, "the installation", needed), least)
         async with (
             self._site.stage(Stage.INSTALL),
             self._site.workplace(Stage.INSTALL) as workplace,

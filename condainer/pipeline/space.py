@@ -90,10 +90,19 @@ def explain(error: BaseException, places: Iterable[Place]) -> NoSpaceError | Non
 
 def free_bytes(path: Path) -> int:
     """What this user may still write below a directory, quotas aside."""
+    status = os.statvfs(_existing(path))
+    return status.f_bavail * status.f_frsize
+
+
+def on_one_file_system(path: Path, other: Path) -> bool:
+    """Whether what is put into one directory can be linked into another."""
+    return _existing(path).stat().st_dev == _existing(other).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
+    return path
 
 
 def _error(place: Place, free: int) -> NoSpaceError:

@@ -100,10 +100,14 @@ class Solution:
 
     Attributes:
         packages: what is to be installed.
+        to_fetch: bytes of those that are not in the package cache yet; 0 where nobody knows.
+        cache: where packages are unpacked and linked from; None where nobody knows.
         records: the installer's own form of the same, handed back to its `install`.
     """
 
     packages: tuple[Package, ...]
+    to_fetch: int = 0
+    cache: Path | None = None
     records: object = None
 
 

@@ -91,7 +91,9 @@ class Mamba:
         fetched = {_identity(entry): entry for entry in actions.get("FETCH", [])}
         linked = actions.get("LINK", [])
         return Solution(
-            tuple(package_from_json({**fetched.get(_identity(e), {}), **e}) for e in linked)
+            tuple(package_from_json({**fetched.get(_identity(e), {}), **e}) for e in linked),
+            to_fetch=sum(package_from_json(entry).size for entry in fetched.values()),
+            cache=request.package_cache,
         )
 
     async def _unsolved(

@@ -48,7 +48,12 @@ class Rattler:
         packages = tuple(_package(record) for record in ordered)
         for package in packages:
             workplace.on_line(f"  {package.stem}  {package.url}")
-        return Solution(packages, ordered)
+        return Solution(
+            packages,
+            to_fetch=await solver.bytes_to_fetch(request, ordered),
+            cache=solver.cache_of(request).packages,
+            records=ordered,
+        )
 
     async def install(self, request: Request, solution: Solution, workplace: Workplace) -> None:
         """Fetch and link the packages of a solution."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rattler
-from rattler.exceptions import GatewayError, SolverError
+from rattler.exceptions import GatewayError, IoError, SolverError
 
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
@@ -89,6 +89,16 @@ async def find(request: Request) -> list[RepoDataRecord]:
         raise failures.unsolved("rattler", explanation(error), channels, hint) from error
     except Exception as error:  # rattler raises two dozen unrelated types
         raise BuildError(f"rattler failed to solve:\n{explanation(error)}") from error
+
+
+async def bytes_to_fetch(request: Request, records: Iterable[RepoDataRecord]) -> int:
+    """How much is not in the package cache yet."""
+    cache = rattler.PackageCache(cache_of(request).packages)
+    try:
+        kept = await cache.index()
+    except IoError:  # the installation will say what is wrong with it
+        return sum(record.size or 0 for record in records)
+    return sum(record.size or 0 for record in records if not kept.contains_record(record))
 
 
 def explanation(error: Exception) -> str:
