@@ -138,7 +138,12 @@ KEYS = (
         "change it (an image built before would no longer be found), and do not give it to a\n"
         "second project.",
     ),
-    Key("environment_yml", _file, "environment.yml", "What to install, as conda knows it."),
+    Key(
+        "environment_yml",
+        _file,
+        "environment.yml",
+        "What to install, as conda knows it; a 'prefix' in it counts for nothing.",
+    ),
     Key(
         "requirements_txt",
         _file,

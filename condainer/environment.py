@@ -90,6 +90,9 @@ def parse(path: Path, text: str) -> Environment:
     """
     document = yamlfile.YamlFile(path, text)
     document.check_keys(_KEYS)
+    prefix = document.value("prefix")
+    if prefix is not None:  # conda pays no heed to it either where it is told of a place
+        document.scalar(prefix, "'prefix'")
     base = path.parent
     channels = _channels(document, base)
     specs, pip = _dependencies(document, base)

@@ -153,6 +153,7 @@ def test_links_in_a_circle_are_no_channel(tmp_path: Path) -> None:
         ('dependencies: [x]\nvariables: {A: "\\0"}\n', 2, "holds a NUL byte"),
         ("dependencies: [x]\nvariables: {A: 1, A: 2}\n", 2, "key 'A' stands here a second time"),
         ("dependencies: [x]\nname: [a]\n", 2, "'name' must be one plain value"),
+        ("dependencies: [x]\nprefix: [a]\n", 2, "'prefix' must be one plain value"),
         ('dependencies: [x]\nname: "a\\0b"\n', 2, "'name'"),
         ('dependencies: [x]\nname: "a\\nb"\n', 2, "'name'"),
         ("dependencies: [x]\ndepends: [y]\n", 2, "unknown key 'depends'"),

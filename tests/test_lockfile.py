@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from rattler import Subdir
 
 from condainer import image
 from condainer.errors import BuildError
@@ -217,6 +218,30 @@ def test_broken_lock_file_is_named(
     workshop.lock_file.write_text(text)
     answer = workshop.run("build", "--locked", status=1)
     assert words in answer.stderr
+    assert "solve" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("# platform: noarch", "# platform: osx-arm64")],
+        [("# platform: noarch", ""), ("/noarch/", "/win-64/")],
+    ],
+)
+def test_lock_file_of_another_platform_is_refused(
+    workshop: Workshop, hard_channel: Path, changes: list[tuple[str, str]]
+) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.run("build", "-q")
+    text = workshop.lock_file.read_text()
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    workshop.lock_file.write_text(text)
+    answer = workshop.run("build", "--force", "--locked", status=1)
+    foreign = changes[-1][1].strip("/").removeprefix("# platform: ")
+    assert f"the lock file {workshop.lock_file} is for {foreign}, this machine is " in answer.stderr
+    assert f"this machine is {Subdir.current()}\n" in answer.stderr
     assert "solve" not in answer.stderr
 
 

@@ -8,6 +8,7 @@ comments, `# pip NAME @ URL --hash=sha256:…`, a form that other tools use as w
 
 from __future__ import annotations
 
+import platform
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _PIP = "# pip "
 _SHA256 = "# sha256 "
+_PLATFORM = "# platform: "
+_NO_ARCH = "noarch"
+_SUBDIRS = {"x86_64": "linux-64", "i686": "linux-32", "i386": "linux-32"}
+"""conda's names of machines that it does not call as the kernel does."""
 _URL = re.compile(
     r"(?P<channel>.+)/(?P<subdir>[^/]+)/"
     r"(?P<name>[^/]+)-(?P<version>[^-/]+)-(?P<build>[^-/]+)\.(conda|tar\.bz2)"
@@ -68,11 +73,11 @@ class Lock:
 def render(packages: Iterable[Package], pip: Iterable[PipPackage]) -> str:
     """The text of a lock file."""
     packages = list(packages)
-    platform = next((p.subdir for p in packages if p.subdir != "noarch"), "noarch")
+    subdir = next((p.subdir for p in packages if p.subdir != _NO_ARCH), _NO_ARCH)
     lines = [
         "# The exact packages of the image; 'condainer build --locked' installs them again,",
         "# and so does 'conda create --file FILE' (without those of pip).",
-        f"# platform: {platform}",
+        f"{_PLATFORM}{subdir}",
         "@EXPLICIT",
     ]
     for package, line in zip(packages, explicit_lines(packages), strict=True):
@@ -99,7 +104,8 @@ def read(path: Path) -> Lock:
     """Read a lock file.
 
     Raises:
-        BuildError: where there is none, or a line of it is not what it should be.
+        BuildError: where there is none, it is for other machines, or a line of it is not what it
+            should be.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -122,6 +128,8 @@ def read(path: Path) -> Lock:
             package = package_from_line(line)
             packages.append(replace(package, sha256=package.sha256 or sha256))
             sha256 = ""
+    named = {line.removeprefix(_PLATFORM) for line in lines if line.startswith(_PLATFORM)}
+    _check_platforms(path, named | {package.subdir for package in packages})
     return Lock(tuple(packages), tuple(pip))
 
 
@@ -149,6 +157,17 @@ def package_from_line(line: str) -> Package:
         sha256="" if is_md5 else checksum.removeprefix("sha256:"),
         size=0,
     )
+
+
+def _check_platforms(path: Path, platforms: set[str]) -> None:
+    machine = platform.machine()
+    own = _SUBDIRS.get(machine, f"linux-{machine}")
+    foreign = platforms - {own, _NO_ARCH}
+    if foreign:
+        raise BuildError(
+            f"the lock file {path} is for {', '.join(sorted(foreign))}, this machine is {own}",
+            "build without --locked, which writes a lock file for machines like this",
+        )
 
 
 def _pip_package(line: str) -> PipPackage:
