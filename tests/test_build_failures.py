@@ -94,6 +94,15 @@ def test_missing_environment_yml_is_named(failing: Workshop) -> None:
     assert f"there is no {failing.directory}/environment.yml" in fail(failing)
 
 
+def test_requirements_that_are_a_directory(failing: Workshop, hard_channel: Path) -> None:
+    failing.environment("hard-text", channel=hard_channel)
+    failing.configure(requirements_txt=".")
+    words = fail(failing)
+    assert f"{failing.directory} is not a file" in words
+    assert "key requirements_txt" in words
+    assert "solve" not in words
+
+
 def test_specs_that_exclude_each_other(
     failing: Workshop, hard_channel: Path, installer: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import pytest
 
 from condainer import image
 from condainer.pipeline import pip
-from tests import building
+from tests import building, support
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -245,6 +246,20 @@ def test_credentials_of_an_index_are_kept_nowhere(
     assert "s3cret" not in workshop.lock_file.read_text() + workshop.build_log.read_text()
     unpacked = building.unpack(workshop.image, tmp_path / "image")
     assert building.holders(b"s3cret", unpacked) == []
+
+
+def test_pip_that_is_too_old_to_tell_is_not_passed_over(
+    indexed: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "from condainer import cli; from condainer.pipeline import pip; "
+        "pip._REPORT_SINCE = (9999,); cli.entry()"
+    )
+    monkeypatch.setattr(support, "CONDAINER", (sys.executable, "-c", program))
+    answer = indexed.run("build")
+    assert f"{indexed.directory}/environment.yml: this pip is older than 22.2" in answer.stderr
+    assert "cnd_one" not in indexed.lock_file.read_text()
+    assert listed(indexed) == {"cnd_one": "1.0"}
 
 
 @pytest.mark.parametrize("name", ["environment.yml", "requirements.txt"])

@@ -56,6 +56,11 @@ if TYPE_CHECKING:
 _LEAST_COMPRESSION = 10
 """No environment shrinks more than that: with less room than a tenth there is no use in trying."""
 
+_PIP_TOO_OLD = (
+    "this pip is older than 22.2 and does not tell what it has installed; the lock file leaves it "
+    "out, and so will 'build --locked'"
+)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -214,13 +219,14 @@ class Build:
         else:
             staging.check_application(project)
         mksquashfs = tools.find_mksquashfs()
-        request = self._request(environment, lock)
+        requirements = self._requirements()
+        request = self._request(environment, lock, wants_pip=requirements is not None)
         installer = installers.choose(config, self.options.installer) if conda else None
         if installer is not None:
             installer.check(request)
         return Plan(
             environment=environment,
-            requirements=self._requirements(),
+            requirements=requirements,
             lock=lock,
             installer=installer,
             image=image,
@@ -325,7 +331,9 @@ class Build:
                         locked=plan.lock is not None,
                         workplace=workplace,
                     )
-                added.update((package.name.lower(), package) for package in packages)
+                if packages is None:
+                    self.emit(Note(self.label, f"{origin}: {_PIP_TOO_OLD}"))
+                added.update((package.name.lower(), package) for package in packages or ())
             stage.detail = f"{len(added)} packages" if added else ""
         return list(added.values())
 
@@ -408,10 +416,12 @@ class Build:
             own.update(described.environment.variables)
         return list(own.items())
 
-    def _request(self, environment: Environment | None, lock: Lock | None) -> Request:
+    def _request(
+        self, environment: Environment | None, lock: Lock | None, *, wants_pip: bool
+    ) -> Request:
         config = self.project.config
         specs = environment.specs if environment else ()
-        wants_pip = bool(environment and environment.pip) or self._requirements() is not None
+        wants_pip = wants_pip or bool(environment and environment.pip)
         if wants_pip and not lock and not any(_is_pip(spec) for spec in specs):
             specs = (*specs, "pip")  # as conda does where it is not listed
         cache = config.package_cache
@@ -425,9 +435,13 @@ class Build:
 
     def _requirements(self) -> Path | None:
         path = self.project.requirements_file
-        if path.exists() and not self.project.config.non_conda_application:
-            return path
-        return None
+        if self.project.config.non_conda_application or not path.exists():
+            return None
+        if not path.is_file():
+            raise BuildError(
+                f"{path} is not a file", "change the key requirements_txt of condainer.yml"
+            )
+        return path
 
 
 def _is_pip(spec: str) -> bool:

@@ -39,7 +39,7 @@ async def install(
     cwd: Path,
     locked: bool,
     workplace: Workplace,
-) -> list[PipPackage]:
+) -> list[PipPackage] | None:
     """Install what a requirements file asks for.
 
     Args:
@@ -51,7 +51,7 @@ async def install(
         workplace: where pip runs.
 
     Returns:
-        what pip installed, with origin and checksum where this pip can tell.
+        what pip installed, with origin and checksum; None where this pip is too old to tell.
 
     Raises:
         BuildError: with pip's last lines.
@@ -75,7 +75,7 @@ async def install(
             last = "\n".join(f"  {line}" for line in _matter(answer.tail))
             raise BuildError(f"pip failed ({answer.verdict}) for {origin}:\n{last}")
         if not report.exists():
-            return []
+            return None
         return _installed(json.loads(report.read_bytes()))
 
 
