@@ -17,7 +17,7 @@ from tests.support import running, wait_for
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.support import Workshop
@@ -90,11 +90,11 @@ class Stop:
 
 
 @pytest.fixture
-def stop(workshop: Workshop, hard_channel: Path) -> Stop:
+def stop(workshop: Workshop, hard_channel: Path) -> Iterator[Stop]:
     workshop.image.write_bytes(OLD_IMAGE)
-    servers = contextlib.ExitStack()
-    servers.callback(shutil.rmtree, workshop.base.with_suffix(".packages"), ignore_errors=True)
-    return Stop(workshop, hard_channel, lambda: localchannel.ensure("basic"), servers)
+    with contextlib.ExitStack() as servers:
+        yield Stop(workshop, hard_channel, lambda: localchannel.ensure("basic"), servers)
+    shutil.rmtree(workshop.base.with_suffix(".packages"), ignore_errors=True)
 
 
 def start(workshop: Workshop, *arguments: str) -> subprocess.Popen[str]:
