@@ -268,6 +268,22 @@ def test_package_cache_is_where_the_project_says(
     assert (tmp_path / "packages/hard-text-2.0-0/share/hard-text/version.txt").exists()
 
 
+@pytest.mark.parametrize(
+    ("variable", "below"),
+    [
+        ("HOME", ".cache/rattler/cache/pkgs"),
+        ("XDG_CACHE_HOME", "rattler/cache/pkgs"),
+        ("RATTLER_CACHE_DIR", "pkgs"),
+    ],
+)
+def test_package_cache_of_rattler_is_where_its_other_users_have_it(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path, variable: str, below: str
+) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.run("build", "-q", variables={variable: str(tmp_path / "cache")})
+    assert (tmp_path / "cache" / below / "hard-text-2.0-0").is_dir()
+
+
 def test_channels_without_a_space_are_all_right_for_micromamba() -> None:
     request = Request(("a",), ("conda-forge",), (), Path("/tmp/x"), None)
     mamba.Mamba(Path("/usr/bin/micromamba")).check(request)

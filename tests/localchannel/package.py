@@ -69,6 +69,8 @@ class Package:
         entry_points: `NAME = MODULE:FUNCTION` lines of a `noarch: python` package.
         mtimes: Modification times that differ from `EPOCH`, by path.
         suffix: The archive format.
+        info: Files of the `info` directory in place of those made of the tree, for packages that
+            are not what they should be; None leaves one out.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Package:
     entry_points: tuple[str, ...] = ()
     mtimes: Mapping[str, int] = field(default_factory=dict)
     suffix: Literal[".conda", ".tar.bz2"] = ".conda"
+    info: Mapping[str, bytes | None] = field(default_factory=dict)
 
     @property
     def distribution(self) -> str:
@@ -203,7 +206,8 @@ def _info(package: Package, tree: Path, paths: list[str]) -> dict[str, bytes]:
     if package.noarch == "python":
         noarch = {"type": "python", "entry_points": list(package.entry_points)}
         info["link.json"] = _json({"noarch": noarch, "package_metadata_version": 1})
-    return info
+    given = {**info, **package.info}
+    return {name: content for name, content in given.items() if content is not None}
 
 
 def _index(package: Package) -> dict[str, Any]:

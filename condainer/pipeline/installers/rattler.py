@@ -7,6 +7,7 @@ that for every installer alike. https://conda.github.io/rattler/py-rattler/
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import urllib.parse
 from pathlib import Path
@@ -18,8 +19,16 @@ from anyio import from_thread
 from rattler.install import InstallerReporter
 
 from condainer.errors import BuildError
-from condainer.pipeline import credentials
-from condainer.pipeline.installers import Package, Request, Solution, Workplace, patience, solver
+from condainer.pipeline import credentials, staging
+from condainer.pipeline.installers import (
+    Package,
+    Request,
+    Solution,
+    Workplace,
+    contents,
+    patience,
+    solver,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,13 +68,15 @@ class Rattler:
         """Fetch and link the packages of a solution."""
         records = solution.records
         assert isinstance(records, list)  # noqa: S101  (what `solve` gave)
+        cache = solver.cache_of(request).packages
         await anyio.to_thread.run_sync(_verify_local, solution.packages)
+        await anyio.to_thread.run_sync(_check_cached, records, solution.packages, cache)
         # The base class does nothing in the callbacks that are left to it.
-        reporter = _Reporter(workplace, solution.packages)  # type: ignore[abstract]
+        reporter = _Reporter(workplace, solution.packages, cache)  # type: ignore[abstract]
         work = rattler.install(
             records,
             target_prefix=request.prefix,
-            cache_dir=solver.cache_of(request).packages,
+            cache_dir=cache,
             installed_packages=[],
             execute_link_scripts=False,
             show_progress=False,
@@ -77,7 +88,8 @@ class Rattler:
         except BuildError:
             raise
         except Exception as error:  # as in `solver.find`
-            raise BuildError(f"rattler failed to install:\n{solver.explanation(error)}") from error
+            failure = BuildError(f"rattler failed to install:\n{solver.explanation(error)}")
+            raise (reporter.refused or failure) from error
         await anyio.to_thread.run_sync(_tidy, request.prefix, workplace)
 
 
@@ -85,10 +97,20 @@ class _Reporter(InstallerReporter):
     """Passes rattler's callbacks on, which come from its own threads.
 
     The tokens that rattler hands back are the number of the operation, for every kind of callback.
+
+    Args:
+        workplace: takes them.
+        packages: what is installed.
+        cache: where they are unpacked.
+
+    Attributes:
+        refused: says which package must not be linked.
     """
 
-    def __init__(self, workplace: Workplace, packages: tuple[Package, ...]) -> None:
+    def __init__(self, workplace: Workplace, packages: tuple[Package, ...], cache: Path) -> None:
+        self.refused: BuildError | None = None
         self._workplace = workplace
+        self._cache = cache
         self._total = len(packages)
         self._linked = 0
         self._names: dict[int, str] = {}
@@ -112,8 +134,7 @@ class _Reporter(InstallerReporter):
 
     def on_download_start(self, cache_entry: int) -> int:
         self._fetching.add(cache_entry)
-        package = self._packages.get(self._names.get(cache_entry, ""))
-        self._to_fetch[cache_entry] = package.size if package else 0
+        self._to_fetch[cache_entry] = self._packages[self._names[cache_entry]].size
         return cache_entry
 
     def on_download_progress(self, download_idx: int, progress: int, total: int | None) -> None:
@@ -125,6 +146,20 @@ class _Reporter(InstallerReporter):
     def on_download_completed(self, download_idx: int) -> None:
         self._fetching.discard(download_idx)
         self._workplace.on_line(f"fetched {self._names.get(download_idx, '')}")
+
+    def on_populate_cache_complete(self, cache_entry: int) -> None:
+        """See whether a package may be linked, which rattler does next.
+
+        It takes no "no" for an answer, but it cannot link what is no longer there.
+        """
+        stem = self._packages[self._names[cache_entry]].stem
+        try:
+            contents.check_package(stem, self._cache / stem)
+        except BuildError as error:
+            self.refused = error
+            aside = self._cache / f".{stem}.refused.{os.getpid()}"
+            (self._cache / stem).rename(aside)  # at once, whatever is in it
+            staging.remove_tree(aside)
 
     def on_link_start(self, operation: int, package_name: str) -> int:
         self._names[operation] = package_name
@@ -151,6 +186,22 @@ def _in_order(records: Iterable[RepoDataRecord]) -> list[RepoDataRecord]:
     by_name = {record.name.normalized: record for record in records}
     order = rattler.PackageRecord.sort_topologically(list(by_name.values()))
     return [by_name[record.name.normalized] for record in order]
+
+
+def _check_cached(
+    records: Iterable[RepoDataRecord], packages: Iterable[Package], cache: Path
+) -> None:
+    """See that nothing will be written outside of the prefix, as far as that is known by now.
+
+    Of a package that is in the cache already rattler has read the list before it tells of it.
+
+    Raises:
+        BuildError: where something would be.
+    """
+    for record, package in zip(records, packages, strict=True):
+        contents.check_path(package.stem, Path(record.python_site_packages_path or ""))
+        if (cache / package.stem).exists():
+            contents.check_package(package.stem, cache / package.stem)
 
 
 def _verify_local(packages: Iterable[Package]) -> None:

@@ -52,8 +52,9 @@ def cache_of(request: Request) -> Cache:
     """The place a request names, or else rattler's own, which other programs share."""
     if request.package_cache:
         return Cache(request.package_cache, request.package_cache / "rattler-repodata")
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    own = Path(os.environ.get("RATTLER_CACHE_DIR") or Path(caches, "rattler/cache"))
+    caches = os.environ.get("XDG_CACHE_HOME", "")
+    caches = caches if caches.startswith("/") else str(Path.home() / ".cache")
+    own = Path(os.environ.get("RATTLER_CACHE_DIR") or f"{caches}/rattler/cache")
     return Cache(own / "pkgs", own / "repodata")
 
 

@@ -1,0 +1,161 @@
+"""Packages that reach outside of the prefix: they are refused before anything is linked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import pytest
+from rattler.index import index_fs
+
+from tests import building
+from tests.localchannel.package import Package, put, subdir, write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tests.support import Workshop
+
+NAME = "hostile"
+STEM = f"{NAME}-1.0-0"
+
+
+def listing(*paths: str, kind: str = "hardlink") -> bytes:
+    """An `info/paths.json` of some paths."""
+    entries = [{"_path": path, "path_type": kind} for path in paths]
+    return json.dumps({"paths": entries, "paths_version": 1}).encode()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A directory that no package may change, with a file in it."""
+    put(tmp_path, "outside/file", "precious\n")
+    return tmp_path / "outside"
+
+
+@pytest.fixture
+def project(workshop: Workshop, tmp_path: Path) -> Workshop:
+    """A project that wants the hostile package, with a package cache of its own."""
+    workshop.configure(package_cache=tmp_path / "packages")
+    workshop.environment(NAME, channel=tmp_path / "channel")
+    return workshop
+
+
+def publish(
+    tmp_path: Path,
+    package: Package,
+    files: Mapping[str, str] = MappingProxyType({}),
+    links: Mapping[str, Path] = MappingProxyType({}),
+) -> None:
+    """Put a package into the channel of the test."""
+    tree = tmp_path / "trees" / package.name
+    tree.mkdir(parents=True)
+    for name, content in files.items():
+        put(tree, name, content, 0o755)
+    for name, target in links.items():
+        (tree / name).symlink_to(target)
+    for each in (subdir(), "noarch"):
+        (tmp_path / "channel" / each).mkdir(parents=True, exist_ok=True)
+    write(package, tree, tmp_path / "channel")
+    asyncio.run(index_fs(tmp_path / "channel", write_shards=False))
+
+
+def refuse(project: Workshop, outside: Path, path: str, stem: str = STEM) -> None:
+    """Build, and see that the package is refused and that nothing outside has changed."""
+    before = building.picture(outside)
+    answer = project.run("build", status=1)
+    assert f"the package {stem} would write outside of the environment: {path}\n" in answer.stderr
+    assert "leave that package out" in answer.stderr
+    assert building.picture(outside) == before
+    assert project.left_over() == []
+    assert "linked" not in project.build_log.read_text()
+
+
+def test_absolute_path(project: Workshop, tmp_path: Path, outside: Path) -> None:
+    path = f"{outside}/file"
+    publish(tmp_path, Package(name=NAME, version="1.0", info={"paths.json": listing(path)}))
+    refuse(project, outside, path)
+
+
+def test_path_with_dots(project: Workshop, tmp_path: Path, outside: Path) -> None:
+    path = (
+        f"../{STEM}/share/file"  # beside the prefix, and in the package cache a file that is there
+    )
+    package = Package(name=NAME, version="1.0", info={"paths.json": listing(path)})
+    publish(tmp_path, package, {"share/file": "written\n"})
+    refuse(project, outside, path)
+
+
+def test_path_with_a_null_byte(project: Workshop, tmp_path: Path, outside: Path) -> None:
+    package = Package(name=NAME, version="1.0", info={"paths.json": listing("share/a\0b")})
+    publish(tmp_path, package)
+    refuse(project, outside, r"share/a\0b")
+
+
+def test_path_of_an_older_package(project: Workshop, tmp_path: Path, outside: Path) -> None:
+    path = f"{outside}/file"
+    info = {"paths.json": None, "files": f"{path}\n".encode()}
+    publish(tmp_path, Package(name=NAME, version="1.0", suffix=".tar.bz2", info=info))
+    refuse(project, outside, path)
+
+
+def test_path_below_a_link_of_the_same_package(
+    project: Workshop, tmp_path: Path, outside: Path
+) -> None:
+    entries = json.loads(listing("away", kind="softlink"))
+    entries["paths"] += json.loads(listing("away/deep/file"))["paths"]
+    info = {"paths.json": json.dumps(entries).encode()}
+    publish(tmp_path, Package(name=NAME, version="1.0", info=info), links={"away": outside})
+    refuse(project, outside, "away/deep/file")
+
+
+def test_link_that_points_outside_is_allowed(
+    project: Workshop, tmp_path: Path, outside: Path
+) -> None:
+    package = Package(name=NAME, version="1.0")
+    publish(tmp_path, package, {"awayward": "beside it\n"}, {"away": outside})
+    project.run("build", "-q")
+    tree = building.unpack(project.image, tmp_path / "unpacked")
+    assert (tree / "away").readlink() == outside
+    assert (tree / "awayward").read_text() == "beside it\n"
+
+
+def test_package_that_is_in_the_cache_already(
+    project: Workshop, tmp_path: Path, outside: Path
+) -> None:
+    publish(tmp_path, Package(name=NAME, version="1.0"), {"share/file": "written\n"})
+    project.run("build", "-q")
+    project.image.unlink()
+    path = f"{outside}/file"
+    (tmp_path / "packages" / STEM / "info/paths.json").write_bytes(listing(path))
+    refuse(project, outside, path)
+
+
+def test_refused_package_does_not_stay_in_the_cache(
+    project: Workshop, tmp_path: Path, outside: Path
+) -> None:
+    package = Package(name=NAME, version="1.0", info={"paths.json": listing("/nowhere")})
+    publish(tmp_path, package, {"share/file": "written\n"})
+    for _ in range(2):
+        refuse(project, outside, "/nowhere")
+        assert [path for path in (tmp_path / "packages").iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("above", ["..", "/tmp/nowhere"])
+def test_channel_that_has_modules_put_outside(
+    project: Workshop, tmp_path: Path, outside: Path, above: str
+) -> None:
+    """`python_site_packages_path` of the record of python says where modules go."""
+    publish(tmp_path, Package(name="python", version="3.12.0"), {"bin/python": ""})
+    module = Package(name=NAME, version="1.0", noarch="python", depends=("python",))
+    publish(tmp_path, module, {"site-packages/module.py": ""})
+    repodata = tmp_path / "channel" / subdir() / "repodata.json"
+    document = json.loads(repodata.read_bytes())
+    (record,) = document["packages.conda"].values()
+    record["python_site_packages_path"] = f"{above}/modules"
+    repodata.write_text(json.dumps(document))
+    repodata.with_suffix(".json.zst").unlink()
+    refuse(project, outside, f"{above}/modules", "python-3.12.0-0")
