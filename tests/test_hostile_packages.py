@@ -159,3 +159,19 @@ def test_channel_that_has_modules_put_outside(
     repodata.write_text(json.dumps(document))
     repodata.with_suffix(".json.zst").unlink()
     refuse(project, outside, f"{above}/modules", "python-3.12.0-0")
+
+
+def test_script_that_puts_a_link_in_the_place_of_the_prefix(
+    project: Workshop, tmp_path: Path, outside: Path
+) -> None:
+    """No program of what the link points to runs, and it stays as it is; only the link goes."""
+    put(outside, "bin/python", f"#!/bin/sh\ntouch {tmp_path}/ran\n", 0o755)
+    script = f'#!/bin/bash\nrm -r "$PREFIX"\nln -s {outside} "$PREFIX"\n'
+    files = {f"bin/.{NAME}-post-link.sh": script, "share/file": ""}
+    publish(tmp_path, Package(name=NAME, version="1.0"), files)
+    before = building.picture(outside)
+    answer = project.run("build", status=1)
+    assert f"{project.prefix} is no longer a directory of yours" in answer.stderr
+    assert building.picture(outside) == before
+    assert not (tmp_path / "ran").exists()
+    assert project.left_over() == []

@@ -297,6 +297,7 @@ class Build:
                 staging.check_made(prefix)
                 if not installer.runs_link_scripts:
                     await scripts.run_post_link(prefix, solution.packages, workplace)
+                    staging.check_made(prefix)
             for message in scripts.take_messages(prefix):
                 self.emit(Note(self.label, message))
         manifest.strip_credentials(prefix)

@@ -115,14 +115,18 @@ def let_make_prefix(hold: Hold) -> None:
 
 
 def check_made(prefix: Path) -> None:
-    """See that what an installer made is this user's own, and open it for reading to everybody.
+    """See that what was installed is in a directory of this user's; open it for all to read.
 
     Raises:
         BuildError: where it is not.
     """
-    status = prefix.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise BuildError(f"{prefix} was made by somebody else while it was being filled")
+    status = prefix.lstat() if os.path.lexists(prefix) else None
+    if status is None or not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise BuildError(
+            f"{prefix} is no longer a directory of yours: a script of a package, or somebody else, "
+            "has put something in its place",
+            "the log says which script ran last; leave its package out",
+        )
     prefix.chmod(0o755)
 
 
@@ -199,10 +203,13 @@ def remove_tree(top: Path) -> None:
         if mounttable.mounts_at_or_below(top):
             raise BuildError(f"{top} was not removed: something is mounted there")
         try:
-            device = top.lstat().st_dev
+            status = top.lstat()
+            if not stat.S_ISDIR(status.st_mode):  # a script of a package has put it there
+                top.unlink()
+                continue
             parent = os.open(top.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                _remove_below(parent, top.name, device)
+                _remove_below(parent, top.name, status.st_dev)
                 os.rmdir(top.name, dir_fd=parent)
             finally:
                 os.close(parent)
