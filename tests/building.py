@@ -61,6 +61,16 @@ def holders(content: bytes, top: Path) -> list[Path]:
     return [path for path in files if content in path.read_bytes()]
 
 
+@contextlib.contextmanager
+def deep_directories(top: Path, depth: int, name: str = "d") -> Iterator[None]:
+    """Directories in each other; their removal would be too much for Python and so for pytest."""
+    subprocess.run(["mkdir", "-p", f"{name}/" * depth], cwd=top, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["rm", "-rf", str(top / name)], check=True)
+
+
 def picture(top: Path) -> dict[str, tuple[object, ...]]:
     """All that can be seen of a path and what is below it, for comparing before and after."""
     seen: dict[str, tuple[object, ...]] = {}

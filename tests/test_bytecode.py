@@ -111,6 +111,13 @@ def test_largest_come_first_and_links_are_not_followed(module: Path) -> None:
     assert bytecode.uncompiled(here(module.parent)) == [large, module, small]
 
 
+def test_module_in_deep_directories_is_found(tmp_path: Path) -> None:
+    with building.deep_directories(tmp_path, 1500):
+        module = tmp_path.joinpath(*["d"] * 1500, "module.py")
+        module.write_text("VALUE = 1\n")
+        assert bytecode.uncompiled(here(tmp_path)) == [module]
+
+
 def test_environment_without_modules_has_nothing_to_compile(tmp_path: Path) -> None:
     assert bytecode.uncompiled(here(tmp_path / "none")) == []
 

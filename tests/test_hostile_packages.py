@@ -1,4 +1,4 @@
-"""Packages that reach outside of the prefix: they are refused before anything is linked."""
+"""Packages that do what none should: what lies outside of the prefix stays as it is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rattler.index import index_fs
 
+from condainer import image
 from tests import building
 from tests.localchannel.package import Package, put, subdir, write
 
@@ -159,6 +160,24 @@ def test_channel_that_has_modules_put_outside(
     repodata.write_text(json.dumps(document))
     repodata.with_suffix(".json.zst").unlink()
     refuse(project, outside, f"{above}/modules", "python-3.12.0-0")
+
+
+def test_deep_directories_are_packed(project: Workshop, tmp_path: Path) -> None:
+    script = f'#!/bin/bash\nmkdir -p "$PREFIX/{"d/" * 1500}"\n'
+    files = {f"bin/.{NAME}-post-link.sh": script}
+    publish(tmp_path, Package(name=NAME, version="1.0"), files)
+    project.run("build", "-q")
+    assert image.read_superblock(project.image).inodes > 1500
+
+
+def test_path_that_is_too_long_for_an_image(project: Workshop, tmp_path: Path) -> None:
+    script = f'#!/bin/bash\ncd "$PREFIX" && mkdir -p "{"directory/" * 2000}"\n'
+    files = {f"bin/.{NAME}-post-link.sh": script}
+    publish(tmp_path, Package(name=NAME, version="1.0"), files)
+    answer = project.run("build", status=1)
+    assert "has more than 4,095 bytes; it begins with directory/directory/" in answer.stderr
+    assert len(answer.stderr) < 1000
+    assert project.left_over() == []
 
 
 def test_script_that_puts_a_link_in_the_place_of_the_prefix(

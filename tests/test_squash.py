@@ -92,3 +92,16 @@ def test_hard_links_are_counted_once(tmp_path: Path) -> None:
     (tmp_path / "directory/same").hardlink_to(tmp_path / "file")
     (tmp_path / "link").symlink_to("file")
     assert tree.survey(tmp_path) == tree.Tree(entries=5, inodes=4, bytes=5)
+
+
+def test_deep_directories_are_counted(tmp_path: Path) -> None:
+    with building.deep_directories(tmp_path, 1500):
+        assert tree.survey(tmp_path) == tree.Tree(entries=1501, inodes=1501, bytes=0)
+
+
+def test_path_that_is_too_long_for_an_image_is_named(tmp_path: Path) -> None:
+    with (
+        building.deep_directories(tmp_path, 2000, "directory"),
+        pytest.raises(BuildError, match=r"4,095 bytes; it begins with directory/directory/.*…$"),
+    ):
+        tree.survey(tmp_path)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from condainer import process
 from condainer.errors import BuildError
+from condainer.pipeline import tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from condainer.pipeline.installers import Workplace
 
@@ -102,9 +103,12 @@ async def find_interpreter(prefix: Path, workplace: Workplace) -> Interpreter | 
 
 def uncompiled(interpreter: Interpreter) -> list[Path]:
     """The sources of the environment's modules that have no up-to-date `.pyc`, largest first."""
+    if not interpreter.library.is_dir():
+        return []
     found = [
         (entry.stat().st_size, Path(entry.path))
-        for entry in _sources(interpreter.library)
+        for entry in tree.walk(interpreter.library, leave_out="__pycache__")
+        if entry.name.endswith(".py") and entry.is_file(follow_symlinks=False)
         if not _is_up_to_date(entry, interpreter)
     ]
     return [path for _, path in sorted(found, key=lambda item: (-item[0], item[1]))]
@@ -155,20 +159,6 @@ async def _compile(
     if answer.returncode != 0:
         last = answer.tail[-1] if answer.tail else "it printed nothing"
         raise BuildError(f"compiling failed ({answer.verdict}): {last}")
-
-
-def _sources(directory: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            if entry.name != "__pycache__":
-                yield from _sources(Path(entry.path))
-        elif entry.name.endswith(".py") and entry.is_file(follow_symlinks=False):
-            yield entry
 
 
 def _is_up_to_date(entry: os.DirEntry[str], interpreter: Interpreter) -> bool:

@@ -245,30 +245,58 @@ def _remove_ours(prefix: Path) -> None:
 
 
 def _remove_below(parent: int, name: str, device: int) -> None:
-    """Empty a directory without ever following a link or entering another file system."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    """Empty a directory without ever following a link or entering another file system.
+
+    However deep it is, it takes two descriptors: the way back up leads through `..`.
+    """
+    directory = _open_directory(parent, name)
+    above: list[tuple[os.stat_result, list[str]]] = []  # each with what is left to enter there
     try:
-        directory = os.open(name, flags, dir_fd=parent)
-    except PermissionError:
-        os.chmod(name, 0o700, dir_fd=parent)
-        directory = os.open(name, flags, dir_fd=parent)
-    try:
-        status = os.fstat(directory)
-        if status.st_dev != device:
-            raise OSError(errno.EXDEV, f"{name} is on another file system")
-        if status.st_mode & 0o300 != 0o300:  # noqa: PLR2004  (write and search, for removing)
-            os.fchmod(directory, 0o700)
-        with os.scandir(directory) as entries:
-            names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        for child, is_directory in names:
-            if is_directory:
-                _remove_below(directory, child, device)
-                os.rmdir(child, dir_fd=directory)
+        inside = _remove_files(directory, device)
+        while inside or above:
+            if inside:
+                above.append((os.fstat(directory), inside))
+                _go(directory, _open_directory(directory, inside[-1]))
+                inside = _remove_files(directory, device)
             else:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(child, dir_fd=directory)
+                status, inside = above.pop()
+                _go(directory, _open_directory(directory, ".."))
+                if not os.path.samestat(os.fstat(directory), status):
+                    raise OSError(errno.ESTALE, f"{inside[-1]} was moved meanwhile")
+                os.rmdir(inside.pop(), dir_fd=directory)
     finally:
         os.close(directory)
+
+
+def _open_directory(parent: int, name: str) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
+
+
+def _go(descriptor: int, directory: int) -> None:
+    """Have a descriptor stand for another directory."""
+    os.dup2(directory, descriptor, inheritable=False)
+    os.close(directory)
+
+
+def _remove_files(directory: int, device: int) -> list[str]:
+    """Remove what is no directory; gives the names of those that are."""
+    status = os.fstat(directory)
+    if status.st_dev != device:
+        raise OSError(errno.EXDEV, "a directory in it is on another file system")
+    if status.st_mode & 0o300 != 0o300:  # noqa: PLR2004  (write and search, for removing)
+        os.fchmod(directory, 0o700)
+    with os.scandir(directory) as entries:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in names:
+        if not is_directory:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+    return [name for name, is_directory in names if is_directory]
 
 
 def _check_unmounted(project: Project) -> None:
