@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,6 +94,23 @@ def test_hard_links_are_counted_once(tmp_path: Path) -> None:
     (tmp_path / "directory/same").hardlink_to(tmp_path / "file")
     (tmp_path / "link").symlink_to("file")
     assert tree.survey(tmp_path) == tree.Tree(entries=5, inodes=4, bytes=5)
+
+
+def test_hard_links_of_any_kind_are_counted_as_in_an_image(tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    (top / ".condainer").mkdir(parents=True)
+    (top / ".condainer/manifest.json").write_text("{}")
+    (top / "file").write_bytes(b"12345")
+    (top / "link").symlink_to("file")
+    os.mkfifo(top / "pipe")
+    for name in ("file", "link", "pipe"):
+        os.link(top / name, top / ".condainer" / name, follow_symlinks=False)
+    counted = tree.survey(top)
+    assert counted == tree.Tree(entries=9, inodes=6, bytes=7, links_again=1)
+    for name in ("as new", "when its links have been read"):
+        command = ["mksquashfs", str(top), str(tmp_path / name), "-quiet", "-no-progress"]
+        subprocess.run(command, check=True)
+        squash.verify(tmp_path / name, counted)
 
 
 def test_deep_directories_are_counted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,14 @@ class Tree:
         entries: files, directories and links, the top included.
         inodes: the same, with hard links counted once.
         bytes: in regular files, hard links counted once.
+        links_again: further hard links of symbolic links. mksquashfs takes each of them for an
+            inode of its own where reading the first has changed its time of access.
     """
 
     entries: int
     inodes: int
     bytes: int
+    links_again: int = 0
 
 
 def survey(top: Path) -> Tree:
@@ -39,20 +43,21 @@ def survey(top: Path) -> Tree:
     Raises:
         BuildError: where a path is too long.
     """
-    entries = 1
-    single = 1
-    size = 0
+    entries = single = 1
+    size = links_again = 0
     linked: dict[tuple[int, int], int] = {}
     for entry in walk(top):
         status = entry.stat(follow_symlinks=False)
+        bytes_here = status.st_size if stat.S_ISREG(status.st_mode) else 0
         entries += 1
-        is_file = entry.is_file(follow_symlinks=False)
-        if status.st_nlink > 1 and is_file:
-            linked[status.st_dev, status.st_ino] = status.st_size
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            inode = status.st_dev, status.st_ino
+            links_again += inode in linked and stat.S_ISLNK(status.st_mode)
+            linked[inode] = bytes_here
         else:
             single += 1
-            size += status.st_size if is_file else 0
-    return Tree(entries, single + len(linked), size + sum(linked.values()))
+            size += bytes_here
+    return Tree(entries, single + len(linked), size + sum(linked.values()), links_again)
 
 
 def walk(top: Path, leave_out: str = "") -> Iterator[os.DirEntry[str]]:
