@@ -155,7 +155,8 @@ KEYS = (
         str,
         "micromamba",
         "The installer: a name or path of micromamba, mamba or conda, or 'rattler' for the one\n"
-        "that comes with condainer. Left out: the first of these that is found.\n"
+        "that comes with condainer. Left out, or a name that is not found: the first of these\n"
+        "that is.\n"
         "The variable CONDAINER_INSTALLER goes before this key.",
     ),
     Key(

@@ -90,10 +90,12 @@ def _mksquashfs() -> Check:
 
 
 def _installer(config: Config) -> Check:
+    notes: list[str] = []
     try:
-        return Check("installer", ok=True, detail=installers.choose(config).description)
+        found = installers.choose(config, on_note=notes.append)
     except CondainerError as error:
         return Check("installer", ok=False, detail=error.message, hint=error.hint)
+    return Check("installer", ok=True, detail="; ".join([found.description, *notes]))
 
 
 def _base_directory(config: Config) -> Check:

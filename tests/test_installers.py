@@ -259,6 +259,19 @@ def test_configured_path_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> Non
         installers.choose(Config(uuid=CONFIG.uuid, conda_exe="/nowhere/mamba"))
 
 
+@pytest.mark.parametrize("command", [("build", "-n"), ("prereq",)])
+def test_configured_name_that_is_not_found_is_named(
+    workshop: Workshop, hard_channel: Path, command: tuple[str, ...]
+) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.configure(conda_exe="old-mamba")
+    words = "conda_exe: 'old-mamba' was not found; taking the first installer there is"
+    answer = workshop.run(*command, variables={"CONDAINER_INSTALLER": "", "PATH": "/usr/bin:/bin"})
+    assert (answer.stdout + answer.stderr).count(words) == 1
+    answer = workshop.run(*command)  # CONDAINER_INSTALLER goes before the key
+    assert words not in answer.stdout + answer.stderr
+
+
 def test_package_cache_is_where_the_project_says(
     workshop: Workshop, hard_channel: Path, build: Callable[[Workshop], None], tmp_path: Path
 ) -> None:

@@ -171,7 +171,7 @@ class Build:
         if plan.installer is not None:
             solution = await self._solve(plan, plan.installer)
             for package in solution.packages:
-                self.emit(Note(self.label, f"would install {package.stem}"))
+                self._note(f"would install {package.stem}")
 
     async def _build(self, plan: Plan, hold: Hold) -> None:
         packages: tuple[Package, ...] = ()
@@ -221,8 +221,9 @@ class Build:
         mksquashfs = tools.find_mksquashfs()
         requirements = self._requirements()
         request = self._request(environment, lock, wants_pip=requirements is not None)
-        installer = installers.choose(config, self.options.installer) if conda else None
-        if installer is not None:
+        installer = None
+        if conda:
+            installer = installers.choose(config, self.options.installer, on_note=self._note)
             installer.check(request)
         return Plan(
             environment=environment,
@@ -299,7 +300,7 @@ class Build:
                     await scripts.run_post_link(prefix, solution.packages, workplace)
                     staging.check_made(prefix)
             for message in scripts.take_messages(prefix):
-                self.emit(Note(self.label, message))
+                self._note(message)
         manifest.strip_credentials(prefix)
         return manifest.installed_packages(prefix, solution.packages)
 
@@ -333,7 +334,7 @@ class Build:
                         workplace=workplace,
                     )
                 if packages is None:
-                    self.emit(Note(self.label, f"{origin}: {_PIP_TOO_OLD}"))
+                    self._note(f"{origin}: {_PIP_TOO_OLD}")
                 added.update((package.name.lower(), package) for package in packages or ())
             stage.detail = f"{len(added)} packages" if added else ""
         return list(added.values())
@@ -410,6 +411,9 @@ class Build:
         parts.publish(texts, mode, image)
 
     # What the stages share
+
+    def _note(self, text: str) -> None:
+        self.emit(Note(self.label, text))
 
     def _own_variables(self, described: manifest.Manifest) -> list[tuple[str, str]]:
         own = dict(snapshot.package_variables(self.project.prefix))

@@ -218,12 +218,15 @@ class Installer(Protocol):
         """
 
 
-def choose(config: Config, asked: str = "") -> Installer:
+def choose(
+    config: Config, asked: str = "", *, on_note: Callable[[str], None] = lambda _: None
+) -> Installer:
     """The installer to use.
 
     Args:
         config: its `conda_exe` counts after `asked` and the variable CONDAINER_INSTALLER.
         asked: name or path from the command line.
+        on_note: told in one line where another is taken than the project names.
 
     Raises:
         ToolError: where one that was asked for is not there.
@@ -247,6 +250,7 @@ def choose(config: Config, asked: str = "") -> Installer:
                     f"the installer '{name}' was not found",
                     f"name one of {', '.join(tools.MAMBA_FAMILY)}, a path to one, or {RATTLER}",
                 )
+            on_note(f"conda_exe: '{name}' was not found; taking the first installer there is")
     for name in tools.MAMBA_FAMILY:
         path = tools.which(name)
         if path is not None:
