@@ -249,7 +249,8 @@ def _add_building(commands: Any) -> None:  # noqa: ANN401
         "--jobs",
         type=_positive,
         metavar="N",
-        help="processors for everything together (default: what this process may use, at most 8)",
+        help="processors for everything together, no more than this process may use "
+        "(default: these, at most 8)",
     )
     build.add_argument(
         "--installer",
@@ -372,7 +373,10 @@ def _build(arguments: argparse.Namespace) -> int:
     reporter = progress.reporter(
         quiet=arguments.quiet, verbose=arguments.verbose, several=len(projects) > 1
     )
-    jobs = arguments.jobs or schedule.default_jobs()
+    usable = schedule.usable()
+    jobs = min(arguments.jobs or schedule.MOST, usable)
+    if arguments.jobs and arguments.jobs > usable:
+        _inform(arguments, f"-j {arguments.jobs}: taking {usable}, all that this process may use")
     if options.force and not options.dry_run:
         for each in projects:
             lifetime.unmount_if_idle(each)

@@ -60,6 +60,8 @@ def test_version(workshop: Workshop, arguments: tuple[str, ...]) -> None:
         ("-d",),
         ("build", "-j", "0"),
         ("build", "-j", "many"),
+        ("build", "-j", "1.5"),
+        ("build", "-j", ""),
         ("build", "-j", "-3"),
         ("mount", "--backend"),
     ],

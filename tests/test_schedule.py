@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from condainer.pipeline import schedule
 from tests import building, localchannel
-from tests.support import REPOSITORY, running, wait_for
+from tests.support import CONDAINER, REPOSITORY, running, wait_for
 
 if TYPE_CHECKING:
     from tests.support import Workshop
@@ -168,6 +168,21 @@ def test_jobs_bind_all_programs_and_threads(workshop: Workshop) -> None:
     assert allowed_to(build.pid) == {1}
     build.terminate()
     build.communicate()
+
+
+def test_more_jobs_than_this_process_may_use(workshop: Workshop, hard_channel: Path) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    one = str(min(os.sched_getaffinity(0)))
+    done = subprocess.run(
+        ["taskset", "--cpu-list", one, *CONDAINER, "build", "-j", "99999999999"],
+        cwd=workshop.directory,
+        env=workshop.variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "-j 99999999999: taking 1, all that this process may use\n" in done.stderr
+    assert "Using 1 processor\n" in workshop.build_log.read_text()
 
 
 def test_mksquashfs_gets_all_jobs(workshop: Workshop, hard_channel: Path) -> None:

@@ -69,17 +69,19 @@ class Budget:
                     self._changed.notify_all()
 
 
-def default_jobs(*, cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many processors this process may use, at most `MOST`.
+def default_jobs() -> int:
+    """How many processors a build takes that is not told: what it may use, at most `MOST`."""
+    return min(usable(), MOST)
 
-    Args:
-        cgroup_root: where the control groups are mounted.
-    """
+
+def usable() -> int:
+    """How many processors this process may use, by its affinity and its control group."""
     allowed = len(os.sched_getaffinity(0))
-    quota = cgroup_quota(Path("/proc/self/cgroup").read_text(encoding="utf-8"), cgroup_root)
+    membership = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+    quota = cgroup_quota(membership, Path("/sys/fs/cgroup"))
     if quota is not None:
         allowed = min(allowed, max(1, int(quota)))
-    return min(allowed, MOST)
+    return allowed
 
 
 def cgroup_quota(membership: str, root: Path) -> float | None:
