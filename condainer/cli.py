@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from condainer.project import Project
 
+_WRONG_USAGE = 2
 _EXEC_FAILED = 125
 _NO_DESCRIPTOR = -1
 
@@ -149,6 +150,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if not arguments.command:
+        parser.print_help(sys.stderr)
+        parser.exit(_WRONG_USAGE)
     return arguments
 
 
@@ -170,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-V", "--version", action="version", version=_version_text())
     _add_general(parser)
     parser.set_defaults(quiet=False, verbose=False, directory=Path(), dry_run=False)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_building(commands)
     _add_running(commands)
     _add_telling(commands)
@@ -303,20 +307,41 @@ def _add_running(commands: Any) -> None:  # noqa: ANN401
         choices=("auto", "squashfuse_ll", "squashfuse", "kernel"),
         help="what mounts (default: the first of squashfuse_ll, squashfuse; kernel is for root)",
     )
-    _add(commands, "umount", _umount, "unmount the image, unless something uses it")
+    _add(
+        commands,
+        "umount",
+        _umount,
+        "unmount the image, unless something uses it",
+        "  condainer umount\n  condainer -d /project/env umount\n",
+    )
 
 
 def _add_telling(commands: Any) -> None:  # noqa: ANN401
-    status = _add(commands, "status", _status, "tell about the project, its image and its mount")
+    status = _add(
+        commands,
+        "status",
+        _status,
+        "tell about the project, its image and its mount",
+        "  condainer status\n  condainer status --json | jq -r .mount.state\n",
+    )
     status.add_argument("--json", action="store_true", help="for scripts")
     prereq = _add(
-        commands, "prereq", _prereq, "try out what this machine can do, and say what is missing"
+        commands,
+        "prereq",
+        _prereq,
+        "try out what this machine can do, and say what is missing",
+        "  condainer prereq\n  srun -N 1 condainer prereq    on a node of the cluster\n",
     )
     prereq.add_argument("--json", action="store_true", help="for scripts")
     _add(
-        commands, "cache", _cache, "read the image once, so that the next start finds it in memory"
+        commands,
+        "cache",
+        _cache,
+        "read the image once, so that the next start finds it in memory",
+        "  condainer cache && condainer exec -- python script.py\n"
+        "  srun --ntasks-per-node=1 condainer -d /project/env cache    once on each node\n",
     )
-    _add(commands, "version", _version, "print the version")
+    _add(commands, "version", _version, "print the version", "  condainer version\n")
 
 
 def _positive(text: str) -> int:

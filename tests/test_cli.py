@@ -37,9 +37,14 @@ def test_each_command_has_help(workshop: Workshop, command: str, option: str) ->
     assert command in done.stdout.splitlines()[0]
 
 
-@pytest.mark.parametrize("command", ["init", "build", "exec", "mount"])
-def test_the_help_of_what_takes_options_has_examples(workshop: Workshop, command: str) -> None:
-    assert f"condainer {command}" in workshop.run(command, "-h").stdout.partition("examples:")[2]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_has_examples(workshop: Workshop, command: str) -> None:
+    assert f"  condainer {command}" in workshop.run(command, "-h").stdout.partition("examples:")[2]
+
+
+def test_without_a_command_there_is_help(workshop: Workshop) -> None:
+    done = workshop.run(status=2)
+    assert (done.stdout, done.stderr) == ("", workshop.run("--help").stdout)
 
 
 @pytest.mark.parametrize("arguments", [("version",), ("-V",), ("--version",)])
@@ -50,7 +55,6 @@ def test_version(workshop: Workshop, arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),
         ("nosuch",),
         ("--nosuch",),
         ("status", "--nosuch"),
