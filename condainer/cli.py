@@ -18,7 +18,7 @@ import condainer
 from condainer.errors import CondainerError, InterruptedBySignalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from condainer.project import Project
 
@@ -381,7 +381,6 @@ def _init(arguments: argparse.Namespace) -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     from condainer import progress, project
-    from condainer.mounting import lifetime
     from condainer.pipeline import run, schedule
     from condainer.pipeline.build import Options
 
@@ -394,6 +393,7 @@ def _build(arguments: argparse.Namespace) -> int:
         locked=arguments.locked,
         installer=arguments.installer,
         dry_run=arguments.dry_run,
+        idle=_unmount_idle(arguments, projects) if arguments.force else frozenset(),
     )
     reporter = progress.reporter(
         quiet=arguments.quiet, verbose=arguments.verbose, several=len(projects) > 1
@@ -402,9 +402,6 @@ def _build(arguments: argparse.Namespace) -> int:
     jobs = min(arguments.jobs or schedule.MOST, usable)
     if arguments.jobs and arguments.jobs > usable:
         _inform(arguments, f"-j {arguments.jobs}: taking {usable}, all that this process may use")
-    if options.force and not options.dry_run:
-        for each in projects:
-            lifetime.unmount_if_idle(each)
     with reporter:
         failures = run.build_all(projects, options, jobs, reporter.handle)
     for failure in failures:
@@ -412,6 +409,20 @@ def _build(arguments: argparse.Namespace) -> int:
             sys.stderr.write(f"condainer: {failure.project.directory}:\n")
         _say_error(failure.error, verbose=arguments.verbose)
     return max((failure.error.exit_status for failure in failures), default=0)
+
+
+def _unmount_idle(arguments: argparse.Namespace, projects: Iterable[Project]) -> frozenset[Path]:
+    """Unmount what nobody uses any more; gives what a dry run has left mounted."""
+    from condainer.mounting import lifetime
+
+    left = set()
+    for project in projects:
+        if not arguments.dry_run:
+            lifetime.unmount_if_idle(project)
+        elif lifetime.is_idle(project):
+            _inform(arguments, f"would unmount {project.prefix}, which nobody uses")
+            left.add(project.prefix)
+    return frozenset(left)
 
 
 def _exec(arguments: argparse.Namespace) -> int:

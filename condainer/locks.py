@@ -58,13 +58,22 @@ def acquire(path: Path, *, shared: bool = False, timeout: float = 0.0) -> int:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds a lock alone. Makes nothing, and holds it shared for an instant."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+    """Whether somebody holds a lock, together with others or alone; makes no file.
+
+    Raises:
+        CondainerError: where the directory is not this user's own.
+    """
+    if not os.path.lexists(path.parent):
         return False
+    ensure_directory(path.parent)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise CondainerError(f"cannot open {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

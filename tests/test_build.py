@@ -319,8 +319,9 @@ def test_dry_run_changes_nothing(
     if image_is_there:
         workshop.run("build", "-q")
     before = building.picture(workshop.directory), building.picture(workshop.base)
-    answer = workshop.run("build", "-n")
+    answer = workshop.run("build", "-n", *(["--force"] if image_is_there else []))
     assert "would install hard-text-2.0-0\n" in answer.stderr
+    assert f"would write {workshop.image}\n" in answer.stderr
     assert (building.picture(workshop.directory), building.picture(workshop.base)) == before
 
 
@@ -329,6 +330,21 @@ def test_failing_dry_run_changes_nothing(workshop: Workshop, hard_channel: Path)
     before = building.picture(workshop.directory), building.picture(workshop.base)
     assert "hard-nowhere" in workshop.run("build", "-n", status=1).stderr
     assert (building.picture(workshop.directory), building.picture(workshop.base)) == before
+
+
+def test_dry_run_leaves_a_mount_that_a_build_would_take_away(
+    workshop: Workshop, hard_channel: Path
+) -> None:
+    workshop.configure(unmount_after=600)
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.run("build", "-q")
+    workshop.run("exec", "--", "true")
+    answer = workshop.run("build", "-n", "--force")
+    assert f"would unmount {workshop.prefix}, which nobody uses\n" in answer.stderr
+    assert "would install hard-text-2.0-0\n" in answer.stderr
+    assert workshop.is_mounted()
+    workshop.run("build", "-q", "--force")
+    assert not workshop.is_mounted()
 
 
 def test_image_is_for_whom_the_umask_says_and_its_content_for_all(
@@ -408,7 +424,7 @@ def test_dry_run_leaves_an_application_alone(workshop: Workshop) -> None:
     workshop.configure(non_conda_application="true")
     workshop.prefix.mkdir()
     before = building.picture(workshop.directory), building.picture(workshop.base)
-    workshop.run("build", "-n")
+    assert f"would write {workshop.image}\n" in workshop.run("build", "-n").stderr
     assert (building.picture(workshop.directory), building.picture(workshop.base)) == before
     workshop.prefix.rmdir()
 

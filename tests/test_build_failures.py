@@ -61,17 +61,32 @@ def fail(workshop: Workshop, *arguments: str) -> str:
     return answer.stderr
 
 
+def refusal(workshop: Workshop, *arguments: str) -> str:
+    """What keeps a project from being built; a dry run says the same, and neither does anything."""
+    said = []
+    for dry_run in ((), ("--dry-run",)):
+        before = building.picture(workshop.directory), building.picture(workshop.base)
+        answer = workshop.run("build", *arguments, *dry_run, status=1)
+        assert (building.picture(workshop.directory), building.picture(workshop.base)) == before
+        said.append(answer.stderr.partition("condainer: error: ")[2])
+    assert said[0] == said[1]
+    return said[0]
+
+
 # What was given
 
 
 def test_image_that_is_there_is_left_alone(workshop: Workshop, hard_channel: Path) -> None:
     workshop.environment("hard-text", channel=hard_channel)
     workshop.run("build", "-q")
-    before = building.picture(workshop.directory)
-    answer = workshop.run("build", status=1)
-    assert f"the image {workshop.image} is there already" in answer.stderr
-    assert "--force" in answer.stderr
-    assert building.picture(workshop.directory) == before
+    words = refusal(workshop)
+    assert f"the image {workshop.image} is there already" in words
+    assert "--force" in words
+
+
+def test_lock_file_that_is_missing(workshop: Workshop, hard_channel: Path) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    assert f"there is no lock file {workshop.lock_file}" in refusal(workshop, "--locked")
 
 
 @pytest.mark.parametrize(
@@ -319,13 +334,11 @@ def test_prefix_with_something_mounted(workshop: Workshop, hard_channel: Path, w
 def test_mounted_image_in_use_is_left_alone(workshop: Workshop, hard_channel: Path) -> None:
     workshop.environment("hard-text", channel=hard_channel)
     workshop.run("build", "-q")
-    before = workshop.image.read_bytes()
     workshop.run("mount", "-q")
-    answer = workshop.run("build", "--force", status=1)
-    assert f"{workshop.prefix} is mounted" in answer.stderr
-    assert "umount" in answer.stderr
+    words = refusal(workshop, "--force")
+    assert f"{workshop.prefix} is mounted" in words
+    assert "umount" in words
     assert workshop.is_mounted()
-    assert workshop.image.read_bytes() == before
     workshop.run("umount", "-q")
 
 
@@ -378,11 +391,9 @@ def test_file_behind_a_link_outlives_a_failing_build(
 def build_below(workshop: Workshop, base: Path) -> str:
     """Build with another mount base directory and fail; gives what is said."""
     workshop.configure(mount_base_directory=base)
-    before = building.picture(workshop.directory)
-    answer = workshop.run("build", "--force", status=1)
-    assert building.picture(workshop.directory) == before
-    assert "solve" not in answer.stderr
-    return answer.stderr
+    words = refusal(workshop, "--force")
+    assert "solve" not in words
+    return words
 
 
 def test_base_directory_that_is_missing(ready_to_build: Workshop, tmp_path: Path) -> None:
@@ -474,11 +485,9 @@ def test_programs_of_another_build_are_not_in_the_way(
         ready_to_build.environment("hard-text", channel=url)
         first = ready_to_build.start("build", "--force")
         asked.wait()
-        answer = ready_to_build.run("build", "--force", status=1)
-        assert (
-            f"another build of this project is running on this machine (process {first.pid})"
-            in (answer.stderr)
-        )
+        words = refusal(ready_to_build, "--force")
+        who = f"(process {first.pid})"
+        assert f"another build of this project is running on this machine {who}\n" in words
         first.send_signal(signal.SIGTERM)
         first.communicate()
         assert first.returncode == 128 + signal.SIGTERM

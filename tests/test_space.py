@@ -37,9 +37,11 @@ def test_staging_that_cannot_hold_what_is_to_be_fetched_is_refused_early(
     workshop.environment("hard-big", channel=localchannel.ensure("big"))
     with building.mounted_tmpfs(tmp_path / "base", "size=32m") as base:
         workshop.configure(mount_base_directory=base)
-        words = fail(workshop)
-        assert f"no space left for the installation in {base}/condainer-{workshop.uuid}" in words
-        assert re.search(r"33\.\d MB are free; about 2\d\d MB are needed", words)
+        for arguments in ((), ("-n",)):
+            words = fail(workshop, *arguments)
+            place = f"{base}/condainer-{workshop.uuid}"
+            assert f"no space left for the installation in {place}" in words
+            assert re.search(r"33\.\d MB are free; about 2\d\d MB are needed", words)
         assert "linked" not in workshop.build_log.read_text()
         assert list(base.iterdir()) == []
 

@@ -35,6 +35,9 @@ DEADLINE = 30.0
 """Seconds after which a mount that does not come is an error."""
 
 _POLL = 0.02
+_A_MOMENT = 0.1
+"""Seconds to wait for a lock that the keeper takes for an instant now and then, to see whether
+anybody holds it."""
 _IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll"}
 """File system types in the mount table that an image may have."""
 
@@ -175,8 +178,7 @@ def unmount(project: Project) -> bool:
             locks.discard(project.mount_lock, descriptor)
         return unmount(project)
     try:
-        # The keeper takes the lock for an instant now and then, to see whether anybody holds it.
-        descriptor = locks.acquire(project.use_lock, timeout=0.1)
+        descriptor = locks.acquire(project.use_lock, timeout=_A_MOMENT)
     except locks.BusyError:
         raise _in_use(project, users.users_of(project.prefix, project.use_lock)) from None
     problem = backends.unmount(project.prefix, situation.mount.kind)
@@ -194,6 +196,20 @@ def unmount_if_idle(project: Project) -> None:
         with contextlib.suppress(CondainerError):
             if unmount(project):
                 wait_until_gone(project)
+
+
+def is_idle(project: Project) -> bool:
+    """Whether there is a mount that `unmount_if_idle` would take away; changes nothing."""
+    from condainer.mounting import users
+
+    with contextlib.suppress(CondainerError):
+        state = look(project).state
+        if state is State.ABSENT or project.pin.exists():
+            return False
+        if state is State.LIVE:
+            os.close(locks.acquire(project.use_lock, timeout=_A_MOMENT))
+        return state is State.DEAD or not users.users_of(project.prefix, project.use_lock)
+    return False
 
 
 def remove_dead(project: Project, mount: Mount) -> None:

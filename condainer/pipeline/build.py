@@ -71,6 +71,7 @@ class Options:
         locked: install what the lock file lists, instead of solving.
         installer: name or path; empty means the first there is.
         dry_run: only check and solve.
+        idle: prefixes with a mount that is taken away before the build, if this is no dry run.
         umask: for the files beside the image.
     """
 
@@ -78,6 +79,7 @@ class Options:
     locked: bool = False
     installer: str = ""
     dry_run: bool = False
+    idle: frozenset[Path] = frozenset()
     umask: int = 0o022
 
 
@@ -172,6 +174,7 @@ class Build:
             solution = await self._solve(plan, plan.installer)
             for package in solution.packages:
                 self._note(f"would install {package.stem}")
+        self._note(f"would write {self.project.image}")
 
     async def _build(self, plan: Plan, hold: Hold) -> None:
         packages: tuple[Package, ...] = ()
@@ -214,10 +217,10 @@ class Build:
         environment = environment_module.load(project.environment_file) if conda else None
         lock = lockfile.read(project.lock_file) if self.options.locked and conda else None
         staging.check_base_directory(project.prefix.parent)
-        if conda:
-            staging.check_prefix(project)
-        else:
-            staging.check_application(project)
+        staging.check_unclaimed(project)
+        if project.prefix not in self.options.idle:
+            see = staging.check_prefix if conda else staging.check_application
+            see(project)
         mksquashfs = tools.find_mksquashfs()
         requirements = self._requirements()
         request = self._request(environment, lock, wants_pip=requirements is not None)
@@ -246,7 +249,7 @@ class Build:
         project = self.project
         for path in (project.image, project.lock_file, project.build_log):
             parts.check_replaceable(path)
-        if project.image.exists() and not (self.options.force or self.options.dry_run):
+        if project.image.exists() and not self.options.force:
             raise BuildError(
                 f"the image {project.image} is there already",
                 "'condainer build --force' replaces it once the new one is complete",
@@ -273,18 +276,24 @@ class Build:
             solution = await installer.solve(plan.request, workplace)
             stage.detail = f"{len(solution.packages)} packages"
             stage.detail += f", {human(solution.to_fetch)} to fetch" if solution.to_fetch else ""
+        self._require_space(solution)
         return solution
+
+    def _require_space(self, solution: Solution) -> None:
+        """See that there is room for what is to be installed, before anything is fetched."""
+        where = self.project.prefix.parent  # an idle image may still be mounted at the prefix
+        total = sum(package.size for package in solution.packages)
+        # Where the cache is known to be on another file system, nothing can be a link to it.
+        apart = solution.cache and not space.on_one_file_system(solution.cache, where)
+        needed = total * space.UNPACKED_RATIO
+        least = total if apart else solution.to_fetch
+        space.require(space.Place(where, "the installation", needed), least)
 
     async def _install(
         self, plan: Plan, installer: Installer, solution: Solution, hold: Hold
     ) -> tuple[Package, ...]:
         prefix = self.project.prefix
-        total = sum(package.size for package in solution.packages)
-        needed = total * space.UNPACKED_RATIO
-        # Where the cache is known to be on another file system, nothing can be a link to it.
-        apart = solution.cache and not space.on_one_file_system(solution.cache, prefix)
-        least = total if apart else solution.to_fetch
-        space.require(space.Place(prefix, "the installation", needed), least)
+        needed = sum(package.size for package in solution.packages) * space.UNPACKED_RATIO
         async with (
             self._site.stage(Stage.INSTALL),
             self._site.workplace(Stage.INSTALL) as workplace,

@@ -95,6 +95,16 @@ def borrow(project: Project) -> Iterator[Hold]:
                 os.ftruncate(descriptor, 0)  # what stays at the prefix is not a left-over
 
 
+def check_unclaimed(project: Project) -> None:
+    """See that no other build holds a project's prefix.
+
+    Raises:
+        BuildError: where one does.
+    """
+    if locks.is_held(project.build_lock):
+        raise _another(project)
+
+
 def make_prefix(prefix: Path, hold: Hold) -> None:
     """Make the directory to install in, and note in the lock which one it is.
 
@@ -315,10 +325,7 @@ def _locked(project: Project) -> Iterator[int]:
     try:
         descriptor = locks.acquire(project.build_lock, timeout=_MOMENT)
     except locks.BusyError:
-        raise BuildError(
-            f"another build of this project is running on this machine{_holder(project)}",
-            "wait until it has ended",
-        ) from None
+        raise _another(project) from None
     try:
         _wait_for_mounting(project)
         yield descriptor
@@ -356,9 +363,13 @@ def _holding(project: Project, descriptor: int) -> Iterator[Hold]:
         yield hold
 
 
-def _holder(project: Project) -> str:
+def _another(project: Project) -> BuildError:
     process = _noted(project).get("process")
-    return f" (process {process})" if process else ""
+    holder = f" (process {process})" if process else ""
+    return BuildError(
+        f"another build of this project is running on this machine{holder}",
+        "wait until it has ended",
+    )
 
 
 def _left_over(project: Project) -> bool:
