@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import condainer
 from condainer.errors import CondainerError, InterruptedBySignalError
@@ -49,7 +49,7 @@ def entry() -> NoReturn:
     status = main()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-        sys.stderr.flush()
+    sys.stderr.flush()
     os._exit(status)
 
 
@@ -95,9 +95,31 @@ def _prepare_streams() -> None:
     either: a command that exec runs has it closed, too.
     """
     sys.stdout = sys.stdout or io.StringIO()
-    sys.stderr = sys.stderr or io.StringIO()
+    sys.stderr = cast("TextIO", _Words(sys.stderr or io.StringIO()))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths go out as the bytes they are
+
+
+class _Words:
+    """Standard error: what cannot be written there is lost, and nothing fails for that.
+
+    A build goes on when whoever read its progress has gone, or the disk of the log is full.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._stream, name)
 
 
 def _print(text: str = "") -> None:

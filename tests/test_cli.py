@@ -161,6 +161,17 @@ def test_a_full_disk(workshop: Workshop, command: str) -> None:
     assert done.stderr == "condainer: error: cannot write: No space left on device\n"
 
 
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&3", "2>&-"])
+@pytest.mark.parametrize(
+    ("command", "status"), [("-d / status", 1), ("-v -d / status", 1), ("nosuch", 2), ("", 2)]
+)
+def test_failures_keep_their_status_where_they_cannot_be_told(
+    workshop: Workshop, command: str, status: int, redirect: str
+) -> None:
+    done = shell(workshop, f'exec 3> >(exec true); wait $!; "$@" {command} {redirect}; echo $?')
+    assert (done.stdout, done.stderr) == (f"{status}\n", "")
+
+
 def on_terminal(workshop: Workshop, *arguments: str, **variables: str) -> str:
     env = {**workshop.variables, "TERM": "xterm", **variables}
     with support.terminal([*CONDAINER, *arguments], cwd=workshop.directory, env=env) as terminal:

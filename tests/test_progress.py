@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -209,6 +210,26 @@ def test_lines_of_several_threads_do_not_mix() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 200
     assert all(len(line) == 50 and len(set(line)) == 1 for line in lines)
+
+
+@pytest.mark.parametrize("options", ["", "-v"])
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&3", "2>&-"])
+def test_a_build_goes_on_where_its_words_cannot_be_written(
+    workshop: support.Workshop, hard_channel: Path, options: str, redirect: str
+) -> None:
+    """On a full disk, into a pipe whose reader has gone as `head` does, and where it is closed."""
+    workshop.environment("hard-text", channel=hard_channel)
+    script = f'exec 3> >(exec true); wait $!; "$@" build {options} {redirect}; echo $?'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *support.CONDAINER],
+        cwd=workshop.directory,
+        env=workshop.variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert workshop.image.exists()
 
 
 # A terminal
