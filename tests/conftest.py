@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,14 @@ from tests import localchannel, standin, support
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_in_the_foreground() -> None:
+    """What is started heeds all signals, also where these tests run under nohup or behind `&`."""
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, lambda *_: None)  # which, unlike SIG_IGN, nobody inherits
 
 
 @pytest.fixture(scope="session")

@@ -268,9 +268,15 @@ class Terminal:
         self.seen += chunk.decode("utf-8", "replace")
         return bool(chunk)
 
+    def hang_up(self) -> None:
+        """Go away, as a terminal does whose window is closed."""
+        if self._keyboard >= 0:
+            os.close(self._keyboard)
+            self._keyboard = -1
+
     def close(self) -> None:
         """Hang up, and end the program where it still runs."""
-        os.close(self._keyboard)
+        self.hang_up()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait()

@@ -267,6 +267,19 @@ def test_the_board_on_a_terminal(tmp_path: Path, end: str) -> None:
         assert terminal.wait() == (3 if end == "fail" else 0)
 
 
+def test_a_build_whose_terminal_has_gone_goes_on_under_nohup(
+    workshop: support.Workshop, hard_channel: Path
+) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    command = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *support.CONDAINER, "build"]
+    env = {**workshop.variables, "TERM": "xterm"}
+    with support.terminal(command, cwd=workshop.directory, env=env) as terminal:
+        terminal.expect("check")
+        terminal.hang_up()
+        assert terminal.wait() == 0
+    assert workshop.image.exists()
+
+
 @pytest.mark.parametrize(
     ("size", "words"),
     [

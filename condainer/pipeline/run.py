@@ -72,8 +72,11 @@ async def _build_all(
             bug.__cause__ = error
             failures.append(Failure(project, bug))
 
+    # What the caller has this process ignore, as nohup does, ends nothing.
+    heeded = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+
     async def watch(scope: anyio.CancelScope) -> None:
-        with anyio.open_signal_receiver(*_SIGNALS) as signals:
+        with anyio.open_signal_receiver(*heeded) as signals:
             async for signum in signals:
                 # A second one changes nothing: cleaning up takes a few seconds at the most.
                 received.append(signum)
