@@ -382,6 +382,14 @@ def _open(arguments: argparse.Namespace) -> Project:
     return project.open_project(arguments.directory)
 
 
+def _leave_missing_directory() -> None:
+    """Go away from a working directory that has been removed: installers cannot work in one."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
 def _inform(arguments: argparse.Namespace, text: str) -> None:
     """Say something on standard error that --quiet leaves out."""
     if not arguments.quiet:
@@ -389,9 +397,9 @@ def _inform(arguments: argparse.Namespace, text: str) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from condainer import initialise
+    from condainer import initialise, project
 
-    directory = Path(os.path.abspath(arguments.directory))  # noqa: PTH100
+    directory = project.absolute(arguments.directory)
     written = initialise.initialise(directory, arguments.environment, dry_run=arguments.dry_run)
     verb = "would write" if arguments.dry_run else "wrote"
     for path in written:
@@ -410,6 +418,7 @@ def _build(arguments: argparse.Namespace) -> int:
     projects = list(
         {p.directory: p for p in (project.open_project(d) for d in directories)}.values()
     )
+    _leave_missing_directory()
     options = Options(
         force=arguments.force,
         locked=arguments.locked,
@@ -515,9 +524,11 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _prereq(arguments: argparse.Namespace) -> int:
-    from condainer import prereq
+    from condainer import prereq, project
 
-    found = prereq.probe(arguments.directory)
+    directory = project.absolute(arguments.directory)
+    _leave_missing_directory()
+    found = prereq.probe(directory)
     _print_found(found, prereq.render, as_json=arguments.json)
     return 0 if found["can_build"] and found["can_mount"] else 1
 

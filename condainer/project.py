@@ -109,16 +109,26 @@ class Project:
         return self.runtime_directory / f"{self.config.uuid}.log"
 
 
+def absolute(path: Path) -> Path:
+    """A path in full, with its links as they are.
+
+    Raises:
+        ConfigError: where it counts from a working directory that has been removed.
+    """
+    try:
+        return Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "the working directory does not exist any more",
+            "go to one that does, or name the project directory in full with -d DIR",
+        ) from error
+
+
 def open_project(directory: Path) -> Project:
     """Read the project in a directory.
 
     Raises:
         ConfigError: where there is none, or its `condainer.yml` is broken.
     """
-    try:
-        directory = Path(os.path.abspath(directory))  # noqa: PTH100  (resolve() would follow links)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            "the working directory does not exist any more", "go to one that does"
-        ) from error
+    directory = absolute(directory)
     return Project(directory, config_module.load(directory))

@@ -172,6 +172,38 @@ def test_failures_keep_their_status_where_they_cannot_be_told(
     assert (done.stdout, done.stderr) == (f"{status}\n", "")
 
 
+# A working directory that has been removed
+
+
+def in_removed_directory(workshop: Workshop, command: str) -> subprocess.CompletedProcess[str]:
+    script = f'mkdir removed; cd removed; rmdir ../removed; "$@" {command}'
+    return shell(workshop, script)
+
+
+@pytest.mark.parametrize(
+    "command", ["exec -- hard-activated", "status", "mount", "umount", "prereq", "build -n --force"]
+)
+def test_a_project_is_named_from_a_removed_directory(built: Workshop, command: str) -> None:
+    done = in_removed_directory(built, f"-d '{built.directory}' {command}")
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr.startswith("condainer: ")
+    if command.startswith("exec"):
+        assert done.stdout == "activated\n"
+    built.run("-q", "umount", status=None)
+
+
+@pytest.mark.parametrize(
+    "command", ["exec -- true", "status", "init", "init -d below", "build", "prereq"]
+)
+def test_a_removed_directory_is_no_project(workshop: Workshop, command: str) -> None:
+    done = in_removed_directory(workshop, command)
+    assert done.returncode == (125 if command.startswith("exec") else 1)
+    assert done.stderr == (
+        "condainer: error: the working directory does not exist any more\n"
+        "condainer: go to one that does, or name the project directory in full with -d DIR\n"
+    )
+
+
 def on_terminal(workshop: Workshop, *arguments: str, **variables: str) -> str:
     env = {**workshop.variables, "TERM": "xterm", **variables}
     with support.terminal([*CONDAINER, *arguments], cwd=workshop.directory, env=env) as terminal:
