@@ -87,10 +87,18 @@ def _uuid(text: str) -> str:
     return text.lower()
 
 
+def _path(text: str) -> str:
+    """A path, or a name, in which `~/` and `~user/` are as in a shell."""
+    expanded = os.path.expanduser(text)  # noqa: PTH111  (Path's says less where there is no such user)
+    if "/" in text and expanded.startswith("~"):
+        raise ValueError("begins with the home directory of a user whom this machine does not know")
+    return expanded
+
+
 def _file(text: str) -> str:
     if "\0" in text or not text:
         raise ValueError("must name a file")
-    return text
+    return _path(text)
 
 
 def _boolean(text: str) -> bool:
@@ -152,7 +160,7 @@ KEYS = (
     ),
     Key(
         "conda_exe",
-        str,
+        _path,
         "micromamba",
         "The installer: a name or path of micromamba, mamba or conda, or 'rattler' for the one\n"
         "that comes with condainer. Left out, or a name that is not found: the first of these\n"
@@ -180,7 +188,7 @@ KEYS = (
     ),
     Key(
         "package_cache",
-        str,
+        _path,
         "/scratch/me/pkgs",
         "Where downloaded packages are kept between builds. Left out: the installer's own place\n"
         "(CONDA_PKGS_DIRS for the mamba family; RATTLER_CACHE_DIR or ~/.cache/rattler).",

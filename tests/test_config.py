@@ -91,6 +91,14 @@ def test_values(line: str, field: str, value: object) -> None:
     assert getattr(parse(f"uuid: {UUID}\n{line}\n"), field) == value
 
 
+@pytest.mark.parametrize(
+    "key", ["package_cache", "conda_exe", "environment_yml", "requirements_txt"]
+)
+def test_a_path_in_the_home_directory(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert getattr(parse(f"uuid: {UUID}\n{key}: ~/x\n"), key) == "/home/me/x"
+
+
 def test_an_upper_case_uuid_is_the_same_uuid() -> None:
     assert parse(f"uuid: {UUID.upper()}\n").uuid == UUID
 
@@ -154,6 +162,11 @@ def test_an_unknown_key(key: str, suggestion: str | None) -> None:
         ('mount_base_directory: "/tmp/\\0"', "without control characters"),
         ('user_env_name: "a\\nb"', "without control characters"),
         ('package_cache: "\\x1b"', "without control characters"),
+        *(
+            (f"{key}: ~nosuchuser/x", f"{key}: '~nosuchuser/x' begins with the home directory")
+            for key in ("package_cache", "conda_exe", "environment_yml", "requirements_txt")
+        ),
+        ("mount_base_directory: ~/x", "must be an absolute path"),
         (f"uuid: {UUID}", "stands here a second time"),
     ],
 )

@@ -247,7 +247,7 @@ def test_installers_are_chosen_in_their_order(
     assert installers.choose(CONFIG, str(micromamba)).description.startswith("micromamba ")
 
 
-@pytest.mark.parametrize("name", ["nowhere", "/nowhere/micromamba"])
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/micromamba", "~nosuchuser/mamba"])
 def test_installer_that_was_asked_for_has_to_be_there(name: str) -> None:
     with pytest.raises(ToolError, match=f"'{name}' was not found"):
         installers.choose(CONFIG, name)

@@ -444,7 +444,7 @@ class Build:
             channels=environment.channels if environment else (),
             locked=lock.packages if lock else (),
             prefix=self.project.prefix,
-            package_cache=Path(cache).expanduser() if cache else None,
+            package_cache=Path(cache) if cache else None,
         )
 
     def _requirements(self) -> Path | None:

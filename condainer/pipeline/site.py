@@ -123,8 +123,7 @@ class Site:
             variables.pop(name, None)
         variables.update(PIP_USER="0", PIP_REQUIRE_VIRTUALENV="0")  # whatever pip.conf says
         if self.project.config.package_cache:
-            cache = Path(self.project.config.package_cache).expanduser()
-            variables["CONDA_PKGS_DIRS"] = str(cache)
+            variables["CONDA_PKGS_DIRS"] = self.project.config.package_cache
         return variables
 
     @contextlib.contextmanager
@@ -146,7 +145,7 @@ class Site:
         ]
         cache = self.project.config.package_cache
         if cache:
-            places.append(space.Place(Path(cache).expanduser(), "the package cache", 0))
+            places.append(space.Place(Path(cache), "the package cache", 0))
         return places
 
     @contextlib.contextmanager

@@ -267,5 +267,5 @@ def _rattler() -> Installer:
 def _executable(name: str) -> Path | None:
     if "/" not in name:
         return tools.which(name)
-    path = Path(name).expanduser().absolute()
+    path = Path(os.path.expanduser(name)).absolute()  # noqa: PTH111  (there may be no such user)
     return path if os.access(path, os.X_OK) and path.is_file() else None
