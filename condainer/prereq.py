@@ -8,19 +8,24 @@ still not be allowed to mount. The image, `mounting/probe.squashfs`, holds one f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from condainer import mounttable, process, tools, yamlfile
 from condainer.config import CONFIG_NAME, Config, load
 from condainer.errors import CondainerError
 from condainer.mounting import backends
 from condainer.pipeline import installers, schedule, staging
+
+if TYPE_CHECKING:
+    import subprocess
 
 _IMAGE = Path(__file__).parent / "mounting" / "probe.squashfs"
 _CONTENT = b"condainer\n"
@@ -146,33 +151,59 @@ def _try(backend: backends.Backend) -> None:
     Raises:
         CondainerError: says which of these failed.
     """
-    with tempfile.TemporaryDirectory(prefix="condainer-") as directory:
-        mountpoint = Path(directory, "mountpoint")
-        mountpoint.mkdir()
-        with Path(directory, "log").open("w+b") as log:
-            daemon = process.spawn(
-                backend.mount_command(_IMAGE, mountpoint),
-                log=log.fileno(),
-                env=dict(os.environ),
-            )
+    mountpoint = Path(tempfile.mkdtemp(prefix="condainer-"))
+    try:
+        with tempfile.TemporaryFile() as log:
+            command = backend.mount_command(_IMAGE, mountpoint)
+            daemon = process.spawn(command, log=log.fileno(), env=dict(os.environ))
             try:
-                deadline = time.monotonic() + _PATIENCE
-                while mounttable.mount_at(mountpoint) is None and daemon.poll() is None:
-                    if time.monotonic() > deadline:
-                        raise CondainerError(f"{backend.executable} mounts nothing")
-                    time.sleep(0.01)
-                if daemon.poll() is not None:
-                    log.seek(0)
-                    words = log.read().decode("utf-8", "replace").strip().replace("\n", "; ")
-                    raise CondainerError(f"{backend.executable} cannot mount: {words}")
-                if (mountpoint / "probe").read_bytes() != _CONTENT:
-                    raise CondainerError(f"{backend.executable} reads something else")
-            except OSError as error:
-                message = f"{backend.executable} mounts but does not read: {error.strerror}"
-                raise CondainerError(message) from error
+                _wait_for_mount(backend, mountpoint, daemon, log)
+                _read(backend, mountpoint, daemon)
             finally:
-                mount = mounttable.mount_at(mountpoint)
-                if mount is not None:
-                    backends.unmount(mountpoint, mount.kind)
-                daemon.terminate()
-                daemon.wait()
+                _unmount(mountpoint, daemon)
+    finally:
+        with contextlib.suppress(OSError):  # whatever may be mounted there still
+            mountpoint.rmdir()
+
+
+def _wait_for_mount(
+    backend: backends.Backend, mountpoint: Path, daemon: subprocess.Popen[bytes], log: IO[bytes]
+) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while mounttable.mount_at(mountpoint) is None and daemon.poll() is None:
+        if time.monotonic() > deadline:
+            raise CondainerError(f"{backend.executable} mounts nothing within {_PATIENCE:.0f} s")
+        time.sleep(0.01)
+    if daemon.poll() is not None:
+        log.seek(0)
+        words = log.read().decode("utf-8", "replace").strip().replace("\n", "; ")
+        words = words or f"it ended with exit status {daemon.returncode}"
+        raise CondainerError(f"{backend.executable} cannot mount: {words}")
+
+
+def _read(backend: backends.Backend, mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
+    # A daemon that does not answer can be waited for for ever; once it has ended, reading fails.
+    timer = threading.Timer(_PATIENCE, process.end, [daemon])
+    timer.start()
+    try:
+        content = (mountpoint / "probe").read_bytes()
+    except OSError as error:
+        message = f"{backend.executable} mounts but does not read: {error.strerror}"
+        raise CondainerError(message) from error
+    finally:
+        timer.cancel()
+    if content != _CONTENT:
+        raise CondainerError(f"{backend.executable} reads something else")
+
+
+def _unmount(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
+    """Unmount as `umount` does; where that cannot be done, once the daemon has ended."""
+    try:
+        mount = mounttable.mount_at(mountpoint)
+        if mount is not None and daemon.poll() is None:
+            backends.unmount(mountpoint, mount.kind)
+    finally:
+        process.end(daemon)
+        mount = mounttable.mount_at(mountpoint)
+        if mount is not None:
+            backends.unmount(mountpoint, mount.kind, dead=True)

@@ -229,6 +229,14 @@ def spawn(argv: Sequence[str], *, log: int, env: Mapping[str, str]) -> subproces
         raise ToolError(f"cannot run {argv[0]}: {error.strerror}") from error
 
 
+def end(daemon: subprocess.Popen[bytes]) -> None:
+    """End what `spawn` has started, and all of its process group: SIGTERM, then SIGKILL."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        _signal_group(daemon.pid, signum)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            daemon.wait(_GRACE)
+
+
 @contextlib.asynccontextmanager
 async def task_group() -> AsyncIterator[TaskGroup]:
     """A task group that raises the first error of its tasks as it is, not in a group."""

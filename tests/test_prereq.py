@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import support
 from tests.support import CONDAINER
 
 if TYPE_CHECKING:
@@ -42,13 +44,62 @@ def test_needs_no_project(workshop: Workshop, tmp_path: Path) -> None:
 
 
 def test_leaves_nothing(workshop: Workshop) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         workshop.run("prereq", variables={"TMPDIR": directory})
         assert list(Path(directory).iterdir()) == []
-    assert Path("/proc/self/mountinfo").read_text().count("condainer-") == before.count(
-        "condainer-"
-    )
+        assert directory not in Path("/proc/self/mountinfo").read_text()
+
+
+BUSY = """\
+squashfuse_ll=$(PATH=${PATH#*:} command -v squashfuse_ll)
+for mountpoint; do :; done
+"$squashfuse_ll" "$@" &
+until exec 9<"$mountpoint/probe"; do :; done
+sleep 86399
+"""
+SILENT = """\
+import mfusepy, stat, sys, time
+class Silent(mfusepy.Operations):
+    use_ns = True
+    def getattr(self, path, fh=None):
+        if path != "/":
+            time.sleep(86399)
+        return {"st_mode": stat.S_IFDIR | 0o755}
+mfusepy.FUSE(Silent(), sys.argv[-1], foreground=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("interpreter", "script", "words"),
+    [
+        ("/bin/sh", "echo no luck; exit 3\n", "cannot mount: no luck"),
+        ("/bin/sh", "exit 3\n", "cannot mount: it ended with exit status 3"),
+        ("/bin/sh", "sleep 86399\n", "mounts nothing within 5 s"),
+        ("/bin/sh", "trap '' TERM; sleep 86399; sleep 86399\n", "mounts nothing within 5 s"),
+        (sys.executable, SILENT, "mounts but does not read"),
+        ("/bin/bash", BUSY, ""),
+    ],
+    ids=["fails", "ends", "waits", "stubborn", "silent", "busy"],
+)
+def test_whatever_a_program_does_it_is_ended_and_leaves_nothing(
+    workshop: Workshop, tmp_path: Path, interpreter: str, script: str, words: str
+) -> None:
+    program = tmp_path / "bin/squashfuse_ll"
+    program.parent.mkdir()
+    program.write_text(f"#!{interpreter}\n{script}")
+    program.chmod(0o755)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    path = f"{program.parent}:{workshop.variables['PATH']}"
+    done = workshop.run("prereq", "--json", variables={"TMPDIR": str(temporary), "PATH": path})
+    assert str(temporary) not in Path("/proc/self/mountinfo").read_text()
+    assert list(temporary.iterdir()) == []
+    found = checks(json.loads(done.stdout))
+    assert found["squashfuse_ll"]["ok"] is not bool(words)
+    assert words in found["squashfuse_ll"]["detail"]
+    assert found["squashfuse"]["ok"]
+    assert support.running("sleep", "86399") == []
+    assert support.running(Path(interpreter).name, str(program)) == []
 
 
 def test_a_broken_project_is_an_error(workshop: Workshop) -> None:
