@@ -475,11 +475,15 @@ def _mount(arguments: argparse.Namespace) -> int:
 
     project = _open(arguments)
     if arguments.dry_run:
-        backend = backends.choose(arguments.backend)
+        backend = backends.choose(arguments.backend).name
         lifetime.check_image(project)
-        _inform(arguments, f"would mount {project.image} at {project.prefix} with {backend.name}")
+        _inform(arguments, f"would mount {project.image} at {project.prefix} with {backend}")
         return 0
     descriptor = lifetime.use(project, arguments.backend)
+    mount = lifetime.look(project).mount
+    backend = backends.name_of(mount.kind) if mount else arguments.backend
+    if arguments.backend not in {"auto", backend}:
+        _inform(arguments, f"{project.prefix} is mounted already, with {backend}; it stays so")
     if arguments.for_shell is not None:
         if arguments.for_shell == _NO_DESCRIPTOR:
             _print(f"{project.use_lock}\n")
@@ -489,9 +493,7 @@ def _mount(arguments: argparse.Namespace) -> int:
     lifetime.pin(project)
     os.close(descriptor)
     if arguments.verbose:
-        situation = lifetime.look(project)
-        kind = situation.mount.kind if situation.mount else "?"
-        _inform(arguments, f"{project.image} is mounted at {project.prefix} ({kind})")
+        _inform(arguments, f"{project.image} is mounted at {project.prefix} with {backend}")
     if arguments.print:
         _print(f"{project.prefix}\n")
     elif not arguments.verbose:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from condainer import image
 from condainer.errors import CondainerError
-from condainer.mounting import lifetime, users
+from condainer.mounting import backends, lifetime, users
 from condainer.units import human
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def _mount(project: Project) -> dict[str, Any]:
         return {"state": lifetime.State.ABSENT.value, "problem": str(error)}
     about: dict[str, Any] = {"state": situation.state.value}
     if situation.mount is not None:
-        kind = situation.mount.kind
-        about["backend"] = kind.partition(".")[2] or ("kernel" if kind == "squashfs" else kind)
+        about["backend"] = backends.name_of(situation.mount.kind)
         about["pinned"] = project.pin.exists()
         about["users"] = [
             {"pid": user.pid, "command": user.command}

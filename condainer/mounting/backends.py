@@ -72,6 +72,15 @@ def choose(name: str) -> Backend:
     )
 
 
+def name_of(kind: str) -> str:
+    """Which backend serves a mount.
+
+    Args:
+        kind: file system type in the mount table.
+    """
+    return KERNEL if kind == "squashfs" else kind.removeprefix("fuse.")
+
+
 def unmount(mountpoint: Path, kind: str, *, dead: bool = False) -> str:
     """Unmount without force.
 
