@@ -414,10 +414,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from condainer.pipeline import run, schedule
     from condainer.pipeline.build import Options
 
-    directories = arguments.directories or [arguments.directory]
-    projects = list(
-        {p.directory: p for p in (project.open_project(d) for d in directories)}.values()
-    )
+    projects = project.open_projects(arguments.directories or [arguments.directory])
     _leave_missing_directory()
     options = Options(
         force=arguments.force,

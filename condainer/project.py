@@ -15,6 +15,8 @@ from condainer import config as config_module
 from condainer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from condainer.config import Config
 
 METADATA = ".condainer"
@@ -132,3 +134,23 @@ def open_project(directory: Path) -> Project:
     """
     directory = absolute(directory)
     return Project(directory, config_module.load(directory))
+
+
+def open_projects(directories: Iterable[Path]) -> list[Project]:
+    """Read several projects; one that is named twice is there once.
+
+    Raises:
+        ConfigError: as above, and where two of them have the same mountpoint.
+    """
+    found: dict[Path, Project] = {}
+    for directory in directories:
+        project = open_project(directory)
+        other = found.setdefault(project.prefix, project)
+        if not other.directory.samefile(project.directory):
+            raise ConfigError(
+                f"{other.directory} and {project.directory} have the same uuid and mountpoint: "
+                "one is a copy of the other",
+                f"write another uuid into {project.directory / config_module.CONFIG_NAME}, "
+                "such as 'cat /proc/sys/kernel/random/uuid' gives",
+            )
+    return list(found.values())

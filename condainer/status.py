@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ def render(status: dict[str, Any]) -> str:
         lines.append(f"mounted     with {mount['backend']}{stays}")
         used = ", ".join(f"{user['command']} ({user['pid']})" for user in mount["users"])
         lines.append(f"used by     {used or 'nobody'}")
+        if "problem" in mount:
+            lines.append(f"problem     {mount['problem']}")
     elif mount["state"] == lifetime.State.DEAD.value:
         lines.append("mounted     no: its daemon has died; the next exec or mount repairs that")
     else:
@@ -90,8 +93,19 @@ def _mount(project: Project) -> dict[str, Any]:
     if situation.mount is not None:
         about["backend"] = backends.name_of(situation.mount.kind)
         about["pinned"] = project.pin.exists()
+        if _is_of_another_image(project):
+            about["problem"] = "what is mounted is not this image, but a copy's or an older one"
         about["users"] = [
             {"pid": user.pid, "command": user.command}
             for user in users.users_of(project.prefix, project.use_lock)
         ]
     return about
+
+
+def _is_of_another_image(project: Project) -> bool:
+    """Whether the manifest in the mount is another than that in the image; False if unknown."""
+    try:
+        mounted = json.loads((project.prefix / image.MANIFEST).read_bytes())
+        return bool(mounted != image.read_manifest(project.image))
+    except (CondainerError, OSError, ValueError):
+        return False

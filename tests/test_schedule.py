@@ -217,5 +217,15 @@ def test_several_projects_are_built_in_one_command(
 
 def test_project_that_is_named_twice_is_built_once(workshop: Workshop, hard_channel: Path) -> None:
     workshop.environment("hard-text", channel=hard_channel)
-    answer = workshop.run("build", ".", str(workshop.directory))
+    link = workshop.directory.with_name("link")
+    link.symlink_to(workshop.directory)
+    answer = workshop.run("build", ".", str(workshop.directory), str(link))
     assert answer.stderr.count("publish: ") == 1
+
+
+def test_project_and_its_copy_are_not_built_together(workshop: Workshop, tmp_path: Path) -> None:
+    copy = workshop.copy(tmp_path / "copy")
+    answer = workshop.run("build", "--force", ".", str(copy.directory), status=1)
+    words = f"{workshop.directory} and {copy.directory} have the same uuid and mountpoint: "
+    assert answer.stderr.startswith(f"condainer: error: {words}")
+    assert len(answer.stderr.splitlines()) == 2

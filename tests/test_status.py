@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from typing import TYPE_CHECKING
 
 from tests import support
@@ -66,6 +67,21 @@ def test_names_who_uses_the_mount(mounted: Workshop) -> None:
     with mounted.start("exec", "--", "cat", stdin=-1) as user:
         support.wait_for(lambda: f"used by     cat ({user.pid})" in mounted.run("status").stdout)
         user.communicate()
+
+
+def test_of_a_copy_whose_mountpoint_shows_the_other_image(
+    mounted: Workshop, tmp_path: Path, hard_channel: Path
+) -> None:
+    copy = mounted.copy(tmp_path / "copy")
+    words = "problem     what is mounted is not this image"
+    assert words not in copy.run("status").stdout  # it holds the same
+    copy.configure(uuid=(own := str(uuid.uuid4())))
+    copy.environment("hard-text", channel=hard_channel)
+    copy.run("build", "-q")
+    (copy.directory / f"{own}.squashfs").rename(copy.image)
+    copy.configure()
+    assert words in copy.run("status").stdout
+    assert "problem" not in json.loads(mounted.run("status", "--json").stdout)["mount"]
 
 
 def test_of_a_taken_mountpoint_is_not_mounted(workshop: Workshop) -> None:
