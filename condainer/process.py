@@ -27,7 +27,15 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # comes with anyio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Callable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from anyio.abc import ByteReceiveStream, Process, TaskGroup
 
@@ -44,6 +52,8 @@ _POLL = 0.02
 _LOOK = 0.2
 """Seconds between two looks at the table of all processes, which takes longer."""
 _calls: set[int] = set()
+_KEEPER = "condainer-keep"
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _LINE_END = re.compile(rb"[\r\n]+")
 _LINE_MAX = 65536
 
@@ -202,6 +212,34 @@ def end_calls() -> None:
     """End the programs that `call` waits for in other threads, which nobody can cancel."""
     for group in list(_calls):
         _signal_group(group, signal.SIGKILL)
+
+
+@contextlib.asynccontextmanager
+async def adopting() -> AsyncIterator[None]:
+    """End what programs have left running in sessions of their own, when all is done.
+
+    Whatever is orphaned below this process becomes its child meanwhile. A process that has other
+    children already, or is the first of a container, could not tell these from theirs: there all
+    stays as it is.
+    """
+    import anyio
+
+    if os.getpid() == 1 or _children():
+        yield
+        return
+    _be_subreaper(on=True)
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _end_children()
+        _be_subreaper(on=False)
+
+
+def name_keeper() -> None:
+    """Give this process the name by which `adopting` tells that it is to stay."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(_KEEPER, encoding="ascii")
 
 
 def spawn(argv: Sequence[str], *, log: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -381,14 +419,63 @@ def _runs(group: int) -> bool:
     In a container whose first process waits for nobody these stay for ever.
     """
     return _group_exists(group) and any(
-        fields[2] == str(group) and fields[0] not in {"Z", "X"} for fields in _process_table()
+        entry.group == group and entry.state not in {"Z", "X"} for entry in _process_table()
     )
 
 
-def _process_table() -> Iterator[list[str]]:
-    """State, parent, group and more of every process: proc(5), /proc/PID/stat after the name."""
-    for name in os.listdir("/proc"):  # noqa: PTH208
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                text = Path("/proc", name, "stat").read_bytes()
-                yield text.rpartition(b") ")[2].decode("ascii", "replace").split()
+def _be_subreaper(*, on: bool) -> None:
+    """Have orphans below this process become its children, where the kernel lets it."""
+    import ctypes
+
+    zero = ctypes.c_ulong(0)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(on), zero, zero, zero)
+
+
+async def _end_children() -> None:
+    """SIGTERM to all children, and to those of theirs that come to us then; then SIGKILL."""
+    import anyio
+
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        told: set[int] = set()
+        deadline = anyio.current_time() + _GRACE
+        while (children := _children()) and anyio.current_time() < deadline:
+            for pid in children - told:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signum)
+            told |= children
+            await anyio.sleep(_POLL)
+            _collect_ended(children)
+
+
+def _collect_ended(children: Iterable[int]) -> None:
+    for pid in children:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _children() -> set[int]:
+    """The children of this process but the keepers of mounts, which other programs started."""
+    own = os.getpid()
+    return {e.pid for e in _process_table() if e.parent == own and e.name != _KEEPER}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What proc(5) says of a process in /proc/PID/stat."""
+
+    pid: int
+    name: str
+    state: str
+    parent: int
+    group: int
+
+
+def _process_table() -> Iterator[_Entry]:
+    for number in os.listdir("/proc"):  # noqa: PTH208
+        if number.isdigit():
+            with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile
+                text = Path("/proc", number, "stat").read_text(encoding="utf-8", errors="replace")
+                before, _, after = text.rpartition(") ")
+                state, parent, group = after.split()[:3]
+                name = before.partition("(")[2]
+                yield _Entry(int(number), name, state, int(parent), int(group))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -397,6 +398,33 @@ def test_image_is_written_where_its_link_leads(
         assert [path.name for path in (tmp_path / "disk").iterdir()] == ["my image"]
         assert workshop.run("exec", "hard-hello").stdout == f"hello from {workshop.prefix}\n"
         workshop.wait_until_clean()
+
+
+@pytest.mark.parametrize("name", ["rattler", "micromamba"])
+def test_daemon_that_a_script_leaves_behind_ends_with_the_build(
+    workshop: Workshop, hard_channel: Path, micromamba: Path, name: str
+) -> None:
+    workshop.environment("hard-post-link-leaves", channel=hard_channel)
+    installer = "rattler" if name == "rattler" else str(micromamba)
+    workshop.run("build", "-q", "--installer", installer)
+    assert building.processes_of(workshop) == {}
+
+
+def test_mount_that_an_installer_makes_outlives_the_build(
+    workshop: Workshop, hard_channel: Path, micromamba: Path, ready: Workshop, tmp_path: Path
+) -> None:
+    """As where a program that is called while packages are built comes from another image."""
+    wrapper = tmp_path / "micromamba"
+    condainer = shlex.join(["env", f"PYTHONPATH={support.REPOSITORY}", *support.CONDAINER])
+    mount = f"{condainer} -q -d {shlex.quote(str(ready.directory))} mount"
+    wrapper.write_text(f'#!/bin/sh\n{mount} || exit 1\nexec {micromamba} "$@"\n')
+    wrapper.chmod(0o755)
+    workshop.environment("hard-post-link-leaves", channel=hard_channel)
+    workshop.run("build", "-q", "--installer", str(wrapper))
+    assert building.processes_of(workshop) == {}
+    assert len(support.daemons_of(ready)) == 1
+    assert ready.is_mounted()
+    ready.run("umount")
 
 
 # Other kinds of builds

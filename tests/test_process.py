@@ -215,6 +215,34 @@ def test_children_that_nobody_waits_for_do_not_hold_a_build_up() -> None:
     assert (done.stdout, done.stderr) == ("said\nexit status 0\n", "")
 
 
+_ADOPTING = """\
+import anyio
+from condainer import process
+async def main():
+    async with process.adopting():
+        await process.run(["sh", "-c", "setsid sleep 600 & echo $!"], on_line=print)
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("has_children", [False, True])
+def test_orphans_are_ended_by_a_process_that_has_no_other_children(*, has_children: bool) -> None:
+    script = 'sleep 600 >&2 & echo $!; exec "$@"' if has_children else 'exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-c", _ADOPTING],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 1 + has_children
+    alive = [pid for pid in pids if is_alive(pid)]
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+    assert alive == (pids if has_children else [])
+
+
 def test_call_ends_what_does_not_answer(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     script = f"sleep 600 & echo $! > '{noted}'; wait"

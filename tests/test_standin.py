@@ -263,18 +263,19 @@ def test_a_failing_post_link_script_is_passed_over(workplace: Workplace) -> None
 def test_sigterm_ends_it_with_its_own_status(workplace: Workplace) -> None:
     words = ["create", "-y", *workplace.places, "hard-post-link-sleeps"]
     home = os.environ | {"HOME": str(workplace.root / "demo/home")}
-    # A process group of its own, so that the sleeping script can be ended with it.
+    sleeping = workplace.prefix / "hard-sleeping.txt"
     with subprocess.Popen(
-        [workplace.micromamba, *words], env=home, stdout=subprocess.DEVNULL, start_new_session=True
+        [workplace.micromamba, *words], env=home, stdout=subprocess.DEVNULL
     ) as process:
+        while not sleeping.exists() or not sleeping.read_text().endswith("\n"):
+            assert process.poll() is None
+            time.sleep(0.01)
         try:
-            while not (workplace.prefix / "hard-sleeping.txt").exists():
-                assert process.poll() is None
-                time.sleep(0.01)
             process.terminate()
             assert process.wait() == 128 + signal.SIGTERM
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            for pid in map(int, sleeping.read_text().split()):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_wrong_sha256_is_found(workplace: Workplace) -> None:

@@ -93,6 +93,7 @@ def _shed(project: Project, sender: int) -> int:
     """
     os.chdir("/")
     os.umask(0o022)
+    process.name_keeper()
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(signum, signal.SIG_IGN)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW

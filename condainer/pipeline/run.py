@@ -83,11 +83,12 @@ async def _build_all(
                 scope.cancel()
 
     async with anyio.create_task_group() as watching:
-        with anyio.CancelScope() as scope:
-            watching.start_soon(watch, scope)
-            async with anyio.create_task_group() as building:
-                for project in projects:
-                    building.start_soon(build, project)
+        async with process.adopting():
+            with anyio.CancelScope() as scope:
+                watching.start_soon(watch, scope)
+                async with anyio.create_task_group() as building:
+                    for project in projects:
+                        building.start_soon(build, project)
         watching.cancel_scope.cancel()
     if received:
         process.end_calls()

@@ -148,10 +148,21 @@ printf '\\nedited = true\\n' >> "$PREFIX/etc/hard-text.conf"
 
 
 def _post_link_sleeps(tree: Path) -> Package:
-    """A post-link script that takes a minute and has a child, for those who interrupt it."""
-    script = '#!/bin/bash\nsleep 60 &\necho "$$ $!" > "$PREFIX/hard-sleeping.txt"\nwait\n'
+    """A post-link script that takes a minute, for those who interrupt it.
+
+    It has two children, one of them in a session of its own.
+    """
+    script = "#!/bin/bash\nsleep 60 &\nfirst=$!\nsetsid sleep 60 &\n"
+    script += 'echo "$$ $first $!" > "$PREFIX/hard-sleeping.txt"\nwait\n'
     put(tree, "bin/.hard-post-link-sleeps-post-link.sh", script, 0o755)
     return Package(name="hard-post-link-sleeps", version="1.0")
+
+
+def _post_link_leaves(tree: Path) -> Package:
+    """A post-link script that leaves a daemon behind, as one does that starts a server."""
+    script = "#!/bin/sh\nsetsid sleep 600 >/dev/null 2>&1 &\n"
+    put(tree, "bin/.hard-post-link-leaves-post-link.sh", script, 0o755)
+    return Package(name="hard-post-link-leaves", version="1.0")
 
 
 def _clobber(name: str, tree: Path) -> Package:
@@ -254,6 +265,7 @@ RECIPES: tuple[Recipe, ...] = (
     _post_link_fails,
     _post_link_edits,
     _post_link_sleeps,
+    _post_link_leaves,
     partial(_clobber, "clobber-a"),
     partial(_clobber, "clobber-b"),
     _empty,
