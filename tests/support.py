@@ -210,6 +210,27 @@ def daemons_of(workshop: Workshop) -> list[int]:
     ]
 
 
+def without(
+    workshop: Workshop, programs: Sequence[str], script: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of bash where some programs cannot be executed, which only root can arrange.
+
+    Args:
+        workshop: whose directory and variables are used.
+        programs: their names; each is hidden wherever it is on PATH.
+        script: `"$@"` in it is `condainer`.
+    """
+    hide = 'for file in $(type -aP $PROGRAMS); do mount --bind /dev/null "$file"; done; '
+    return subprocess.run(
+        ["unshare", "-m", "bash", "-c", hide + script, "bash", *CONDAINER],
+        cwd=workshop.directory,
+        env={**workshop.variables, "PROGRAMS": " ".join(programs)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 class Terminal:
     """A program that has a terminal of its own, as a user at a keyboard sees it.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,12 +33,14 @@ class Stop:
         workshop: the project.
         channel: of the hard cases.
         basic: the channel with pip.
+        packages: an empty package cache.
         servers: closed when the test is over.
     """
 
     workshop: Workshop
     channel: Path
     basic: Callable[[], Path]
+    packages: Path
     servers: contextlib.ExitStack
 
     def solve(self) -> Callable[[], object]:
@@ -53,7 +54,7 @@ class Stop:
         """A package does not come."""
         server = building.served_but("conda", self.channel)
         url, asked = self.servers.enter_context(server)
-        self.workshop.configure(package_cache=self.workshop.base.with_suffix(".packages"))
+        self.workshop.configure(package_cache=self.packages)
         self.workshop.environment("hard-text", "hard-hello", "python", channel=url)
         return asked.is_set
 
@@ -90,11 +91,14 @@ class Stop:
 
 
 @pytest.fixture
-def stop(workshop: Workshop, hard_channel: Path) -> Iterator[Stop]:
+def stop(workshop: Workshop, hard_channel: Path, tmp_path: Path) -> Iterator[Stop]:
     workshop.image.write_bytes(OLD_IMAGE)
     with contextlib.ExitStack() as servers:
-        yield Stop(workshop, hard_channel, lambda: localchannel.ensure("basic"), servers)
-    shutil.rmtree(workshop.base.with_suffix(".packages"), ignore_errors=True)
+        yield Stop(
+            *(workshop, hard_channel, lambda: localchannel.ensure("basic")),
+            packages=tmp_path / "packages",
+            servers=servers,
+        )
 
 
 def start(workshop: Workshop, *arguments: str) -> subprocess.Popen[str]:
@@ -274,35 +278,27 @@ def test_why_a_build_failed_is_said_where_its_staging_cannot_be_removed(stop: St
 # When condainer itself is killed
 
 
-def test_next_build_after_a_kill_waits_for_the_orphans_and_then_works(stop: Stop) -> None:
+@pytest.mark.parametrize("stage", ["post_link", "squash"])
+def test_next_build_after_a_kill_waits_for_the_orphans_and_then_works(
+    stop: Stop, stage: str
+) -> None:
     workshop = stop.workshop
-    is_there = stop.post_link()
+    is_there = getattr(stop, stage)()
     build = start(workshop)
     wait_for(is_there)
     build.kill()
     build.communicate()
+    orphans = building.processes_of(workshop)
+    for pid in orphans:
+        os.kill(pid, signal.SIGSTOP)  # so that none has come to its end too early
     answer = workshop.run("build", "--force", status=1)
     assert "another build of this project is running" in answer.stderr
-    assert (workshop.prefix / "hard-sleeping.txt").exists()
-    for pid in map(int, (workshop.prefix / "hard-sleeping.txt").read_text().split()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not building.processes_of(workshop))
-    assert workshop.image.read_bytes() == OLD_IMAGE
-    check_next_build(workshop, stop.channel)
-
-
-def test_unfinished_image_of_a_killed_build_is_removed(stop: Stop) -> None:
-    workshop = stop.workshop
-    is_there = stop.squash()
-    build = start(workshop)
-    wait_for(is_there)
-    build.kill()
-    build.communicate()
-    for pid in running("mksquashfs", str(workshop.prefix)):
+    assert (workshop.prefix / "conda-meta").exists()
+    for pid in orphans:
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not building.processes_of(workshop))
-    assert building.parts(workshop) != []
+    assert workshop.image.read_bytes() == OLD_IMAGE
+    assert any(".squashfs." in name for name in building.parts(workshop)) is (stage == "squash")
     check_next_build(workshop, stop.channel)
 
 
