@@ -281,7 +281,8 @@ class Build:
 
     def _require_space(self, solution: Solution) -> None:
         """See that there is room for what is to be installed, before anything is fetched."""
-        where = self.project.prefix.parent  # an idle image may still be mounted at the prefix
+        prefix = self.project.prefix
+        where = prefix.parent if prefix in self.options.idle else prefix
         total = sum(package.size for package in solution.packages)
         # Where the cache is known to be on another file system, nothing can be a link to it.
         apart = solution.cache and not space.on_one_file_system(solution.cache, where)
