@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from condainer import files
 from condainer.errors import ImageError
 from condainer.project import METADATA
 
@@ -75,13 +76,13 @@ def load(prefix: Path) -> Snapshot:
     """
     path = prefix / SNAPSHOT
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(files.read(path, within=prefix))
     except FileNotFoundError:
         raise ImageError(
             f"the image at {prefix} has no {SNAPSHOT}: it was not built by this condainer",
             "build it again with 'condainer build --force'",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImageError(f"cannot read {path}: {error}") from error
     snapshot = from_json(data)
     if snapshot.prefix != str(prefix):

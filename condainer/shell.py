@@ -10,6 +10,8 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
+from condainer import files
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -174,7 +176,7 @@ def activate_script(snapshot: Snapshot, variables: Sequence[tuple[str, str]], co
 def is_ours(path: Path) -> bool:
     """Whether a file may be replaced: it is not there, or a `build` wrote it."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = files.read(path).decode(errors="replace")
         return _WRITTEN in text or text.startswith(_WRITTEN_BEFORE)
     except FileNotFoundError:
         return True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from condainer import files
 from condainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DEEPEST = 30
+_MOST = 4_000_000
+"""Bytes of a file that people write: larger ones are something else, and take long to parse."""
 
 # The C parser is five times as fast, but not every PyYAML was built with it.
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -37,10 +40,10 @@ def read_text(path: Path) -> str:
     """Read a file a user wrote.
 
     Raises:
-        ConfigError: where it cannot be read, or is not UTF-8.
+        ConfigError: where it cannot be read, is too large for one, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read(path, most=_MOST).decode()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

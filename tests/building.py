@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import functools
@@ -19,13 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
+from rattler.index import index_fs
 
 from tests import support
+from tests.localchannel.package import Package, put, subdir, write
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Iterator
 
+    from tests.localchannel.package import Recipe
     from tests.support import Workshop
 
 NOBODY = 65534
@@ -46,6 +50,27 @@ def new_workshop(directory: Path, home: Path) -> Iterator[Workshop]:
         made.wait_until_clean()
     finally:
         support.clear(made)
+
+
+def make_channel(directory: Path, *recipes: Recipe) -> Path:
+    """A channel of packages that only one test wants."""
+    for name in (subdir(), "noarch"):
+        (directory / name).mkdir(parents=True)
+    for recipe in recipes:
+        with tempfile.TemporaryDirectory() as tree:
+            write(recipe(Path(tree)), Path(tree), directory)
+    asyncio.run(index_fs(directory, write_shards=False))
+    return directory
+
+
+def odd_package(script: str) -> Recipe:
+    """A package called `odd` whose post-link script does what a package cannot contain."""
+
+    def recipe(tree: Path) -> Package:
+        put(tree, "bin/.odd-post-link.sh", f'#!/bin/bash\ncd "$PREFIX"\n{script}\n', 0o755)
+        return Package(name="odd", version="1.0")
+
+    return recipe
 
 
 def unpack(image: Path, directory: Path) -> Path:

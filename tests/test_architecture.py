@@ -112,7 +112,7 @@ def test_errors_import_nothing_of_the_house() -> None:
     [
         ("condainer.config", {"errors", "yamlfile"}),
         ("condainer.environment", {"errors", "yamlfile"}),
-        ("condainer.yamlfile", {"errors"}),
+        ("condainer.yamlfile", {"errors", "files"}),
         ("condainer.project", {"config", "errors"}),
         ("condainer.image", {"errors"}),
         ("condainer.process", {"errors"}),
@@ -120,7 +120,8 @@ def test_errors_import_nothing_of_the_house() -> None:
         ("condainer.locks", {"errors"}),
         ("condainer.mounttable", set()),
         ("condainer.units", set()),
-        ("condainer.activation", {"errors", "project"}),
+        ("condainer.files", {"units"}),
+        ("condainer.activation", {"errors", "files", "project"}),
         ("condainer.execution", {"activation", "errors", "mounting"}),
         ("condainer.progress", {"pipeline", "units"}),
     ],

@@ -296,6 +296,33 @@ def test_quiet_build_says_nothing(workshop: Workshop, hard_channel: Path) -> Non
     assert workshop.image.exists()
 
 
+@pytest.mark.parametrize("odd", ["mkfifo", "ln -s ../kept.txt"])
+def test_variables_replace_what_a_package_put_in_their_place(
+    workshop: Workshop, tmp_path: Path, odd: str
+) -> None:
+    script = f"echo kept > kept.txt; {odd} conda-meta/state"
+    channel = building.make_channel(tmp_path / "channel", building.odd_package(script))
+    workshop.environment("odd", channel=channel, more="variables:\n  PLAIN: a\n")
+    workshop.run("build", "-q")
+    tree = building.unpack(workshop.image, tmp_path / "tree")
+    assert json.loads((tree / "conda-meta/state").read_bytes())["env_vars"] == {"PLAIN": "a"}
+    assert (tree / "kept.txt").read_text() == "kept\n"
+
+
+def test_a_second_name_of_the_library_adds_no_packages_of_pip(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    """As `lib/python3.1` of conda-forge's Python."""
+    library = SITE_PACKAGES.split("/")[1]
+    script = f"ln -s {library} lib/python3"
+    channel = building.make_channel(tmp_path / "channel", building.odd_package(script))
+    text = f"channels: [{hard_channel}, {channel}, nodefaults]\n"
+    text += "dependencies: [python, hard-hello, odd]\n"
+    (workshop.directory / "environment.yml").write_text(text)
+    workshop.run("build", "-q")
+    assert image.read_manifest(workshop.image)["pip"] == []
+
+
 def test_messages_of_packages_reach_the_user(workshop: Workshop, hard_channel: Path) -> None:
     workshop.environment("hard-post-link", channel=hard_channel)
     assert "hard-post-link has something to say\n" in workshop.run("build").stderr

@@ -17,7 +17,7 @@ from tests import building, localchannel, support
 from tests.support import running, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.support import Workshop
@@ -103,6 +103,60 @@ def test_broken_environment_yml_is_named_with_its_line(
 ) -> None:
     (failing.directory / "environment.yml").write_text(text)
     assert words in fail(failing)
+
+
+def odd_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def odd_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def odd_size(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (odd_pipe, "it is not a regular file"),
+        (odd_device, "it is not a regular file"),
+        (odd_size, "it is larger than "),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["condainer.yml", "environment.yml", "requirements.txt", "UUID.lock.txt"]
+)
+def test_files_that_are_none_are_named(
+    failing: Workshop, hard_channel: Path, name: str, odd: Callable[[Path], None], words: str
+) -> None:
+    failing.environment("hard-text", channel=hard_channel)
+    path = failing.directory / name.replace("UUID", failing.uuid)
+    path.unlink(missing_ok=True)
+    odd(path)
+    locked = ["--locked"] if path == failing.lock_file else []
+    answer = failing.run("build", "--force", *locked, status=1)
+    assert f"{path}: {words}" in answer.stderr
+    assert failing.image.read_bytes() == OLD_IMAGE
+
+
+@pytest.mark.parametrize("odd", [odd_pipe, odd_device])
+def test_what_is_not_written_by_build_is_not_replaced(
+    failing: Workshop, hard_channel: Path, odd: Callable[[Path], None]
+) -> None:
+    failing.environment("hard-text", channel=hard_channel)
+    odd(failing.directory / "activate")
+    assert "activate is a file of yours" in failing.run("build", "--force", status=1).stderr
+
+
+def test_files_behind_links_are_read(failing: Workshop, hard_channel: Path, tmp_path: Path) -> None:
+    failing.environment("hard-text", channel=hard_channel)
+    for name in ("condainer.yml", "environment.yml"):
+        (failing.directory / name).rename(tmp_path / name)
+        (failing.directory / name).symlink_to(tmp_path / name)
+    failing.run("build", "-q", "--force")
 
 
 def test_missing_environment_yml_is_named(failing: Workshop) -> None:
@@ -258,6 +312,45 @@ def test_mksquashfs_that_is_killed(failing: Workshop) -> None:
     assert "mksquashfs failed (killed by SIGKILL)" in words
     assert failing.image.read_bytes() == OLD_IMAGE
     assert building.parts(failing) == []
+
+
+ODD_RECORD = "echo '{}' > conda-meta/x.json"
+NO_RECORD = "conda-meta/x.json is not the record of a package: "
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("mkfifo conda-meta/x.json", "conda-meta/x.json: it is not a regular file"),
+        ("mkdir conda-meta/x.json", "conda-meta/x.json: Is a directory"),
+        ("ln -s /dev/zero conda-meta/x.json", "conda-meta/x.json is a symbolic link"),
+        ("truncate -s 1G conda-meta/x.json", "conda-meta/x.json: it is larger than 64.0 MB"),
+        ("mkdir d; mv conda-meta/* d; rmdir conda-meta; ln -s d conda-meta", "is a symbolic link"),
+        (ODD_RECORD.format(""), NO_RECORD),
+        (ODD_RECORD.format("[]"), f"{NO_RECORD}it holds no JSON object"),
+        ("printf '%0100000d' 0 | tr 0 [ > conda-meta/x.json", NO_RECORD),
+        (ODD_RECORD.format('{"name": "x"}'), f"{NO_RECORD}name, version or build is missing"),
+        (ODD_RECORD.format('{"name": ["x"]}'), f"{NO_RECORD}'name' is not text"),
+        (ODD_RECORD.format('{"size": "x"}'), f"{NO_RECORD}'size' is not a whole number"),
+        (ODD_RECORD.format('{"files": 5}'), f"{NO_RECORD}'files' is not a list of paths"),
+        (ODD_RECORD.format('{"files": [[]]}'), f"{NO_RECORD}'files' is not a list of paths"),
+        ("mkfifo .messages.txt", ".messages.txt: it is not a regular file"),
+        ("truncate -s 1G .messages.txt", ".messages.txt: it is larger than 64.0 MB"),
+        ("mkdir -p etc/conda/env_vars.d; mkfifo etc/conda/env_vars.d/x.json", "x.json does not"),
+        ("mkdir -p etc/conda/activate.d; mkfifo etc/conda/activate.d/x.sh", "x.sh is not a reg"),
+        (
+            "m=lib/python3/site-packages/x.dist-info; mkdir -p $m; mkfifo $m/METADATA",
+            "/METADATA: it",
+        ),
+    ],
+)
+def test_odd_things_in_the_prefix_are_named(
+    failing: Workshop, tmp_path: Path, script: str, words: str
+) -> None:
+    """Pipes nobody writes to, what never ends, and what is no record of a package."""
+    channel = building.make_channel(tmp_path / "channel", building.odd_package(script))
+    failing.environment("odd", channel=channel)
+    assert words in fail(failing)
 
 
 # What is in the way

@@ -82,7 +82,13 @@ def empty(path: Path) -> None:
     Path(py_compile.compile(str(path)) or "").write_bytes(b"")
 
 
-@pytest.mark.parametrize("prepare", [lambda _: None, age, grow, spoil, empty])
+def pipe(path: Path) -> None:
+    cached = Path(importlib.util.cache_from_source(str(path)))
+    cached.parent.mkdir()
+    os.mkfifo(cached)
+
+
+@pytest.mark.parametrize("prepare", [lambda _: None, age, grow, spoil, empty, pipe])
 def test_what_python_would_not_take_is_compiled(
     module: Path, prepare: Callable[[Path], None]
 ) -> None:

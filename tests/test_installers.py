@@ -351,6 +351,18 @@ critical libmamba Found incorrect downloads. Aborting
 """
 
 
+@pytest.mark.parametrize("linked", ["1", "[1]", '[{"name": "x"}]', '[{"name": ["x"]}]', '"x"'])
+def test_an_answer_that_lists_no_packages_is_an_error(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path, linked: str
+) -> None:
+    program = tmp_path / "micromamba"
+    program.write_text(f'#!/bin/sh\necho \'{{"actions": {{"LINK": {linked}}}}}\'\n')
+    program.chmod(0o755)
+    workshop.environment("hard-text", channel=hard_channel)
+    answer = workshop.run("build", "--installer", str(program), status=1)
+    assert "micromamba lists something that is not a package: " in answer.stderr
+
+
 def test_explanation_of_a_conflict_is_its_tree() -> None:
     lines = _CONFLICT.splitlines()
     expected = ["Could not solve for environment specs", *lines[2:-1]]

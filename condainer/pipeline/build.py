@@ -90,6 +90,7 @@ class Plan:
     Attributes:
         environment: environment.yml; None where conda installs nothing.
         requirements: requirements.txt, where there is one.
+        requirements_text: what it holds.
         lock: the lock file, where the build is from it.
         installer: what installs; None where conda installs nothing.
         image: where the image is written, should the project's be a link.
@@ -101,6 +102,7 @@ class Plan:
 
     environment: Environment | None
     requirements: Path | None
+    requirements_text: str | None
     lock: Lock | None
     installer: Installer | None
     image: Path
@@ -231,6 +233,7 @@ class Build:
         return Plan(
             environment=environment,
             requirements=requirements,
+            requirements_text=yamlfile.read_text(requirements) if requirements else None,
             lock=lock,
             installer=installer,
             image=image,
@@ -311,8 +314,10 @@ class Build:
                     staging.check_made(prefix)
             for message in scripts.take_messages(prefix):
                 self._note(message)
-        manifest.strip_credentials(prefix)
-        return manifest.installed_packages(prefix, solution.packages)
+        await anyio.to_thread.run_sync(manifest.strip_credentials, prefix)
+        return await anyio.to_thread.run_sync(
+            manifest.installed_packages, prefix, solution.packages
+        )
 
     async def _pip(self, plan: Plan, temporary: Path) -> list[PipPackage]:
         """The `pip:` list, then requirements.txt; or what the lock file says of both."""
@@ -375,11 +380,16 @@ class Build:
         ):
             if variables:
                 snapshot.write_state(project.prefix, variables)
+            added = (
+                await anyio.to_thread.run_sync(pip.list_installed, project.prefix)
+                if packages
+                else []
+            )
             described = manifest.Manifest(
                 environment=environment,
-                requirements=yamlfile.read_text(plan.requirements) if plan.requirements else None,
+                requirements=plan.requirements_text,
                 packages=packages,
-                pip=tuple(pip.list_installed(project.prefix) if packages else ()),
+                pip=tuple(added),
                 tools=plan.tools,
                 snapshot=await snapshot.capture(
                     project.prefix, name or project.config.basename, variables, workplace

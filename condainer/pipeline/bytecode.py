@@ -166,8 +166,12 @@ def _is_up_to_date(entry: os.DirEntry[str], interpreter: Interpreter) -> bool:
     directory, name = os.path.split(entry.path)
     cached = f"{directory}/__pycache__/{name[:-3]}.{interpreter.cache_tag}.pyc"
     try:
-        with open(cached, "rb", buffering=0) as file:  # noqa: PTH123  (thousands of them)
-            header = file.read(_HEADER.size)
+        # Thousands of them, and one may be a pipe that nobody writes to.
+        descriptor = os.open(cached, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            header = os.read(descriptor, _HEADER.size)
+        finally:
+            os.close(descriptor)
         magic, flags, mtime, size = _HEADER.unpack(header)
     except (OSError, struct.error):
         return False

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from condainer import files
 from condainer.errors import BuildError
 from condainer.pipeline.installers import Package
 
@@ -108,12 +109,14 @@ def read(path: Path) -> Lock:
             should be.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read(path).decode()
     except FileNotFoundError:
         raise BuildError(
             f"there is no lock file {path}", "build once without --locked: that writes it"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BuildError(f"cannot read the lock file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise BuildError(f"cannot read the lock file {path}: {error}") from error
     lines = [line.strip() for line in text.splitlines()]
     if "@EXPLICIT" not in lines:

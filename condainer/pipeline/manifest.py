@@ -17,7 +17,7 @@ from condainer import image
 from condainer.activation import SNAPSHOT, Snapshot
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import Package, package_from_json
+from condainer.pipeline.installers import Package, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,13 +56,15 @@ def installed_packages(prefix: Path, solution: Iterable[Package]) -> tuple[Packa
     Args:
         prefix: the environment; its conda-meta says what is installed.
         solution: fills in what a record leaves out, such as a checksum.
+
+    Raises:
+        BuildError: names a record that is none.
     """
     planned = {package.stem: (place, package) for place, package in enumerate(solution)}
     found = []
-    for path in sorted((prefix / "conda-meta").glob("*.json")):
-        record = package_from_json(json.loads(path.read_bytes()))
-        place, plan = planned.get(record.stem, (len(planned), record))
-        found.append((place, _merged(record, plan)))
+    for record in read_records(prefix):
+        place, plan = planned.get(record.package.stem, (len(planned), record.package))
+        found.append((place, _merged(record.package, plan)))
     return tuple(package for _, package in sorted(found, key=lambda item: item[0]))
 
 

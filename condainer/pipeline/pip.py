@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from condainer import files
 from condainer.errors import BuildError
+from condainer.pipeline import installers
 from condainer.pipeline.lockfile import PipPackage
 
 if TYPE_CHECKING:
@@ -80,19 +82,29 @@ async def install(
 
 
 def list_installed(prefix: Path) -> list[tuple[str, str]]:
-    """Name and version of the Python packages that no package of conda owns."""
-    owned: set[str] = set()
-    for record in (prefix / "conda-meta").glob("*.json"):
-        owned.update(json.loads(record.read_bytes()).get("files", []))
-    found = []
-    for directory in (prefix / "lib").glob("python*/site-packages"):
-        for pattern in ("*.dist-info/METADATA", "*.egg-info/PKG-INFO"):
-            for path in directory.glob(pattern):
-                if str(path.relative_to(prefix)) not in owned:
-                    text = path.read_text(encoding="utf-8", errors="replace")
-                    about = email.parser.HeaderParser().parsestr(text)
-                    found.append((str(about["Name"]), str(about["Version"])))
-    return sorted(found)
+    """Name and version of the Python packages that no package of conda owns.
+
+    Raises:
+        BuildError: names what cannot be read.
+    """
+    owned = {name for record in installers.read_records(prefix) for name in record.files}
+    return sorted(
+        _name_and_version(path, prefix)
+        for directory in (prefix / "lib").glob("python*/site-packages")
+        if not directory.parent.is_symlink()  # conda-forge has python3.1 for those from 3.10 on
+        for pattern in ("*.dist-info/METADATA", "*.egg-info/PKG-INFO")
+        for path in directory.glob(pattern)
+        if str(path.relative_to(prefix)) not in owned
+    )
+
+
+def _name_and_version(path: Path, prefix: Path) -> tuple[str, str]:
+    try:
+        text = files.read(path, within=prefix).decode(errors="replace")
+    except OSError as error:
+        raise BuildError(f"cannot read {path}: {error.strerror}") from error
+    about = email.parser.HeaderParser().parsestr(text)
+    return str(about["Name"]), str(about["Version"])
 
 
 def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from condainer import tools
+from condainer import files, tools
 from condainer.errors import BuildError
 
 if TYPE_CHECKING:
@@ -49,13 +49,19 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
 
 
 def take_messages(prefix: Path) -> list[str]:
-    """What the scripts left for the user to read; the file goes."""
+    """What the scripts left for the user to read; the file goes.
+
+    Raises:
+        BuildError: where it is something else than a file.
+    """
     path = prefix / _MESSAGES
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = files.read(path, within=prefix).decode(errors="replace")
         path.unlink()
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise BuildError(f"cannot read {path}: {error.strerror}") from error
     return [line for line in text.splitlines() if line.strip()]
 
 

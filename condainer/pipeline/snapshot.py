@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import tools
+from condainer import files, tools
 from condainer.activation import Snapshot
 from condainer.errors import BuildError
 
@@ -52,6 +52,7 @@ def write_state(prefix: Path, variables: Iterable[tuple[str, str]]) -> None:
     path = prefix / "conda-meta" / "state"
     state = {"version": 1, "env_vars": dict(variables)}
     path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)  # whatever a package has put there, a link or a pipe
     path.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
 
 
@@ -64,7 +65,7 @@ def package_variables(prefix: Path) -> list[tuple[str, str]]:
     pairs: dict[str, str] = {}
     for path in sorted((prefix / "etc" / "conda" / "env_vars.d").glob("*.json")):
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(files.read(path, within=prefix))
         except (OSError, ValueError, RecursionError) as error:
             raise BuildError(f"{path} does not hold variables: {error}") from error
         if not isinstance(found, dict) or not all(
@@ -127,7 +128,7 @@ async def _capture(
         "CONDA_PROMPT_MODIFIER": f"({name}) ",
         **dict(own),
     }
-    scripts = sorted((prefix / "etc" / "conda" / "activate.d").glob("*.sh"))
+    scripts = _scripts(prefix / "etc" / "conda" / "activate.d")
     after = await _source(scripts, activated, workplace, directory) if scripts else activated
     changes: list[tuple[str, str | None]] = [
         (key, _template(after[key], home=str(directory)))
@@ -136,6 +137,21 @@ async def _capture(
     ]
     changes += [(key, None) for key in sorted(before.keys() - after.keys() - _SHELL_OWN)]
     return Snapshot(str(prefix), name, tuple(changes))
+
+
+def _scripts(directory: Path) -> list[Path]:
+    """The scripts of a directory by name.
+
+    Raises:
+        BuildError: where one is something that a shell would wait for.
+    """
+    scripts = sorted(directory.glob("*.sh"))
+    for script in scripts:
+        if script.exists() and not script.is_file():
+            raise BuildError(
+                f"{script} is not a regular file", "leave out the package that put it there"
+            )
+    return scripts
 
 
 async def _source(

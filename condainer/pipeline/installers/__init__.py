@@ -6,14 +6,15 @@ Both install at the very prefix the image will be mounted at.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from condainer import process, tools
-from condainer.errors import ToolError
+from condainer import files, process, tools
+from condainer.errors import BuildError, ToolError
 from condainer.pipeline import credentials
 
 if TYPE_CHECKING:
@@ -53,19 +54,80 @@ class Package:
 
 
 def package_from_json(entry: Mapping[str, Any]) -> Package:
-    """A package as conda-meta and the mamba family's --json describe it."""
-    return Package(
-        name=str(entry.get("name") or ""),
-        version=str(entry.get("version") or ""),
-        build=str(entry.get("build_string") or entry.get("build") or ""),
-        build_number=int(entry.get("build_number") or 0),
-        channel=credentials.without(str(entry.get("channel") or "")).rstrip("/"),
-        subdir=str(entry.get("subdir") or entry.get("platform") or ""),
-        url=credentials.without(str(entry.get("url") or "")),
-        md5=str(entry.get("md5") or ""),
-        sha256=str(entry.get("sha256") or ""),
-        size=int(entry.get("size") or 0),
+    """A package as conda-meta and the mamba family's --json describe it.
+
+    Raises:
+        ValueError: where it is something else.
+    """
+
+    def text(*keys: str) -> str:
+        value = next((entry[key] for key in keys if entry.get(key)), "")
+        if not isinstance(value, str):
+            raise ValueError(f"'{keys[0]}' is not text")  # noqa: TRY004
+        return value
+
+    def number(key: str) -> int:
+        value = entry.get(key) or 0
+        if not isinstance(value, int):
+            raise ValueError(f"'{key}' is not a whole number")  # noqa: TRY004
+        return value
+
+    package = Package(
+        name=text("name"),
+        version=text("version"),
+        build=text("build_string", "build"),
+        build_number=number("build_number"),
+        channel=credentials.without(text("channel")).rstrip("/"),
+        subdir=text("subdir", "platform"),
+        url=credentials.without(text("url")),
+        md5=text("md5"),
+        sha256=text("sha256"),
+        size=number("size"),
     )
+    if not (package.name and package.version and package.build):
+        raise ValueError("name, version or build is missing")
+    return package
+
+
+@dataclass(frozen=True)
+class Record:
+    """What conda-meta says of an installed package, and the paths it has below the prefix."""
+
+    package: Package
+    files: tuple[str, ...]
+
+
+def read_records(prefix: Path) -> list[Record]:
+    """The packages of conda in a prefix, by the names of their records.
+
+    Raises:
+        BuildError: names a record that is none.
+    """
+    directory = prefix / "conda-meta"
+    if directory.is_symlink():
+        raise BuildError(f"{directory} is a symbolic link", "leave out the package that made it")
+    return [_read_record(path, prefix) for path in sorted(directory.glob("*.json"))]
+
+
+def _read_record(path: Path, prefix: Path) -> Record:
+    try:
+        return _record(json.loads(files.read(path, within=prefix)))
+    except OSError as error:
+        raise BuildError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BuildError(
+            f"{path} is not the record of a package: {error}",
+            "leave out the package that put it there",
+        ) from error
+
+
+def _record(entry: object) -> Record:
+    if not isinstance(entry, dict):
+        raise ValueError("it holds no JSON object")  # noqa: TRY004
+    owned = entry.get("files", [])
+    if not isinstance(owned, list) or not all(isinstance(name, str) for name in owned):
+        raise ValueError("'files' is not a list of paths")
+    return Record(package_from_json(entry), tuple(owned))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from condainer import tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import credentials, lockfile
 from condainer.pipeline.installers import (
+    Package,
     Request,
     Solution,
     Workplace,
@@ -88,13 +89,8 @@ class Mamba:
         actions = _actions(answer.stdout)
         if answer.returncode != 0 or actions is None:
             raise await self._unsolved(request, argv, workplace)
-        fetched = {_identity(entry): entry for entry in actions.get("FETCH", [])}
-        linked = actions.get("LINK", [])
-        return Solution(
-            tuple(package_from_json({**fetched.get(_identity(e), {}), **e}) for e in linked),
-            to_fetch=sum(package_from_json(entry).size for entry in fetched.values()),
-            cache=request.package_cache,
-        )
+        packages, to_fetch = self._packages(actions)
+        return Solution(packages, to_fetch=to_fetch, cache=request.package_cache)
 
     async def _unsolved(
         self, request: Request, argv: list[str], workplace: Workplace
@@ -153,6 +149,18 @@ class Mamba:
         if failed:
             last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
             raise BuildError(f"{failed}; the last lines of {self._path.name}:\n{last}")
+
+    def _packages(self, actions: dict[str, Any]) -> tuple[tuple[Package, ...], int]:
+        """The packages that a dry run lists, and how many bytes of them are to be fetched."""
+        try:
+            fetched = {_identity(entry): entry for entry in actions.get("FETCH", [])}
+            linked = actions.get("LINK", [])
+            listed = ({**fetched.get(_identity(entry), {}), **entry} for entry in linked)
+            sizes = (package_from_json(entry).size for entry in fetched.values())
+            return tuple(map(package_from_json, listed)), sum(sizes)
+        except (AttributeError, TypeError, ValueError) as error:
+            message = f"{self._path.name} lists something that is not a package: {error}"
+            raise BuildError(message) from error
 
     def _create(self, request: Request) -> list[str]:
         return [str(self._path), "create", "-y", "-p", str(request.prefix)]

@@ -1,0 +1,56 @@
+"""Reads small files that others may have put there, and believes nothing of what stands there.
+
+Where a file is expected there may be a pipe that nobody ever writes to, a device without an end,
+a link to somewhere else, or more than fits into memory. `exec` reads through this room, too, so it
+imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from condainer.units import human
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MOST = 64_000_000
+"""Bytes: more than any file has that condainer or an installer writes."""
+
+
+def read(path: Path, *, within: Path | None = None, most: int = MOST) -> bytes:
+    """Read a small regular file.
+
+    Args:
+        path: the file.
+        within: a directory above it, such as a prefix or a mountpoint. Below it no link is
+            followed, so that what is read lies there; without it links are followed as usual.
+        most: the bytes it may have.
+
+    Raises:
+        OSError: where there is none, where it is something else than a regular file, or larger.
+    """
+    # A pipe or a device is not to keep us waiting, nor to become the controlling terminal.
+    further = os.O_NONBLOCK | os.O_NOCTTY
+    if within is not None:
+        _refuse_links(path, within)
+        further |= os.O_NOFOLLOW
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | further)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        content = b"" if status.st_size > most else file.read(most + 1)
+        if status.st_size > most or len(content) > most:
+            raise OSError(errno.EFBIG, f"it is larger than {human(most)}", str(path))
+    return content
+
+
+def _refuse_links(path: Path, top: Path) -> None:
+    for part in (path, *path.parents):
+        if part == top:
+            return
+        if part.is_symlink():
+            raise OSError(errno.ELOOP, f"{part} is a symbolic link", str(path))
