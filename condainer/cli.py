@@ -123,19 +123,28 @@ class _Words:
 
 
 def _print(text: str = "") -> None:
-    """Write to standard output, all of it, now.
+    """Write to standard output, all of it, now; controls in it are spelled out.
 
     Raises:
         BrokenPipeError: where its reader has gone.
         CondainerError: where it cannot be written for another reason.
     """
+    from condainer.units import printable
+
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text))
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
         raise CondainerError(f"cannot write: {error.strerror}") from error
+
+
+def _tell(text: str) -> None:
+    """Write to standard error; controls are spelled out, here for all that commands say."""
+    from condainer.units import printable
+
+    sys.stderr.write(printable(text))
 
 
 def _say_error(error: CondainerError, *, verbose: bool) -> None:
@@ -145,14 +154,14 @@ def _say_error(error: CondainerError, *, verbose: bool) -> None:
         and os.environ.get("TERM", "dumb") != "dumb"
     )
     word = "\033[1;31merror:\033[0m" if colour else "error:"
-    text = f"condainer: {word} {error.message}\n"
-    if error.hint:
-        text += f"condainer: {error.hint}\n"
     if verbose:
         import traceback
 
-        text = "".join(traceback.format_exception(error)) + text
-    sys.stderr.write(text)
+        _tell("".join(traceback.format_exception(error)))
+    sys.stderr.write(f"condainer: {word} ")
+    _tell(f"{error.message}\n")
+    if error.hint:
+        _tell(f"condainer: {error.hint}\n")
 
 
 # The parser
@@ -393,7 +402,7 @@ def _leave_missing_directory() -> None:
 def _inform(arguments: argparse.Namespace, text: str) -> None:
     """Say something on standard error that --quiet leaves out."""
     if not arguments.quiet:
-        sys.stderr.write(f"{text}\n")
+        _tell(f"{text}\n")
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -434,7 +443,7 @@ def _build(arguments: argparse.Namespace) -> int:
         failures = run.build_all(projects, options, jobs, reporter.handle)
     for failure in failures:
         if len(projects) > 1:
-            sys.stderr.write(f"condainer: {failure.project.directory}:\n")
+            _tell(f"condainer: {failure.project.directory}:\n")
         _say_error(failure.error, verbose=arguments.verbose)
     return max((failure.error.exit_status for failure in failures), default=0)
 
@@ -558,7 +567,9 @@ def _cache(arguments: argparse.Namespace) -> int:
             sys.stderr.write(f"\r{human(done)} of {human(total)} ")
 
     size = warm.read_all(project.image, show)
-    _inform(arguments, f"{chr(13) if live else ''}read {human(size)} of {project.image}")
+    if live:
+        sys.stderr.write("\r")
+    _inform(arguments, f"read {human(size)} of {project.image}")
     return 0
 
 

@@ -21,7 +21,7 @@ from condainer.pipeline.events import (
     StageFinished,
     StageStarted,
 )
-from condainer.units import human
+from condainer.units import human, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +111,7 @@ class Plain(Silent):
         name = f"{event.project}: " if self._several else ""
         with self._guard:
             for line in text.splitlines():
-                self._stream.write(f"{name}{line}\n")
+                self._stream.write(printable(f"{name}{line}\n"))
             self._stream.flush()
 
 
@@ -279,14 +279,14 @@ class Live:
             detail = f"  {event.detail}" if event.detail else ""
             text = Text.assemble(
                 ("✓ ", "green"),
-                f"{event.project}: {event.stage.value} ",
-                (f"{event.seconds:.1f} s{detail}", "dim"),
+                printable(f"{event.project}: {event.stage.value} "),
+                (printable(f"{event.seconds:.1f} s{detail}"), "dim"),
             )
             self._console.print(text)
         elif isinstance(event, Note):
-            self._console.print(Text(f"{event.project}: {event.text}"))
+            self._console.print(Text(printable(f"{event.project}: {event.text}")))
         elif isinstance(event, Built):
-            self._console.print(Text(summary(event), style="bold"))
+            self._console.print(Text(printable(summary(event)), style="bold"))
 
     def _renderable(self) -> Text:
         from rich.text import Text

@@ -93,6 +93,21 @@ def test_an_error_is_one_or_two_lines(workshop: Workshop, tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize("options", [(), ("-v",)])
+def test_names_that_a_terminal_would_obey_are_spelled_out(
+    workshop: Workshop, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    directory = tmp_path / "\x1b]0;title\x07"
+    done = workshop.run(*options, "-d", str(directory), "status", status=1)
+    assert rf"no condainer project in {tmp_path}/\x1b]0;title\x07 " in done.stderr
+    assert "\x1b" not in done.stderr
+    done = workshop.run("-d", str(directory), "init")
+    assert rf"wrote {tmp_path}/\x1b]0;title\x07/condainer.yml" in done.stderr
+    done = workshop.run("-d", str(directory), "status")
+    assert rf"project     {tmp_path}/\x1b]0;title\x07" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
 @pytest.mark.parametrize("verbose", [("-v", "status"), ("status", "-v"), ("--verbose", "status")])
 def test_a_traceback_on_request(
     workshop: Workshop, tmp_path: Path, verbose: tuple[str, ...]

@@ -173,6 +173,12 @@ def test_the_output_of_programs_on_request() -> None:
     assert plain(Output("a", "noise"), verbose=True) == "  | noise\n"
 
 
+def test_what_a_terminal_would_obey_is_spelled_out() -> None:
+    events = Note("a", "\x1b[2J\ttwo\nlines"), Output("a", "\x9b1m\x7fü")
+    text = plain(*events, verbose=True, several=True)
+    assert text == "a: \\x1b[2J\ttwo\na: lines\na:   | \\x9b1m\\x7fü\n"
+
+
 def test_the_summary() -> None:
     assert plain(BUILT) == (
         "/p/x.squashfs\n"
@@ -245,6 +251,7 @@ with progress.reporter(quiet=False, verbose=False, several=False) as reporter:
     sys.stdin.readline()
     reporter.handle(StageFinished("[bold]p", Stage.SOLVE, 1.5, "9 packages"))
     reporter.handle(Note("[bold]p", "a [red]note"))
+    reporter.handle(Note("p", "a \\x1b]0;title\\x07"))
     sys.stdin.readline()
     if "fail" in sys.argv:
         raise SystemExit(3)
@@ -262,6 +269,7 @@ def test_the_board_on_a_terminal(tmp_path: Path, end: str) -> None:
         terminal.type("\n")
         terminal.expect("1.5 s  9 packages")
         terminal.expect("a [red]note")
+        terminal.expect(r"a \x1b]0;title\x07")
         terminal.type("\n")
         terminal.expect("\x1b[?25h")  # the cursor is shown again, however it ends
         assert terminal.wait() == (3 if end == "fail" else 0)
