@@ -27,6 +27,7 @@ SNAPSHOT = f"{METADATA}/activation.json"
 FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
 """Variables by which another Python would reach into the environment."""
 
+_REBUILD = "build it again with 'condainer build --force'"
 _REFERENCE = re.compile(r"\0([A-Za-z_][A-Za-z0-9_]*)\0")
 
 
@@ -50,8 +51,12 @@ class Snapshot:
         return {"prefix": self.prefix, "name": self.name, "variables": dict(self.variables)}
 
 
-def from_json(data: object) -> Snapshot:
+def from_json(data: object, source: str = "the image") -> Snapshot:
     """Read the stored form.
+
+    Args:
+        data: what was stored.
+        source: names in errors where it comes from.
 
     Raises:
         ImageError: where it is not what it should be.
@@ -62,10 +67,25 @@ def from_json(data: object) -> Snapshot:
             isinstance(prefix, str)
             and isinstance(name, str)
             and isinstance(variables, dict)
-            and all(value is None or isinstance(value, str) for value in variables.values())
+            and all(_is_variable(*pair) for pair in variables.items())
         ):
             return Snapshot(prefix, name, tuple(variables.items()))
-    raise ImageError("the activation snapshot of the image is not what it should be")
+    raise ImageError(f"the activation snapshot of {source} is not what it should be", _REBUILD)
+
+
+def _is_variable(name: str, value: object) -> bool:
+    """Whether a program can be given a variable: what `execve` cannot take is refused here."""
+    if not name or "=" in name or not _is_text(name):
+        return False
+    return value is None or (isinstance(value, str) and _is_text(_REFERENCE.sub("", value)))
+
+
+def _is_text(text: str) -> bool:
+    """Whether the kernel can be given a text; it may stand for bytes that are not UTF-8."""
+    try:
+        return b"\0" not in text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def load(prefix: Path) -> Snapshot:
@@ -80,11 +100,13 @@ def load(prefix: Path) -> Snapshot:
     except FileNotFoundError:
         raise ImageError(
             f"the image at {prefix} has no {SNAPSHOT}: it was not built by this condainer",
-            "build it again with 'condainer build --force'",
+            _REBUILD,
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
-    snapshot = from_json(data)
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}", _REBUILD) from error
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"cannot read {path}: {error}", _REBUILD) from error
+    snapshot = from_json(data, f"the image at {prefix}")
     if snapshot.prefix != str(prefix):
         raise ImageError(
             f"the image was built for {snapshot.prefix}, but is mounted at {prefix}",

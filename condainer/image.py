@@ -28,6 +28,8 @@ _NO_TABLE = 0xFFFFFFFFFFFFFFFF
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _MIN_BLOCK_LOG, _MAX_BLOCK_LOG = 12, 20
 _MANIFEST_MAX = 64 << 20
+_KINDS = {"name": str, "built": str, "packages": list, "pip": list, "tools": dict}
+"""What others read of a manifest, and of which type it is."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,12 @@ class Superblock:
 
     Attributes:
         inodes: number of files, directories and links.
-        made: when it was written, seconds since the epoch.
         block_size: bytes.
         compression: name of the algorithm.
         bytes_used: bytes of the file that belong to the image.
     """
 
     inodes: int
-    made: int
     block_size: int
     compression: str
     bytes_used: int
@@ -81,15 +81,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if superblock.compression == "lzma":
         raise ImageError(f"cannot read inside {path}: it is compressed with lzma")
     try:
-        text = _read_file(path, MANIFEST)
-        manifest = json.loads(text)
+        manifest: dict[str, Any] = json.loads(_read_file(path, MANIFEST))
     except ImportError as error:
         raise ImageError(f"cannot read inside {path}: {error}") from error
     except ImageError:
         raise
     except Exception as error:  # a damaged image fails in as many ways as it has bytes
         raise ImageError(f"the image {path} is damaged: {error}", _REBUILD) from error
-    if not isinstance(manifest, dict):
+    if not _is_manifest(manifest):
         raise ImageError(f"the manifest of {path} is not what it should be", _REBUILD)
     return manifest
 
@@ -97,11 +96,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
 _REBUILD = "copy it again from where it came, or build it again with 'condainer build --force'"
 
 
+def _is_manifest(document: object) -> bool:
+    """Whether what others read of it has the types that it should have."""
+    return (
+        isinstance(document, dict)
+        and all(isinstance(document.get(key, kind()), kind) for key, kind in _KINDS.items())
+        and all(isinstance(version, str) for version in document.get("tools", {}).values())
+    )
+
+
 def _checked(path: Path, data: bytes, size: int) -> Superblock:
     if len(data) < _SUPERBLOCK.size or data[:4] != struct.pack("<I", _MAGIC):
         raise ImageError(f"{path} is not a squashfs image", _REBUILD)
     values = _SUPERBLOCK.unpack(data)
-    inodes, made, block_size, _, compression, block_log = values[1:7]
+    inodes, _, block_size, _, compression, block_log = values[1:7]
     major, minor, bytes_used = values[9], values[10], values[12]
     tables = values[13:]
     if (major, minor) != (4, 0):
@@ -119,7 +127,7 @@ def _checked(path: Path, data: bytes, size: int) -> Superblock:
     )
     if not sane:
         raise ImageError(f"the superblock of {path} is damaged", _REBUILD)
-    return Superblock(inodes, made, block_size, _COMPRESSORS[compression], bytes_used)
+    return Superblock(inodes, block_size, _COMPRESSORS[compression], bytes_used)
 
 
 def _read_file(path: Path, name: str) -> bytes:

@@ -77,11 +77,18 @@ def _image_lines(about: dict[str, Any]) -> list[str]:
         pip = f" and {about['pip_packages']} of pip" if about.get("pip_packages") else ""
         lines.append(f"holds       {about['files']:,} files{packages}{pip}, {about['compression']}")
     if about.get("built"):
-        built = dt.datetime.fromisoformat(about["built"]).astimezone()
-        lines.append(f"built       {built:%Y-%m-%d %H:%M} as '{about['name']}'")
+        lines.append(f"built       {_moment(about['built'])} as '{about['name']}'")
     if "problem" in about:
         lines.append(f"problem     {about['problem']}")
     return lines
+
+
+def _moment(text: str) -> str:
+    """When an image was built, in this place's time; as it says itself where that is no time."""
+    try:
+        return f"{dt.datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):
+        return text
 
 
 def _mount(project: Project) -> dict[str, Any]:

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from tests.support import Workshop
 
 NAME = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="=\0"), min_size=1)
+VALUES = st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
 
 def snapshot(**variables: str | None) -> Snapshot:
     return Snapshot("/p", "n", tuple(variables.items()))
 
 
-@given(st.text(), st.text(), st.dictionaries(st.text(), st.none() | st.text()))
+@given(st.text(), st.text(), st.dictionaries(NAMES, VALUES))
 def test_what_is_stored_is_read_back(prefix: str, name: str, variables: dict[str, str]) -> None:
     whole = Snapshot(prefix, name, tuple(variables.items()))
     assert activation.from_json(json.loads(json.dumps(whole.to_json()))) == whole
@@ -41,6 +43,9 @@ def test_what_is_stored_is_read_back(prefix: str, name: str, variables: dict[str
         {"prefix": 1, "name": "n", "variables": {}},
         {"prefix": "/p", "name": "n", "variables": []},
         {"prefix": "/p", "name": "n", "variables": {"A": 1}},
+        {"prefix": "/p", "name": "n", "variables": {"A": "\0A\0\0"}},
+        {"prefix": "/p", "name": "n", "variables": {"A": "\0not a name\0"}},
+        {"prefix": "/p", "name": "n", "variables": {"\0A\0": "x"}},
     ],
 )
 def test_what_is_no_snapshot_is_refused(data: Any) -> None:  # noqa: ANN401
@@ -48,7 +53,12 @@ def test_what_is_no_snapshot_is_refused(data: Any) -> None:  # noqa: ANN401
         activation.from_json(data)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\0", '"x"'])
+def test_bytes_that_are_not_utf8_and_places_are_read_back() -> None:
+    whole = snapshot(BYTES="\udcff", PLACES="a:\0PATH\0:\0HOME\0/b")
+    assert activation.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+@pytest.mark.parametrize("text", ["", "{", "\0", '"x"', "[" * 100_000])
 def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / ".condainer").mkdir()
     (tmp_path / activation.SNAPSHOT).write_text(text)

@@ -122,6 +122,31 @@ def test_a_manifest_that_is_none(tmp_path: Path, text: str) -> None:
         image.read_manifest(make(tmp_path, manifest=text))
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"name": ["x"]},
+        {"name": None},
+        {"built": 2024},
+        {"packages": "many"},
+        {"packages": {"a": 1}},
+        {"packages": 1e300},
+        {"pip": None},
+        {"tools": []},
+        {"tools": {"a": [[[]]]}},
+    ],
+)
+def test_a_manifest_with_other_types(tmp_path: Path, manifest: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ImageError, match=r"the manifest of .*image\.squashfs is not what it"):
+        image.read_manifest(make(tmp_path, manifest=manifest))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"packages": ' + "9" * 100_000 + "}"])
+def test_a_manifest_beyond_reason(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ImageError, match=r"the image .*image\.squashfs is damaged"):
+        image.read_manifest(make(tmp_path, manifest=text))
+
+
 def test_a_manifest_that_is_a_directory(tmp_path: Path) -> None:
     (tmp_path / "tree" / ".condainer" / "manifest.json").mkdir(parents=True)
     path = tmp_path / "image"

@@ -441,6 +441,71 @@ def test_an_image_that_condainer_did_not_build(workshop: Workshop, tmp_path: Pat
     workshop.run("umount")
 
 
+def hostile_variable(name: str, value: object) -> Callable[[Workshop, Path], None]:
+    def fill(workshop: Workshop, file: Path) -> None:
+        document = {"prefix": str(workshop.prefix), "name": "n", "variables": {name: value}}
+        file.write_text(json.dumps(document))
+
+    return fill
+
+
+def hostile_depth(_: Workshop, file: Path) -> None:
+    file.write_text("[" * 100_000)
+
+
+def hostile_size(_: Workshop, file: Path) -> None:
+    file.touch()
+    os.truncate(file, 1 << 30)
+
+
+def hostile_pipe(_: Workshop, file: Path) -> None:
+    os.mkfifo(file)
+
+
+def hostile_link(workshop: Workshop, file: Path) -> None:
+    hostile_variable("A", "x")(workshop, workshop.directory / "elsewhere.json")
+    file.symlink_to(workshop.directory / "elsewhere.json")
+
+
+def hostile_directory(workshop: Workshop, file: Path) -> None:
+    hostile_variable("A", "x")(workshop, workshop.directory / file.name)
+    file.parent.rmdir()
+    file.parent.symlink_to(workshop.directory)
+
+
+WRONG = "is not what it should be"
+
+
+@pytest.mark.parametrize(
+    ("fill", "words"),
+    [
+        (hostile_variable("A=B", "x"), WRONG),
+        (hostile_variable("", "x"), WRONG),
+        (hostile_variable("A\0B", "x"), WRONG),
+        (hostile_variable("\ud800", "x"), WRONG),
+        (hostile_variable("A", "x\0y"), WRONG),
+        (hostile_variable("A", "\udfff"), WRONG),
+        (hostile_depth, "activation.json: "),
+        (hostile_size, "activation.json: it is larger than"),
+        (hostile_pipe, "activation.json: it is not a regular file"),
+        (hostile_link, "activation.json is a symbolic link"),
+        (hostile_directory, ".condainer is a symbolic link"),
+    ],
+)
+def test_an_image_whose_snapshot_cannot_be_trusted(
+    workshop: Workshop, tmp_path: Path, fill: Callable[[Workshop, Path], None], words: str
+) -> None:
+    (tmp_path / "tree" / ".condainer").mkdir(parents=True)
+    fill(workshop, tmp_path / "tree" / ".condainer" / "activation.json")
+    subprocess.run(
+        ["mksquashfs", tmp_path / "tree", workshop.image], check=True, capture_output=True
+    )
+    answer = workshop.run("exec", "--", "true", status=125)
+    assert words in answer.stderr
+    assert str(workshop.prefix) in answer.stderr
+    assert "bug" not in answer.stderr
+
+
 # Mountpoints that are taken
 
 

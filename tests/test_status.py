@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import uuid
 from typing import TYPE_CHECKING
+
+import pytest
 
 from tests import support
 
@@ -55,6 +58,29 @@ def test_of_an_image_that_is_a_dangling_link(workshop: Workshop) -> None:
     found = json.loads(workshop.run("status", "--json").stdout)
     assert "No such file" in found["image"]["problem"]
     workshop.run("status")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        ({"name": "\x1b[2Jx\r\x9b\ud800 \udc9b"}, r"\x1b[2Jx\r\x9b\ud800 \udc9b"),
+        ({"name": "x", "built": "yesterday\x07"}, r"built       yesterday\x07 as 'x'"),
+        ({"name": "x", "built": "0001-01-01T00:00:00+23:59"}, "built       0001-01-01"),
+        ({"packages": "many"}, "problem     the manifest of"),
+        ({"tools": {"x": {}}}, "problem     the manifest of"),
+    ],
+)
+def test_of_an_image_that_says_odd_things(
+    workshop: Workshop, tmp_path: Path, manifest: dict[str, object], words: str
+) -> None:
+    (tmp_path / "tree" / ".condainer").mkdir(parents=True)
+    text = json.dumps({"built": "2024-01-01T00:00:00+00:00", **manifest})
+    (tmp_path / "tree" / ".condainer" / "manifest.json").write_text(text)
+    subprocess.run(
+        ["mksquashfs", tmp_path / "tree", workshop.image], check=True, capture_output=True
+    )
+    assert words in workshop.run("status").stdout
+    assert json.loads(workshop.run("status", "--json").stdout)["image"]["exists"]
 
 
 def test_of_a_mount(mounted: Workshop) -> None:
