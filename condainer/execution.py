@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from condainer import activation
-from condainer.errors import CommandNotFoundError, NotExecutableError
+from condainer.errors import CommandNotFoundError, ImageError, NotExecutableError
 from condainer.mounting import lifetime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from condainer.activation import Snapshot
     from condainer.project import Project
 
 _SHELL = "/bin/sh"
@@ -42,9 +43,10 @@ def become(project: Project, command: Sequence[str], backend: str = "auto") -> N
         CommandNotFoundError: where there is no such command.
         NotExecutableError: where it cannot be executed.
     """
-    descriptor = _out_of_the_way(lifetime.use(project, backend))
+    held, snapshot = _acquire(project, backend)
+    descriptor = _out_of_the_way(held)
     variables = activation.apply(
-        activation.load(project.prefix),
+        snapshot,
         _given_variables(),
         user_site=project.config.user_site_packages,
         keep_python_path=project.config.keep_python_path,
@@ -54,6 +56,18 @@ def become(project: Project, command: Sequence[str], backend: str = "auto") -> N
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     _execute(find_command(command[0], variables), command, variables)
+
+
+def _acquire(project: Project, backend: str) -> tuple[int, Snapshot]:
+    """Hold the mount, and read its snapshot; both once more where its daemon dies in between."""
+    descriptor = lifetime.use(project, backend)
+    try:
+        return descriptor, activation.load(project.prefix)
+    except ImageError:
+        if lifetime.look(project).state is lifetime.State.LIVE:
+            raise
+    os.close(descriptor)
+    return lifetime.use(project, backend), activation.load(project.prefix)
 
 
 def _out_of_the_way(descriptor: int) -> int:

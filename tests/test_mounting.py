@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -363,6 +365,52 @@ def test_ctrl_c_ends_the_command_and_not_the_mount(ready: Workshop) -> None:
     assert len(before) == 1
     assert ready.is_mounted()
     assert daemons_of(ready) == before
+
+
+DYING = """
+import os, stat, sys, mfusepy
+
+class Dying(mfusepy.Operations):
+    def getattr(self, path, fh=None):
+        if path != "/":
+            os._exit(1)
+        return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
+    def readdir(self, path, fh):
+        return [".", ".."]
+mfusepy.FUSE(Dying(), sys.argv[-1], foreground=True, nothreads=True)
+"""
+
+
+def test_a_daemon_that_dies_under_the_first_look_is_followed_by_another(
+    ready: Workshop, tmp_path: Path
+) -> None:
+    """Its mount is live until somebody reads a file of it."""
+    program, died = tmp_path / "squashfuse_ll", shlex.quote(str(tmp_path / "died"))
+    python, daemon = shlex.quote(sys.executable), shutil.which("squashfuse_ll")
+    program.write_text(
+        f'#!/bin/sh\n[ -e {died} ] && exec {daemon} "$@"\n'
+        f'touch {died}\nexec {python} -c {shlex.quote(DYING)} "$@"\n'
+    )
+    program.chmod(0o755)
+    path = f"{tmp_path}:{ready.variables['PATH']}"
+    answer = ready.run("exec", "--", "hard-activated", variables={"PATH": path})
+    assert (answer.stdout, answer.stderr) == ("activated\n", "")
+    assert (tmp_path / "died").exists()
+
+
+@needs_root
+def test_a_mount_whose_path_has_gone_is_none(mounted: Workshop) -> None:
+    """Another mount on the directory above hides it, in a namespace of its own."""
+    script = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, str(mounted.base), *CONDAINER, "status", "--json"],
+        cwd=mounted.directory,
+        env=mounted.variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["mount"] == {"state": "not mounted"}
 
 
 # Images that are not what they should be

@@ -86,6 +86,8 @@ def look(project: Project) -> Situation:
             return Situation(State.LIVE, mount)
         if error.errno in _DEAD:
             return Situation(State.DEAD, mount)
+        if error.errno == errno.ENOENT:  # it went after the table was read
+            return Situation(State.ABSENT, None)
         raise MountError(f"cannot look at {project.prefix}: {error.strerror}") from error
     return Situation(State.LIVE, mount)
 
