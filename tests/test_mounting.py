@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from condainer import mounttable
+from condainer.mounting import users
 from tests import building, support
 from tests.support import CONDAINER, daemons_of, wait_for
 
@@ -767,6 +768,38 @@ def test_the_second_backend_is_taken_where_the_first_is_missing(ready: Workshop)
     done = support.without(ready, ["squashfuse_ll"], script)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["mount"]["backend"] == "squashfuse"
+
+
+# Who uses it
+
+MAP = """
+import mmap, os, sys
+with open(sys.argv[1], "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+os.unlink(sys.argv[1])
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "two  words ", "new\nline", "carriage\rreturn", "ünï"])
+def test_a_file_that_is_only_mapped_is_used(tmp_path: Path, name: str) -> None:
+    """By a real process, whose line in /proc says (deleted) behind the path besides."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "file").write_text("x")
+    with subprocess.Popen(
+        [sys.executable, "-c", MAP, str(tmp_path / name / "file")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "mapped\n"
+        found = users.users_of(tmp_path / name, tmp_path / "lock")
+        nobody = users.users_of(tmp_path / name[:2], tmp_path / "lock")
+        process.communicate()
+    assert [user.pid for user in found] == [process.pid]
+    assert nobody == []
 
 
 # The mount table

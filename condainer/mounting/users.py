@@ -50,14 +50,16 @@ def _paths(process: Path) -> Iterator[str]:
         except OSError:
             continue
     try:
-        for descriptor in os.scandir(process / "fd"):
+        for descriptor in os.listdir(process / "fd"):  # noqa: PTH208
             try:
-                yield os.readlink(descriptor.path)  # noqa: PTH115
+                yield os.readlink(process / "fd" / descriptor)  # noqa: PTH115
             except OSError:
                 continue
-        with (process / "maps").open(encoding="utf-8", errors="surrogateescape") as maps:
-            for line in maps:
-                yield line[73:].rstrip("\n")  # the path's column, as the kernel pads it
+        # The kernel escapes a newline in a path, and nothing else.
+        maps = process / "maps"
+        with maps.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            for line in lines:
+                yield "".join(line.rstrip("\n").split(None, 5)[5:]).replace(r"\012", "\n")
     except OSError:
         return
 
