@@ -6,6 +6,7 @@ What the keys mean is the business of `config` and `environment`.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING
 
 import yaml
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _DEEPEST = 30
 _MOST = 4_000_000
 """Bytes of a file that people write: larger ones are something else, and take long to parse."""
@@ -136,6 +138,13 @@ class YamlFile:
         if not isinstance(node, yaml.ScalarNode):
             raise self.error(node, f"{what} must be one plain value")
         return "" if _is_null(node) else str(node.value)
+
+    def line(self, node: yaml.Node, what: str) -> str:
+        """The text of a scalar that people see or that goes into a file name or a script."""
+        text = self.scalar(node, what)
+        if _CONTROL.search(text):
+            raise self.error(node, f"{what} must be one line without control characters")
+        return text
 
 
 def _is_null(node: yaml.Node) -> bool:
