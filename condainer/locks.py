@@ -101,7 +101,7 @@ def ensure_directory(directory: Path) -> None:
     Raises:
         CondainerError: where it cannot be made, or belongs to somebody else.
     """
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(FileExistsError):  # made by another process, or long ago
         try:
             directory.mkdir(mode=0o700)
         except FileExistsError:
@@ -121,19 +121,64 @@ def ensure_directory(directory: Path) -> None:
             f"{directory} is not a directory that only you can use",
             "somebody else may have made it; ask its owner or an administrator to remove it",
         )
+    if status.st_mode & 0o700 != 0o700:  # noqa: PLR2004
+        with contextlib.suppress(FileNotFoundError):
+            set_mode(directory, 0o700)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Give what this user has made its mode, whatever an odd umask has left of it.
+
+    What somebody else has put in its place meanwhile is left alone.
+
+    Raises:
+        OSError: where that cannot be done.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_uid == os.getuid():
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)  # noqa: PTH101
+    finally:
+        os.close(descriptor)
+
+
+def check_base(base: Path) -> None:
+    """See that what this user makes in a directory stays this user's.
+
+    Raises:
+        CondainerError: where everybody may rename and replace it.
+    """
+    status = base.stat()
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise CondainerError(
+            f"in mount_base_directory {base} everybody may replace what is yours: it is writable "
+            "for all and has no sticky bit",
+            f"run 'chmod +t {base}', or choose another mount_base_directory in condainer.yml",
+        )
 
 
 def _open(path: Path) -> int:
     for _ in range(_ATTEMPTS):
         ensure_directory(path.parent)
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            return os.open(path, flags, 0o600)
+            return _open_own(path)
         except FileNotFoundError:
             continue  # another process tidied the directory in between
         except OSError as error:
             raise CondainerError(f"cannot open {path}: {error.strerror}") from error
     raise CondainerError(f"cannot open {path}: its directory keeps vanishing")
+
+
+def _open_own(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except PermissionError:  # made this very moment, by a process with an odd umask
+        set_mode(path, 0o600)
+        descriptor = os.open(path, flags, 0o600)
+    if os.fstat(descriptor).st_mode & 0o600 != 0o600:  # noqa: PLR2004
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _is_current(path: Path, descriptor: int) -> bool:

@@ -494,6 +494,22 @@ def test_base_directory_that_is_missing(ready_to_build: Workshop, tmp_path: Path
     assert f"mount_base_directory {tmp_path}/nowhere is missing" in words
 
 
+@pytest.mark.parametrize("options", [(), ("-n",)])
+def test_base_directory_where_everybody_may_replace_what_is_there(
+    ready_to_build: Workshop, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    base.chmod(0o777)
+    ready_to_build.configure(mount_base_directory=base)
+    words = ready_to_build.run(*options, "build", "--force", status=1).stderr
+    assert f"in mount_base_directory {base} everybody may replace what is yours" in words
+    assert f"chmod +t {base}" in words
+    assert list(base.iterdir()) == []
+    base.chmod(0o1777)
+    ready_to_build.run(*options, "build", "--force")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [("size=1m,noexec", "is mounted noexec"), ("size=1m,ro", "is read-only")],

@@ -142,6 +142,25 @@ def test_the_directory_is_private(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("umask", [0o777, 0o177, 0o277])
+def test_the_modes_do_not_hang_on_the_umask(path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        os.close(locks.acquire(path))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_mode_is_given_to_nothing_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(OSError, match="/proc/self/fd"):
+        locks.set_mode(tmp_path / "link", 0o755)
+    assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == 0o700
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o710, 0o701, 0o770])
 def test_a_directory_open_to_others_is_refused(path: Path, mode: int) -> None:
     path.parent.mkdir()

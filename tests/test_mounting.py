@@ -688,6 +688,17 @@ def test_a_base_directory_that_cannot_be_written(
     assert base in answer.stderr
 
 
+def test_a_base_directory_where_everybody_may_replace_what_is_there(ready: Workshop) -> None:
+    ready.base.chmod(0o777)
+    try:
+        for command, status in ((("mount",), 1), (("exec", "--", "true"), 125)):
+            answer = ready.run(*command, status=status)
+            assert f"run 'chmod +t {ready.base}'" in answer.stderr
+            assert ready.left_over() == []
+    finally:
+        ready.base.chmod(0o700)
+
+
 # Projects in odd places
 
 

@@ -55,7 +55,13 @@ class Place:
     pid: int
 
     def run(
-        self, user: int, *arguments: str, cwd: Path, status: int | None = 0, **variables: str
+        self,
+        user: int,
+        *arguments: str,
+        cwd: Path,
+        status: int | None = 0,
+        umask: int = 0o022,
+        **variables: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run `condainer` as some user."""
         home = self.directory / f"home-{user}"
@@ -78,6 +84,7 @@ class Place:
             capture_output=True,
             text=True,
             timeout=support.PATIENCE * 2,
+            umask=umask,
             check=False,
         )
         if status is not None:
@@ -182,6 +189,14 @@ def test_the_kernel_backend_is_not_theirs(place: Place, anns: Path) -> None:
     place.run(ANN, "umount", cwd=anns)
     done = place.run(ANN, "mount", "--backend", "kernel", cwd=anns, status=1)
     assert "'kernel' is for root only" in done.stderr
+
+
+@pytest.mark.parametrize("umask", [0o777, 0o177])
+def test_an_odd_umask(place: Place, anns: Path, umask: int) -> None:
+    for _ in range(2):  # the second finds what the first has made
+        place.run(ANN, "exec", "hard-hello", cwd=anns, umask=umask)
+    place.run(ANN, "mount", cwd=anns, umask=umask)
+    place.run(ANN, "umount", cwd=anns, umask=umask)
 
 
 def test_a_dead_daemon_is_repaired(place: Place, anns: Path) -> None:

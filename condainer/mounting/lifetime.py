@@ -252,7 +252,9 @@ def prepare_mountpoint(project: Project) -> None:
     prefix = project.prefix
     with contextlib.suppress(FileExistsError):
         try:
+            locks.check_base(prefix.parent)
             prefix.mkdir(mode=0o755)
+            locks.set_mode(prefix, 0o755)
         except FileExistsError:
             raise
         except OSError as error:

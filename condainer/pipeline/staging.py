@@ -144,7 +144,8 @@ def check_base_directory(base: Path) -> None:
     """See that an environment can be installed below a directory and run from there.
 
     Raises:
-        BuildError: where it is missing, not writable, or mounted noexec.
+        CondainerError: where it is missing, not writable, mounted noexec, or everybody may
+            replace what is there.
     """
     hint = "choose another mount_base_directory in condainer.yml"
     if not base.is_dir():
@@ -156,6 +157,7 @@ def check_base_directory(base: Path) -> None:
         raise BuildError(f"mount_base_directory {base} is not writable for you", hint)
     if flags & os.ST_NOEXEC:
         raise BuildError(f"mount_base_directory {base} is mounted noexec: no program runs", hint)
+    locks.check_base(base)
 
 
 def check_prefix(project: Project) -> None:
