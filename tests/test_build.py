@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,11 +19,10 @@ import condainer
 from condainer import image
 from tests import building, support
 from tests.localchannel.hardcases import BINARY, NAMES, TEXT
-from tests.localchannel.package import EPOCH, PLACEHOLDER, SITE_PACKAGES
+from tests.localchannel.package import EPOCH, PLACEHOLDER, SITE_PACKAGES, Package, put
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.support import Workshop
 
@@ -206,6 +206,42 @@ def test_module_that_cannot_be_compiled_is_named_in_the_log(
 ) -> None:
     assert (tree / SITE_PACKAGES / "hard_modules/broken.py").exists()
     assert re.search("not compiled: .*broken.py.* SyntaxError", everything.build_log.read_text())
+
+
+SCRIPT = """\
+export ODD_HOME="$HOME/data" ODD_CWD="$PWD"
+touch "$HOME/of-home" of-cwd
+"""
+
+
+def test_activation_scripts_run_away_from_what_the_user_has(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """Neither in the user's home nor in the project, nor in what goes into the image."""
+
+    def recipe(tree: Path) -> Package:
+        put(tree, "etc/conda/activate.d/odd.sh", SCRIPT)
+        return Package(name="odd", version="1.0")
+
+    workshop.environment("odd", channel=building.make_channel(tmp_path / "channel", recipe))
+    workshop.run("build", "-q")
+    answer = workshop.run("exec", "sh", "-c", 'echo "$ODD_HOME $ODD_CWD"', variables={"HOME": "/h"})
+    assert answer.stdout == "/h/data /h\n"
+    tree = building.unpack(workshop.image, tmp_path / "tree")
+    for place in (tree, workshop.directory, Path(workshop.variables["HOME"]), Path.cwd()):
+        assert not {path.name for path in place.iterdir()} & {"of-home", "of-cwd"}
+
+
+def test_an_empty_directory_in_place_of_condainers_own_is_taken(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    channel = building.make_channel(
+        tmp_path / "channel", building.odd_package("mkdir -m 700 .condainer")
+    )
+    workshop.environment("odd", channel=channel)
+    workshop.run("build", "-q")
+    tree = building.unpack(workshop.image, tmp_path / "tree")
+    assert stat.S_IMODE((tree / ".condainer").stat().st_mode) == 0o755
 
 
 # The manifest

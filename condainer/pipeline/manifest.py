@@ -105,12 +105,16 @@ def write(project: Project, manifest: Manifest) -> None:
         "activation": manifest.snapshot.to_json(),
     }
     directory = (project.prefix / image.MANIFEST).parent
-    if directory.is_symlink() or any(directory.glob("*")):
+    try:
+        directory.rmdir()  # an empty one is replaced
+    except FileNotFoundError:
+        pass
+    except OSError as error:
         raise BuildError(
             f"a package or its script has put something at {directory}",
             "that directory is condainer's own; leave the package out",
-        )
-    directory.mkdir(mode=0o755, exist_ok=True)
+        ) from error
+    directory.mkdir(mode=0o755)
     _write_json(project.prefix / image.MANIFEST, document)
     _write_json(project.prefix / SNAPSHOT, manifest.snapshot.to_json())
     if text is not None:
