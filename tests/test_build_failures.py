@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import building, localchannel, support
+from tests.localchannel.package import Package
 from tests.support import running, wait_for
 
 if TYPE_CHECKING:
@@ -315,6 +316,8 @@ def test_mksquashfs_that_is_killed(failing: Workshop) -> None:
 
 
 ODD_RECORD = "echo '{}' > conda-meta/x.json"
+ODD_VARIABLES = "mkdir -p etc/conda/env_vars.d; echo '{}' > etc/conda/env_vars.d/x.json"
+NO_VARIABLES = "env_vars.d/x.json does not hold variables: names and values that a shell has"
 NO_RECORD = "conda-meta/x.json is not the record of a package: "
 
 
@@ -338,6 +341,16 @@ NO_RECORD = "conda-meta/x.json is not the record of a package: "
         ("truncate -s 1G .messages.txt", ".messages.txt: it is larger than 64.0 MB"),
         ("mkdir -p etc/conda/env_vars.d; mkfifo etc/conda/env_vars.d/x.json", "x.json does not"),
         ("mkdir -p etc/conda/activate.d; mkfifo etc/conda/activate.d/x.sh", "x.sh is not a reg"),
+        (ODD_VARIABLES.format('{"A=B": "x"}'), NO_VARIABLES),
+        (ODD_VARIABLES.format('{"": "x"}'), NO_VARIABLES),
+        (ODD_VARIABLES.format('{"A B": "x"}'), NO_VARIABLES),
+        (ODD_VARIABLES.format('{"A": "x\\u0000"}'), NO_VARIABLES),
+        (ODD_VARIABLES.format('{"A": 1}'), NO_VARIABLES),
+        (ODD_VARIABLES.format("[]"), NO_VARIABLES),
+        (ODD_VARIABLES.format("{"), "env_vars.d/x.json does not hold variables: "),
+        ("mkdir .condainer; touch .condainer/x", "has put something at"),
+        ("mkdir d; ln -s d .condainer", "has put something at"),
+        ("touch .condainer", "has put something at"),
         (
             "m=lib/python3/site-packages/x.dist-info; mkdir -p $m; mkfifo $m/METADATA",
             "/METADATA: it",
@@ -351,6 +364,27 @@ def test_odd_things_in_the_prefix_are_named(
     channel = building.make_channel(tmp_path / "channel", building.odd_package(script))
     failing.environment("odd", channel=channel)
     assert words in fail(failing)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"), [("conda-meta", "."), ("conda-meta/other.json", "other.json")]
+)
+def test_links_of_a_package_do_not_lead_out_of_the_prefix(
+    failing: Workshop, tmp_path: Path, link: str, target: str
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/other.json").write_text("{}")
+    (tmp_path / "outside/other.json").chmod(0o600)
+
+    def recipe(tree: Path) -> Package:
+        (tree / link).parent.mkdir(exist_ok=True)
+        (tree / link).symlink_to(tmp_path / "outside" / target)
+        return Package(name="odd", version="1.0")
+
+    failing.environment("odd", channel=building.make_channel(tmp_path / "channel", recipe))
+    before = building.picture(tmp_path / "outside")
+    assert link in fail(failing)
+    assert building.picture(tmp_path / "outside") == before
 
 
 # What is in the way

@@ -18,6 +18,7 @@ from condainer.errors import ToolError
 from condainer.pipeline import installers
 from condainer.pipeline.installers import Request, mamba, patience
 from tests import building
+from tests.localchannel.package import Package, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,6 +208,20 @@ def test_spec_that_is_the_url_of_a_package(workshop: Workshop, hard_channel: Pat
     workshop.environment(archive.as_uri(), channel=hard_channel)
     workshop.run("build", "-q")
     assert packages(workshop)["hard-text"]["version"] == "1.0"
+
+
+def test_what_the_machine_is_said_to_have_reaches_the_solver(
+    workshop: Workshop, tmp_path: Path, build: Callable[[Workshop], None]
+) -> None:
+    def recipe(tree: Path) -> Package:
+        put(tree, "share/needs-cuda.txt", "x\n")
+        return Package(name="needs-cuda", version="1.0", depends=("__cuda >=99",))
+
+    workshop.environment("needs-cuda", channel=building.make_channel(tmp_path / "one", recipe))
+    assert "__cuda" in workshop.run("build", status=1).stderr
+    workshop.variables["CONDA_OVERRIDE_CUDA"] = "99.1"
+    build(workshop)
+    assert packages(workshop).keys() == {"needs-cuda"}
 
 
 # The other keys

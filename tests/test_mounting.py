@@ -819,7 +819,7 @@ def test_a_file_that_is_only_mapped_is_used(tmp_path: Path, name: str) -> None:
 @needs_root
 def test_mountpoints_with_spaces_and_the_like(tmp_path: Path) -> None:
     """In a namespace of its own, so that nothing is left."""
-    where = tmp_path / "a b\tc\nd\\e#f größe"
+    where = tmp_path / "a b\tc\nd\\e#f größe\rg"
     where.mkdir()
     script = "import sys\nfrom condainer import mounttable\nfrom pathlib import Path\n"
     script += "print(ascii(mounttable.mount_at(Path(sys.argv[1]))))"

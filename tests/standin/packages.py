@@ -29,7 +29,7 @@ from rattler import (
 )
 from rattler.exceptions import GatewayError, InstallerError, InvalidMatchSpecError, SolverError
 from rattler.package_streaming import download_to_path, extract
-from rattler.virtual_package import VirtualPackage
+from rattler.virtual_package import VirtualPackage, VirtualPackageOverrides
 
 from tests.standin.errors import CriticalError
 
@@ -154,7 +154,7 @@ async def find(request: Request) -> list[Package]:
             request.channels,
             [MatchSpec(spec) for spec in request.specs],
             gateway=Gateway(),
-            virtual_packages=VirtualPackage.detect(),
+            virtual_packages=VirtualPackage.detect(VirtualPackageOverrides.from_env()),
         )
     except GatewayError as error:
         raise CriticalError(str(error)) from error
