@@ -477,6 +477,7 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
+    from condainer import shell
     from condainer.mounting import backends, lifetime
 
     project = _open(arguments)
@@ -485,17 +486,17 @@ def _mount(arguments: argparse.Namespace) -> int:
         lifetime.check_image(project)
         _inform(arguments, f"would mount {project.image} at {project.prefix} with {backend}")
         return 0
+    if arguments.for_shell == _NO_DESCRIPTOR:
+        lifetime.check_image(project)
+        _print(f"{lifetime.offer(project)}\n")
+        return 0
     descriptor = lifetime.use(project, arguments.backend)
     mount = lifetime.look(project).mount
     backend = backends.name_of(mount.kind) if mount else arguments.backend
     if arguments.backend not in {"auto", backend}:
         _inform(arguments, f"{project.prefix} is mounted already, with {backend}; it stays so")
     if arguments.for_shell is not None:
-        if arguments.for_shell == _NO_DESCRIPTOR:
-            _print(f"{project.use_lock}\n")
-        else:
-            lifetime.share(project, arguments.for_shell)
-        return 0
+        return 0 if lifetime.share(project, arguments.for_shell) else shell.TRY_AGAIN
     lifetime.pin(project)
     os.close(descriptor)
     if arguments.verbose:

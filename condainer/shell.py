@@ -24,6 +24,9 @@ _WRITTEN_BEFORE = "# usage: source "
 _CONDA_NAMES = ("CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CONDA_SHLVL", "CONDA_PROMPT_MODIFIER")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+TRY_AGAIN = 75
+"""Exit status of `mount --for-shell` where what the shell has opened holds nothing any more."""
+
 _ACTIVATE = r"""# Puts a bash or zsh into the environment:  source ./activate
 # Out of it again:                          source ./deactivate
 # Written by 'condainer build'.
@@ -49,10 +52,18 @@ _condainer_activate() {
   _CONDAINER_PREFIX=@PREFIX@
   _CONDAINER_NAMES="@NAMES@"
   # While this shell has the lock file open, here or in a program it started, the mount stays.
-  if ! _c_script="$(_condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell)" ||
-    ! eval 'exec {_CONDAINER_HOLD}<"$_c_script"' ||
-    ! _condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell "$_CONDAINER_HOLD" >/dev/null
-  then
+  local _c_status=@TRY_AGAIN@ _c_lock _c_try
+  for _c_try in 1 2 3 4 5; do  # the mount's last user may be going, and the file with it
+    [ "$_c_status" = @TRY_AGAIN@ ] || break
+    _c_lock="$(_condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell)" ||
+      { _c_status=1; break; }
+    [ -e "$_c_lock" ] || continue  # zsh would give up on the whole function
+    eval 'exec {_CONDAINER_HOLD}<"$_c_lock"' || continue
+    _condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell "$_CONDAINER_HOLD" >/dev/null &&
+      _c_status=0 || { _c_status=$?; eval 'exec {_CONDAINER_HOLD}<&-'; }
+  done
+  if [ "$_c_status" != 0 ]; then
+    [ "$_c_status" != @TRY_AGAIN@ ] || echo "condainer: $_CONDAINER_PREFIX comes and goes" >&2
     unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_HOLD
     unset -f _condainer _condainer_activate _condainer_deactivate
     return 1
@@ -168,9 +179,10 @@ def activate_script(snapshot: Snapshot, variables: Sequence[tuple[str, str]], co
         "@NAMES@": " ".join(name for name in names if _IDENTIFIER.fullmatch(name)),
         "@NAME@": shlex.quote(snapshot.name),
         "@PROMPT@": shlex.quote(f"({snapshot.name}) "),
+        "@TRY_AGAIN@": str(TRY_AGAIN),
         "@VARIABLES@": "\n".join(exports),
     }
-    return re.sub(r"@[A-Z]+@", lambda match: places[match[0]], _ACTIVATE)
+    return re.sub(r"@[A-Z_]+@", lambda match: places[match[0]], _ACTIVATE)
 
 
 def is_ours(path: Path) -> bool:

@@ -7,9 +7,9 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from condainer import image
+from condainer import image, users
 from condainer.errors import CondainerError
-from condainer.mounting import backends, lifetime, users
+from condainer.mounting import backends, lifetime
 from condainer.units import human
 
 if TYPE_CHECKING:

@@ -149,7 +149,8 @@ def test_what_is_not_written_by_build_is_not_replaced(
 ) -> None:
     failing.environment("hard-text", channel=hard_channel)
     odd(failing.directory / "activate")
-    assert "activate is a file of yours" in failing.run("build", "--force", status=1).stderr
+    said = failing.run("build", "--force", status=1).stderr
+    assert f"{failing.directory}/activate: it is not a regular file" in said
 
 
 def test_files_behind_links_are_read(failing: Workshop, hard_channel: Path, tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_requirements_that_are_a_directory(failing: Workshop, hard_channel: Path
     failing.environment("hard-text", channel=hard_channel)
     failing.configure(requirements_txt=".")
     words = fail(failing)
-    assert f"{failing.directory} is not a file" in words
+    assert f"{failing.directory} is a directory" in words
     assert "key requirements_txt" in words
     assert "solve" not in words
 
@@ -489,8 +490,8 @@ def test_something_else_where_a_file_is_written(
         path.symlink_to(tmp_path)
     before = building.picture(workshop.directory)
     answer = workshop.run("build", "--force", "--locked", status=1)
-    what = "not an ordinary file" if kind == "pipe" else "a directory"
-    assert f"{path} is {what}, and build writes a file there" in answer.stderr
+    what = "not a regular file" if kind == "pipe" else "a directory"
+    assert f"{path}: it is {what}, and build writes a file there" in answer.stderr
     assert building.picture(workshop.directory) == before
 
 

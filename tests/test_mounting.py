@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from condainer import mounttable
-from condainer.mounting import users
+from condainer import mounttable, users
 from tests import building, support
 from tests.support import CONDAINER, daemons_of, wait_for
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -160,6 +161,7 @@ def test_project_paths_that_need_quoting(
     for place in ("./activate", shlex.quote(f"{copy.directory}/activate")):
         script = f"source {place} && hard-activated && source ./deactivate"
         done = source(name, copy, script)
+        assert done.stderr == ""
         assert (done.stdout, done.stderr) == ("activated\n", "")
 
 
@@ -193,6 +195,7 @@ def test_what_path_got_meanwhile_stays(name: str, ready: Workshop) -> None:
     done = source(name, ready, script)
     own = f"{ready.prefix}/share/hard-activate/bin"
     path = os.environ["PATH"]
+    assert done.stderr == ""
     assert done.stdout.splitlines() == [f"{path}:/mine", f"/mine:{own}:{path}:/mine"]
 
 
@@ -356,3 +359,32 @@ def test_values_are_quoted(name: str, ready: Workshop, tmp_path: Path) -> None:
     )
     done = source(name, copy, script)
     assert (done.stdout, done.stderr) == (f"{HOSTILE}|it's $HOME|unset", "")
+
+
+def test_activation_while_the_last_user_goes(name: str, ready: Workshop, tmp_path: Path) -> None:
+    """The file that the shell has opened is removed before it can hold anything with it."""
+    lock = ready.runtime / f"{ready.uuid}.use"
+    program = tmp_path / "condainer"
+    program.write_text(
+        "#!/bin/sh\n"
+        f"case \"$*\" in *--for-shell) ;; *--for-shell*) [ -e '{tmp_path}/gone' ] ||\n"
+        f"  {{ touch '{tmp_path}/gone'; rm '{lock}'; }};; esac\n"
+        f'exec {shlex.join(support.CONDAINER)} "$@"\n'
+    )
+    program.chmod(0o755)
+    script = ready.directory / "activate-here"
+    text = (ready.directory / "activate").read_text()
+    script.write_text(re.sub(r"^_condainer\(\) \{.*?^\}", "", text, flags=re.DOTALL | re.MULTILINE))
+    try:
+        done = source(
+            name,
+            ready,
+            f'_condainer() {{ {shlex.quote(str(program))} "$@"; }}\n'
+            'set -eu; . ./activate-here; echo "$CONDA_PREFIX"; hard-activated',
+            PYTHONPATH=str(support.REPOSITORY),
+        )
+    finally:
+        script.unlink()
+    assert done.stdout == f"{ready.prefix}\nactivated\n"
+    assert done.stderr == ""
+    assert (tmp_path / "gone").exists()

@@ -27,9 +27,9 @@ from condainer.errors import CondainerError, ImageError, MountError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from condainer.mounting.users import User
     from condainer.mounttable import Mount
     from condainer.project import Project
+    from condainer.users import User
 
 DEADLINE = 30.0
 """Seconds after which a mount that does not come is an error."""
@@ -118,7 +118,13 @@ def use(project: Project, backend: str = "auto") -> int:
     return descriptor
 
 
-def share(project: Project, descriptor: int) -> None:
+def offer(project: Project) -> Path:
+    """The lock file, made where it is missing, for a process that is to open it for `share`."""
+    os.close(_hold(project))
+    return project.use_lock
+
+
+def share(project: Project, descriptor: int) -> bool:
     """Let a descriptor that this process inherited hold a mount as well; the caller holds it.
 
     The lock belongs to the open file, so whoever passed the descriptor on has it from now on.
@@ -127,16 +133,21 @@ def share(project: Project, descriptor: int) -> None:
         project: whose image.
         descriptor: opened by another process on the project's lock file.
 
+    Returns:
+        whether it holds the mount now. It does not where another process has unmounted meanwhile,
+        and removed the file that was opened.
+
     Raises:
-        MountError: where it is something else.
+        MountError: where it is not open.
     """
     try:
-        theirs, ours = os.fstat(descriptor), project.use_lock.lstat()
-        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
-            raise MountError(f"descriptor {descriptor} is not {project.use_lock}", "try again")
+        theirs = os.fstat(descriptor)
+        if not os.path.samestat(theirs, project.use_lock.lstat()):
+            return False
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         raise MountError(f"descriptor {descriptor} cannot hold the mount: {error}") from error
+    return True
 
 
 def check_image(project: Project) -> image.Superblock:
@@ -164,7 +175,8 @@ def unmount(project: Project) -> bool:
     Raises:
         MountError: where it is in use, and by whom.
     """
-    from condainer.mounting import backends, users
+    from condainer import users
+    from condainer.mounting import backends
 
     situation = look(project)
     if situation.mount is None:
@@ -202,7 +214,7 @@ def unmount_if_idle(project: Project) -> None:
 
 def is_idle(project: Project) -> bool:
     """Whether there is a mount that `unmount_if_idle` would take away; changes nothing."""
-    from condainer.mounting import users
+    from condainer import users
 
     with contextlib.suppress(CondainerError):
         state = look(project).state
@@ -359,7 +371,7 @@ def log_tail(path: Path, most: int = 3) -> str:
 
 
 def _being_built(project: Project) -> MountError:
-    from condainer.mounting.users import describe, users_of
+    from condainer.users import describe, users_of
 
     who = describe(users_of(project.prefix, project.build_lock)) or "another process"
     return MountError(
@@ -368,7 +380,7 @@ def _being_built(project: Project) -> MountError:
 
 
 def _in_use(project: Project, users: list[User], problem: str = "") -> MountError:
-    from condainer.mounting.users import describe
+    from condainer.users import describe
 
     who = describe(users) or problem or "a process of another user"
     return MountError(f"{project.prefix} is in use by {who}", "end these first, then try again")

@@ -462,9 +462,9 @@ class Build:
         path = self.project.requirements_file
         if self.project.config.non_conda_application or not path.exists():
             return None
-        if not path.is_file():
+        if path.is_dir():
             raise BuildError(
-                f"{path} is not a file", "change the key requirements_txt of condainer.yml"
+                f"{path} is a directory", "change the key requirements_txt of condainer.yml"
             )
         return path
 

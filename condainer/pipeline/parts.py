@@ -36,8 +36,8 @@ def check_replaceable(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     if not stat.S_ISREG(mode):
-        kind = "a directory" if stat.S_ISDIR(mode) else "not an ordinary file"
-        raise BuildError(f"{path} is {kind}, and build writes a file there", "move it away")
+        kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        raise BuildError(f"{path}: it is {kind}, and build writes a file there", "move it away")
 
 
 def behind_link(path: Path) -> Path:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import locks, mounttable
+from condainer import locks, mounttable, users
 from condainer.errors import BuildError, CondainerError
 from condainer.project import METADATA
 
@@ -367,10 +367,16 @@ def _holding(project: Project, descriptor: int) -> Iterator[Hold]:
 
 def _another(project: Project) -> BuildError:
     process = _noted(project).get("process")
-    holder = f" (process {process})" if process else ""
+    if isinstance(process, int) and os.path.exists(f"/proc/{process}"):  # noqa: PTH110
+        return BuildError(
+            f"another build of this project is running on this machine (process {process})",
+            "wait until it has ended",
+        )
+    who = users.describe(users.users_of(project.prefix, project.build_lock))
     return BuildError(
-        f"another build of this project is running on this machine{holder}",
-        "wait until it has ended",
+        "programs of a build of this project that was killed are still running on this machine"
+        + (f": {who}" if who else ""),
+        "end them, then build again",
     )
 
 
