@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session", autouse=True)
 def _signals_as_in_the_foreground() -> None:
     """What is started heeds all signals, also where these tests run under nohup or behind `&`."""
-    for signum in (signal.SIGINT, signal.SIGHUP):
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, lambda *_: None)  # which, unlike SIG_IGN, nobody inherits
 

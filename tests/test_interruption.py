@@ -292,7 +292,8 @@ def test_next_build_after_a_kill_waits_for_the_orphans_and_then_works(
     for pid in orphans:
         os.kill(pid, signal.SIGSTOP)  # so that none has come to its end too early
     answer = workshop.run("build", "--force", status=1)
-    assert "another build of this project is running" in answer.stderr
+    assert "programs of a build of this project that was killed are still running" in answer.stderr
+    assert any(f"({pid})" in answer.stderr for pid in orphans)
     assert (workshop.prefix / "conda-meta").exists()
     for pid in orphans:
         os.kill(pid, signal.SIGKILL)

@@ -267,12 +267,13 @@ def test_a_squatted_mountpoint(place: Place, anns: Path) -> None:
     target = mountpoint(place, anns)
     support.wait_for(lambda: not target.exists())
     target.mkdir()
+    (target / "something").touch()  # or else a keeper of theirs that is going takes it away
     os.chown(target, BOB, BOB)
     try:
         done = place.run(ANN, "exec", "true", cwd=anns, status=125)
         assert f"the mountpoint {target} belongs to user {BOB}" in done.stderr
     finally:
-        target.rmdir()
+        shutil.rmtree(target)
 
 
 def test_a_squatted_runtime_directory(place: Place, anns: Path) -> None:
