@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,7 @@ for mountpoint; do :; done
 until exec 9<"$mountpoint/probe"; do :; done
 sleep 86399
 """
+_PYTHON = shlex.quote(sys.executable)  # a first line could not name one below a path with a space
 SILENT = """\
 import mfusepy, stat, sys, time
 class Silent(mfusepy.Operations):
@@ -76,7 +78,7 @@ mfusepy.FUSE(Silent(), sys.argv[-1], foreground=True)
         ("/bin/sh", "exit 3\n", "cannot mount: it ended with exit status 3"),
         ("/bin/sh", "sleep 86399\n", "mounts nothing within 5 s"),
         ("/bin/sh", "trap '' TERM; sleep 86399; sleep 86399\n", "mounts nothing within 5 s"),
-        (sys.executable, SILENT, "mounts but does not read"),
+        ("/bin/sh", f'exec {_PYTHON} -c {shlex.quote(SILENT)} "$@"\n', "mounts but does not read"),
         ("/bin/bash", BUSY, ""),
     ],
     ids=["fails", "ends", "waits", "stubborn", "silent", "busy"],
