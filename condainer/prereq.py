@@ -198,12 +198,15 @@ def _read(backend: backends.Backend, mountpoint: Path, daemon: subprocess.Popen[
 
 def _unmount(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
     """Unmount as `umount` does; where that cannot be done, once the daemon has ended."""
+    problem = ""
     try:
         mount = mounttable.mount_at(mountpoint)
         if mount is not None and daemon.poll() is None:
-            backends.unmount(mountpoint, mount.kind)
+            problem = backends.unmount(mountpoint, mount.kind)
     finally:
         process.end(daemon)
         mount = mounttable.mount_at(mountpoint)
         if mount is not None:
             backends.unmount(mountpoint, mount.kind, dead=True)
+    if mounttable.mount_at(mountpoint) is not None:
+        raise CondainerError(f"what it mounts cannot be unmounted: {problem}")

@@ -145,7 +145,8 @@ SCRIPTS
 if [ -n "${BASH_VERSION-}" ]; then
   _condainer_activate "$(CDPATH= builtin cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 else
-  eval '_condainer_activate "${${(%):-%x}:A:h}"'
+  # Not %x, which in the C locale spells out bytes that are not ASCII.
+  eval '_condainer_activate "${${funcsourcetrace[1]%:*}:A:h}"'
 fi
 
 fi

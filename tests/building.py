@@ -129,6 +129,9 @@ def parts(workshop: Workshop) -> list[str]:
     return sorted(path.name for path in workshop.directory.glob(".*.part"))
 
 
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can arrange that")
+
+
 @contextlib.contextmanager
 def mounted_tmpfs(directory: Path, options: str) -> Iterator[Path]:
     """A file system of its own, which needs root."""

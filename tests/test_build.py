@@ -101,6 +101,7 @@ def test_modes_are_the_packages_own(tree: Path) -> None:
     assert modes == expected
 
 
+@building.needs_root
 def test_all_belongs_to_root_and_is_open_to_readers(tree: Path) -> None:
     for path in [tree, *tree.rglob("*")]:
         status = path.lstat()

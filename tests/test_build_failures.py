@@ -444,6 +444,7 @@ def test_prefix_that_belongs_to_somebody_else(ready_to_build: Workshop) -> None:
         assert f"{ready_to_build.prefix} belongs to user {building.NOBODY}" in answer.stderr
 
 
+@building.needs_root
 @pytest.mark.parametrize("where", ["", "below"])
 def test_prefix_with_something_mounted(workshop: Workshop, hard_channel: Path, where: str) -> None:
     workshop.environment("hard-text", channel=hard_channel)
@@ -585,6 +586,7 @@ def test_project_directory_that_is_not_writable(open_project: Workshop) -> None:
     assert f"project directory {open_project.directory} is not writable for you" in answer.stderr
 
 
+@building.needs_root
 def test_application_with_a_file_that_cannot_be_read_is_not_built_without_it(
     open_project: Workshop,
 ) -> None:

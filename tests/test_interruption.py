@@ -258,6 +258,7 @@ def test_exec_while_the_image_is_built_anew_does_not_get_in_its_way(
     workshop.run("umount")
 
 
+@building.needs_root
 def test_why_a_build_failed_is_said_where_its_staging_cannot_be_removed(stop: Stop) -> None:
     workshop = stop.workshop
     is_there = stop.post_link()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condainer.pipeline import schedule
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # The budget
 
 
+@settings(deadline=None)
 @given(
     processors=st.integers(1, 8),
     builds=st.lists(st.lists(st.none() | st.integers(1, 8), max_size=5), min_size=1, max_size=5),

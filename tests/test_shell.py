@@ -165,6 +165,14 @@ def test_project_paths_that_need_quoting(
         assert (done.stdout, done.stderr) == ("activated\n", "")
 
 
+def test_project_path_that_the_locale_cannot_spell(
+    name: str, ready: Workshop, tmp_path: Path
+) -> None:
+    copy = ready.copy(tmp_path / "größe")
+    done = source(name, copy, "source ./activate && hard-activated", LC_ALL="C")
+    assert (done.stdout, done.stderr) == ("activated\n", "")
+
+
 def test_inside_another_conda_environment(name: str, ready: Workshop) -> None:
     script = (
         f"{SNAPSHOT} PS1='(base) $ '; snapshot > before; source ./activate; "

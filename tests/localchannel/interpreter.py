@@ -30,7 +30,9 @@ _LEFT_OUT = (
     "sitecustomize.py",  # Debian's, a link into /etc
     "_distutils_system_mod.py",  # Debian's, brings its layout to setuptools
 )
-_DEBIAN_LAYOUT_FILES = ("sysconfig.py", "distutils/sysconfig.py")
+_DEBIAN_LAYOUT_FILES = ("sysconfig.py", "sysconfig/__init__.py", "distutils/sysconfig.py")
+"""Which of them there are depends on the version."""
+
 _DEBIAN_CONDITION = 'sys.base_prefix != sys.prefix or hasattr(sys, "real_prefix")'
 _SITE_CUSTOMIZE = """\
 \"""Adds site-packages: the `site` module frozen into this interpreter looks in dist-packages.\"""
@@ -145,10 +147,7 @@ def _undo_debian_layout(library: Path) -> None:
     Raises:
         RuntimeError: if a patched file does not ask that question once.
     """
-    for name in _DEBIAN_LAYOUT_FILES:
-        file = library / name
-        if not file.exists() and name.startswith("distutils"):
-            continue  # gone from Python 3.12
+    for file in filter(Path.exists, (library / name for name in _DEBIAN_LAYOUT_FILES)):
         text = file.read_text()
         if text.count(_DEBIAN_CONDITION) != 1:
             raise RuntimeError(f"{file.name} asks in a new way whether it is in a venv: see {file}")

@@ -134,7 +134,8 @@ def compile_tree(tree: Path, path: str) -> None:
     command = [sys.executable, "-S", "-W", "ignore", "-m", "compileall", "-qq"]
     command += ["--invalidation-mode", "timestamp", "-s", str(tree), str(tree / path)]
     # Some wheels carry templates and examples that are not valid Python: not an error.
-    subprocess.run(command, env=environment | {"PYTHONHASHSEED": "0"}, check=False)
+    seeded = environment | {"PYTHONHASHSEED": "0"}
+    subprocess.run(command, env=seeded, umask=0o022, check=False)
 
 
 def write(package: Package, tree: Path, channel: Path) -> Path:
