@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import localchannel, standin, support
+from tests import images, localchannel, standin, support
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,3 +94,9 @@ def mounted(built: support.Workshop) -> Iterator[support.Workshop]:
     built.run("-q", "mount")
     yield built
     built.run("-q", "umount", status=None)
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> images.Collection:
+    """Trees, and images of them, for the tests of the file system."""
+    return images.Collection(tmp_path_factory.mktemp("images"))

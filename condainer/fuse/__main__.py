@@ -1,0 +1,153 @@
+"""`python -m condainer.fuse IMAGE MOUNTPOINT`: serves an image as `squashfuse_ll` does.
+
+Reads the arguments, goes to the background once the mount is live, and answers with squashfuse's
+exit statuses: 0, 1 where it cannot be mounted, 254 for wrong usage, 255 for an image that is none.
+"""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import os
+import stat
+import sys
+from typing import NoReturn
+
+import condainer
+from condainer.fuse import binding, options, squashfs, vfs
+from condainer.fuse.attach import AttachError
+from condainer.fuse.codecs import CodecError
+from condainer.fuse.options import Options, UsageError
+
+_NOT_MOUNTED, _WRONG_USAGE, _BAD_IMAGE = 1, 254, 255
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Returns:
+        the exit status.
+    """
+    if {"-h", "--help"} & set(arguments):
+        _say(options.USAGE, end="")
+        return _WRONG_USAGE
+    if {"-V", "--version"} & set(arguments):
+        _say(f"condainer.fuse {condainer.__version__}")
+        return _WRONG_USAGE
+    try:
+        asked = options.parse(arguments)
+    except UsageError as error:
+        _say(f"condainer.fuse: {error}\n{options.USAGE}", end="")
+        return _WRONG_USAGE
+    if asked.notify_pipe and not _is_pipe(asked.notify_pipe):
+        _say(f"condainer.fuse: {asked.notify_pipe}: it is no pipe")
+        asked = asked._replace(notify_pipe="")
+    status = _mount(asked)
+    if status != 0 and asked.notify_pipe:
+        _notify(asked.notify_pipe, b"f")
+    return status
+
+
+def _mount(asked: Options) -> int:
+    try:
+        files = open_files(asked)
+    except (OSError, squashfs.FormatError, CodecError, vfs.NotFoundError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        _say(f"condainer.fuse: {asked.image}: {reason}")
+        return _BAD_IMAGE
+    return _serve(files, asked, -1) if asked.foreground else _serve_in_background(files, asked)
+
+
+def open_files(asked: Options) -> vfs.FileSystem:
+    """Open the image that a command line names.
+
+    Raises:
+        OSError: where it cannot be read.
+        FormatError: where it is no image, or damaged.
+        CodecError: where it cannot be decompressed here.
+        NotFoundError: where it has no such subdirectory.
+    """
+    descriptor = os.open(asked.image, os.O_RDONLY | os.O_CLOEXEC)
+    image = squashfs.Image(descriptor, asked.offset)
+    files = vfs.FileSystem(image, threads=0 if asked.single else binding.threads() - 1)
+    if asked.subdir:
+        files.descend(os.fsencode(asked.subdir))
+    return files
+
+
+def _serve_in_background(files: vfs.FileSystem, asked: Options) -> int:
+    """Let a child serve; gives 0 once its mount is live."""
+    receiver, sender = os.pipe()
+    if os.fork() == 0:
+        os.close(receiver)
+        status = _NOT_MOUNTED
+        try:
+            status = _serve(files, asked, sender)
+        finally:
+            os._exit(status)
+    os.close(sender)
+    return 0 if os.read(receiver, 1) else _NOT_MOUNTED
+
+
+def _serve(files: vfs.FileSystem, asked: Options, sender: int) -> int:
+    def on_ready() -> None:
+        if asked.notify_pipe:
+            _thread.start_new_thread(_notify, (asked.notify_pipe, b"s"))
+        if sender >= 0:
+            _leave(sender)
+
+    gc.freeze()  # nothing that is there now will go
+    try:
+        binding.serve(files, asked, on_ready)
+    except AttachError as error:
+        _say(f"condainer.fuse: {error}")
+        return _NOT_MOUNTED
+    except OSError as error:
+        _say(f"condainer.fuse: /dev/fuse: {error.strerror}")
+        return _NOT_MOUNTED
+    return 0
+
+
+def _leave(sender: int) -> None:
+    """Become a daemon, and let whoever waits for the mount go on."""
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.write(sender, b"s")
+    os.close(sender)
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)  # noqa: PTH116  (pathlib is slow to import)
+    except OSError:
+        return False
+
+
+def _notify(path: str, word: bytes) -> None:
+    """Tell whoever reads from a pipe; waits until somebody does."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        os.write(descriptor, word)
+        os.close(descriptor)
+    except OSError as error:
+        _say(f"condainer.fuse: {path}: {error.strerror}")
+
+
+def _say(text: str, end: str = "\n") -> None:
+    sys.stderr.write(text + end)
+
+
+def _entry() -> NoReturn:
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # threads may still wait for work
+
+
+if __name__ == "__main__":
+    _entry()

@@ -1,0 +1,168 @@
+"""Where a descriptor of /dev/fuse comes from: mount(2), fusermount, or whoever started this.
+
+mount(2) needs CAP_SYS_ADMIN, as root has it and everybody in a user namespace of their own. For all
+others the setuid program `fusermount3` (or `fusermount`) mounts and sends the descriptor back
+through a socket: fusermount3(1), libfuse's util/fusermount.c. A mountpoint `/dev/fd/N` is a
+descriptor that was mounted already.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import socket
+import stat
+from typing import NamedTuple
+
+_DEVICE = "/dev/fuse"
+_TYPE = "fuse.condainer"
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 1, 2, 4, 8, 1024
+_FLAGS = {
+    "ro": _MS_RDONLY,
+    "nosuid": _MS_NOSUID,
+    "nodev": _MS_NODEV,
+    "noexec": _MS_NOEXEC,
+    "noatime": _MS_NOATIME,
+}
+_INHERITED = "/dev/fd/"
+
+
+class AttachError(Exception):
+    """The file system cannot be mounted here."""
+
+
+class Wanted(NamedTuple):
+    """How to mount.
+
+    Attributes:
+        source: what the mount table is to name.
+        mountpoint: a directory, or `/dev/fd/N`.
+        flags: of those that every file system has: `ro`, `nosuid`, `nodev`, `noexec`, `noatime`.
+        options: `allow_other` and `default_permissions`.
+    """
+
+    source: str
+    mountpoint: str
+    flags: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+def attach(wanted: Wanted) -> int:
+    """Mount, and give the descriptor that the kernel's requests come through.
+
+    Raises:
+        AttachError: says why that cannot be done.
+    """
+    if wanted.mountpoint.startswith(_INHERITED):
+        return _inherited(wanted.mountpoint)
+    try:
+        mode = os.stat(wanted.mountpoint).st_mode  # noqa: PTH116  (pathlib is slow to import)
+    except OSError as error:
+        raise AttachError(f"bad mount point {wanted.mountpoint}: {error.strerror}") from error
+    if not stat.S_ISDIR(mode):
+        raise AttachError(f"bad mount point {wanted.mountpoint}: {os.strerror(errno.ENOTDIR)}")
+    try:
+        descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            return _by_fusermount(wanted)  # which may open it for us
+        raise AttachError(f"cannot open {_DEVICE}: {error.strerror}") from error
+    own = f"fd={descriptor},rootmode={stat.S_IFDIR:o},user_id={os.getuid()}"
+    data = ",".join([own, f"group_id={os.getgid()}", *wanted.options])
+    number = _mount(wanted, data)
+    if not number:
+        return descriptor
+    os.close(descriptor)
+    if number == errno.EPERM:
+        return _by_fusermount(wanted)
+    raise AttachError(f"cannot mount at {wanted.mountpoint}: {os.strerror(number)}")
+
+
+def detach(mountpoint: str) -> bool:
+    """Unmount where nobody uses the file system; False where somebody does, or it cannot be now."""
+    from ctypes import CDLL, get_errno
+
+    place = os.fsencode(mountpoint)
+    if CDLL(None, use_errno=True).umount2(place, 0) == 0:
+        return True
+    if get_errno() != errno.EPERM:
+        return False
+    for program in _FUSERMOUNTS:
+        with contextlib.suppress(AttachError):
+            if (status := _run(program, ["-u", "--", mountpoint], os.environ)) is not None:
+                return status == 0
+    return False
+
+
+def _inherited(mountpoint: str) -> int:
+    try:
+        descriptor = int(mountpoint.removeprefix(_INHERITED))
+        os.fstat(descriptor)
+    except (ValueError, OSError) as error:
+        raise AttachError(f"bad mount point {mountpoint}: it is not open") from error
+    return descriptor
+
+
+def _mount(wanted: Wanted, data: str) -> int:
+    """Call mount(2); gives its errno."""
+    from ctypes import CDLL, c_ulong, get_errno
+
+    flags = 0
+    for flag in wanted.flags:
+        flags |= _FLAGS[flag]
+    arguments = (os.fsencode(text) for text in (wanted.source, wanted.mountpoint, _TYPE))
+    libc = CDLL(None, use_errno=True)
+    if libc.mount(*arguments, c_ulong(flags), os.fsencode(data)) == 0:
+        return 0
+    return get_errno()
+
+
+_FUSERMOUNTS = ("fusermount3", "fusermount")
+
+
+def _by_fusermount(wanted: Wanted) -> int:
+    source = wanted.source.replace("\\", "\\\\").replace(",", "\\,")
+    options = [*wanted.flags, *wanted.options, f"fsname={source}", "subtype=condainer"]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.set_inheritable(True)
+        variables = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
+        arguments = ["-o", ",".join(options), "--", wanted.mountpoint]
+        for program in _FUSERMOUNTS:
+            status = _run(program, arguments, variables)
+            if status is None:
+                continue
+            if status != 0:
+                raise AttachError(f"{program} cannot mount at {wanted.mountpoint}")
+            return _receive(ours)
+    raise AttachError("there is no fusermount3 and no fusermount, and mounting needs one of them")
+
+
+def _run(
+    program: str, arguments: list[str], variables: dict[str, str] | os._Environ[str]
+) -> int | None:
+    """Run a program and give its exit status; None where there is none of that name."""
+    try:
+        child = os.posix_spawnp(program, [program, *arguments], variables, setsigmask=[])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AttachError(f"cannot run {program}: {error.strerror}") from error
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _receive(ours: socket.socket) -> int:
+    ours.settimeout(1.0)  # it has ended: what it had to send is there
+    descriptors = array.array("i")
+    try:
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(descriptors.itemsize))
+    except OSError as error:
+        raise AttachError("fusermount has sent no descriptor") from error
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: descriptors.itemsize])
+            os.set_inheritable(descriptors[0], False)  # noqa: FBT003
+            return descriptors[0]
+    raise AttachError("fusermount has sent no descriptor")

@@ -1,0 +1,354 @@
+"""The kernel's FUSE protocol, spoken directly: requests are read from /dev/fuse, answers written.
+
+What a request means for the image is `vfs`'s business, which number an error has `operations`', and
+where the descriptor comes from `attach`'s. Here a request costs two system calls and few lines of
+Python, which no binding to libfuse reaches: for each call these build structures with ctypes.
+
+The protocol: the kernel's include/uapi/linux/fuse.h, of which minor version 31 is spoken (Linux
+5.4; older kernels agree on theirs). The image never changes, so the kernel is told to keep names,
+attributes and contents for ever, and after one ENOSYS it asks no more to open, flush or check
+access. A node id is an inode's reference plus two, and the root's is one; nothing has to be
+remembered of what the kernel knows.
+"""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from condainer.fuse import operations
+from condainer.fuse.vfs import NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from condainer.fuse.squashfs import Inode
+    from condainer.fuse.vfs import FileSystem
+
+_MAJOR, _MINOR = 7, 31
+_LEAST_MINOR = 12
+_MOST_PAGES = 256
+_REQUEST = 16384
+"""Bytes to read at once: more than the longest request."""
+_FOREVER = 1 << 31
+_ROOT = 1
+_BACKGROUND = 64
+_KEEP_CACHE = 2
+_DOTS = 2
+_DT_DIR = 4
+
+_IN = struct.Struct("<IIQQ")
+_HEADER = 40
+"""Bytes of a request before what belongs to its operation."""
+_CALLER = struct.Struct("<24xI")
+_OUT = struct.Struct("<IiQ")
+_ATTRIBUTES = "6Q10I"
+_ENTRY = struct.Struct(f"<4Q2I{_ATTRIBUTES}")
+_NO_ENTRY = struct.pack(f"<4Q2I{_ATTRIBUTES}", 0, 0, _FOREVER, *[0] * 19)
+_ATTR = struct.Struct(f"<QII{_ATTRIBUTES}")
+_READ = struct.Struct("<QQI")
+_OPEN_OUT = struct.Struct("<QI4x")
+_DIRENT = struct.Struct("<QQII")
+_INIT_IN = struct.Struct("<4I")
+_INIT_OUT = struct.Struct("<4I2H2I2H32x")
+_STATFS = struct.Struct("<5Q3I28x")
+_XATTR = struct.Struct("<II")
+
+_ASYNC_READ, _DO_READDIRPLUS, _READDIRPLUS_AUTO = 1, 1 << 13, 1 << 14
+_NO_OPEN, _PARALLEL_DIROPS, _MAX_PAGES = 1 << 17, 1 << 18, 1 << 22
+_CACHE_SYMLINKS, _NO_OPENDIR = 1 << 23, 1 << 24
+_WANTED = (
+    *(_ASYNC_READ, _DO_READDIRPLUS, _READDIRPLUS_AUTO, _NO_OPEN, _PARALLEL_DIROPS),
+    *(_MAX_PAGES, _CACHE_SYMLINKS, _NO_OPENDIR),
+)
+
+_DIRENT_KINDS = (0, 4, 8, 10, 6, 2, 1, 12)
+"""What `readdir` calls the kinds of inodes: DT_DIR, DT_REG and so on."""
+
+_NO_REQUEST = {errno.ENOENT, errno.EINTR, errno.EAGAIN}
+
+_Slow = tuple[int, "Inode", int, int]
+"""A read that takes decompressing: the request's number, inode, offset and size."""
+
+
+def caller(request: bytes) -> int:
+    """The user who asks."""
+    uid: int = _CALLER.unpack_from(request)[0]
+    return uid
+
+
+class Session:
+    """Answers the requests that come through one descriptor of /dev/fuse.
+
+    One thread at a time waits for the next request. Where an answer takes decompressing, it lets
+    another take that place first: no request waits for a thread to be woken, and none behind a slow
+    one.
+
+    Args:
+        descriptor: of /dev/fuse, mounted.
+        files: what is served.
+        uid: user whom everything belongs to; None where the image says so.
+        gid: the same for the group.
+        asks_to_open: whether opening a file is a request of its own, which `watch` sees. Otherwise
+            the kernel soon lets anybody open what it knows.
+        on_ready: called when the kernel has agreed to the protocol.
+        watch: sees the operation and the whole of each request; may refuse it with an OSError.
+
+    Attributes:
+        requests: how many have been answered.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        files: FileSystem,
+        *,
+        uid: int | None = None,
+        gid: int | None = None,
+        asks_to_open: bool = False,
+        on_ready: Callable[[], None] = lambda: None,
+        watch: Callable[[int, bytes], None] | None = None,
+    ) -> None:
+        self._descriptor = descriptor
+        self._files = files
+        self._uid, self._gid = uid, gid
+        self._wanted = sum(_WANTED)
+        if asks_to_open:
+            self._wanted &= ~(_NO_OPEN | _NO_OPENDIR)
+        self._on_ready = on_ready
+        self._watch = watch
+        self._turn = _thread.allocate_lock()
+        self._root_ref = files.root
+        self.requests = 0
+        self._handlers: dict[int, Callable[[int, int, bytes], _Slow | None]] = {
+            1: self._lookup,
+            2: self._ignore,  # FORGET
+            3: self._getattr,
+            5: self._readlink,
+            15: self._read,
+            17: self._statfs,
+            18: self._nothing,  # RELEASE
+            22: self._getxattr,
+            23: self._listxattr,
+            26: self._init,
+            28: self._readdir,
+            29: self._nothing,  # RELEASEDIR
+            36: self._ignore,  # INTERRUPT
+            38: self._nothing,  # DESTROY
+            39: self._ioctl,
+            42: self._ignore,  # BATCH_FORGET
+            44: self._readdirplus,
+        }
+
+    def serve(self) -> None:
+        """Answer requests until the file system is unmounted; several threads may do so at once.
+
+        Raises:
+            OSError: where /dev/fuse fails.
+        """
+        turn = self._turn
+        while True:
+            turn.acquire()
+            try:
+                slow = self._serve_quick_ones()
+            finally:
+                turn.release()
+            if slow is None:
+                return
+            unique, inode, offset, size = slow
+            try:
+                pieces = self._files.read(inode, offset, size)
+            except operations.ERRORS as error:
+                self._fail(unique, operations.number_of(error))
+            else:
+                self._answer(unique, *pieces)
+
+    def _serve_quick_ones(self) -> _Slow | None:
+        """Answer requests until one takes longer, which is given back; None at the end."""
+        unpack, handlers, watch = _IN.unpack_from, self._handlers, self._watch
+        while (request := self._next()) is not None:
+            _, opcode, unique, node = unpack(request)
+            self.requests += 1
+            try:
+                if watch is not None:
+                    watch(opcode, request)
+                slow = handlers.get(opcode, self._unknown)(unique, node, request)
+            except operations.ERRORS as error:
+                self._fail(unique, operations.number_of(error))
+            else:
+                if slow is not None:
+                    return slow
+        return None
+
+    def _next(self) -> bytes | None:
+        """The next request; None when there are no more."""
+        while True:
+            try:
+                return os.read(self._descriptor, _REQUEST) or None
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # unmounted
+                    return None
+                if error.errno not in _NO_REQUEST:
+                    raise
+
+    # Answers
+
+    def _answer(self, unique: int, *pieces: bytes | memoryview) -> None:
+        size = _OUT.size
+        for piece in pieces:
+            size += len(piece)
+        self._write((_OUT.pack(size, 0, unique), *pieces))
+
+    def _fail(self, unique: int, number: int) -> None:
+        self._write((_OUT.pack(_OUT.size, -number, unique),))
+
+    def _write(self, pieces: tuple[bytes | memoryview, ...]) -> None:
+        try:
+            os.writev(self._descriptor, pieces)
+        except OSError as error:
+            # Who asked was interrupted, or has gone with the whole file system.
+            if error.errno not in {errno.ENOENT, errno.ENODEV}:
+                raise
+
+    def _attributes(self, inode: Inode) -> tuple[int, ...]:
+        time = inode.mtime
+        uid = inode.uid if self._uid is None else self._uid
+        gid = inode.gid if self._gid is None else self._gid
+        blocks = operations.blocks(self._files, inode)
+        return (
+            *(inode.number, inode.size, blocks, time, time, time, 0, 0, 0),
+            *(inode.mode, inode.links, uid, gid, operations.device(inode), operations.BLKSIZE, 0),
+        )
+
+    def _entry(self, ref: int) -> bytes:
+        inode = self._files.inode(ref)
+        return _ENTRY.pack(ref + 2, 0, _FOREVER, _FOREVER, 0, 0, *self._attributes(inode))
+
+    def _entry_if_whole(self, ref: int | None) -> bytes:
+        """An entry for a listing; what cannot be read is listed without its attributes."""
+        try:
+            return self._entry(ref) if ref is not None else _NO_ENTRY
+        except operations.ERRORS:
+            return _NO_ENTRY
+
+    def _ref(self, node: int) -> int:
+        return self._root_ref if node == _ROOT else node - 2
+
+    # Requests
+
+    def _init(self, unique: int, _node: int, request: bytes) -> None:
+        major, minor, readahead, flags = _INIT_IN.unpack_from(request, _HEADER)
+        if major != _MAJOR or minor < _LEAST_MINOR:
+            self._fail(unique, errno.EPROTO)
+            return
+        flags &= self._wanted
+        out = _INIT_OUT.pack(
+            *(_MAJOR, _MINOR, readahead, flags, _BACKGROUND, _BACKGROUND),
+            *(4096, 1, _MOST_PAGES, 0),
+        )
+        for opcode, flag in ((14, _NO_OPEN), (27, _NO_OPENDIR)):
+            if not flags & flag:  # or an older kernel: ENOSYS would be the caller's answer
+                self._handlers[opcode] = self._open
+        self._answer(unique, out)
+        self._on_ready()
+
+    def _open(self, unique: int, _node: int, _request: bytes) -> None:
+        self._answer(unique, _OPEN_OUT.pack(0, _KEEP_CACHE))
+
+    def _lookup(self, unique: int, node: int, request: bytes) -> None:
+        name = request[_HEADER:-1]
+        try:
+            ref = self._files.lookup(self._ref(node), name)
+        except NotFoundError:
+            self._answer(unique, _NO_ENTRY)  # remembered, too
+            return
+        self._answer(unique, self._entry(ref))
+
+    def _getattr(self, unique: int, node: int, _request: bytes) -> None:
+        inode = self._files.inode(self._ref(node))
+        self._answer(unique, _ATTR.pack(_FOREVER, 0, 0, *self._attributes(inode)))
+
+    def _readlink(self, unique: int, node: int, _request: bytes) -> None:
+        self._answer(unique, self._files.target(self._files.inode(self._ref(node))))
+
+    def _read(self, unique: int, node: int, request: bytes) -> _Slow | None:
+        _, offset, size = _READ.unpack_from(request, _HEADER)
+        inode = self._files.inode(self._ref(node))
+        pieces = self._files.ready(inode, offset, size)
+        if pieces is None:
+            return unique, inode, offset, size
+        self._answer(unique, *pieces)
+        return None
+
+    def _readdir(self, unique: int, node: int, request: bytes) -> None:
+        self._list(unique, node, request, plus=False)
+
+    def _readdirplus(self, unique: int, node: int, request: bytes) -> None:
+        self._list(unique, node, request, plus=True)
+
+    def _list(self, unique: int, node: int, request: bytes, *, plus: bool) -> None:
+        _, cookie, size = _READ.unpack_from(request, _HEADER)
+        answer = bytearray()
+        for following, name, number, kind, ref in self._names(self._ref(node), cookie):
+            padding = b"\0" * (-len(name) % 8)
+            head = _DIRENT.pack(number, following, len(name), kind)
+            needed = len(head) + len(name) + len(padding) + (_ENTRY.size if plus else 0)
+            if len(answer) + needed > size:
+                break
+            if plus:
+                answer += self._entry_if_whole(ref)
+            answer += head + name + padding
+        self._answer(unique, bytes(answer))
+
+    def _names(
+        self, directory: int, cookie: int
+    ) -> Iterator[tuple[int, bytes, int, int, int | None]]:
+        """Where to go on, name, inode number, kind as in `dirent`, and reference, of each entry."""
+        inode = self._files.inode(directory)
+        for place, (name, number) in enumerate(((b".", inode.number), (b"..", inode.parent))):
+            if cookie <= place:
+                yield place + 1, name, number, _DT_DIR, None
+        for following, entry in self._files.listing(directory, max(cookie - _DOTS, 0)):
+            kind = _DIRENT_KINDS[entry.kind]
+            yield following + _DOTS, entry.name, entry.number, kind, entry.ref
+
+    def _statfs(self, unique: int, _node: int, _request: bytes) -> None:
+        block, blocks, inodes = operations.totals(self._files)
+        self._answer(
+            unique, _STATFS.pack(blocks, 0, 0, inodes, 0, block, operations.NAME_MAX, block)
+        )
+
+    def _getxattr(self, unique: int, node: int, request: bytes) -> None:
+        (size, _) = _XATTR.unpack_from(request, _HEADER)
+        name = request[_HEADER + _XATTR.size : -1]
+        value = operations.xattr(self._files, self._files.inode(self._ref(node)), name)
+        self._give(unique, size, value)
+
+    def _listxattr(self, unique: int, node: int, request: bytes) -> None:
+        (size, _) = _XATTR.unpack_from(request, _HEADER)
+        names = operations.xattr_names(self._files, self._files.inode(self._ref(node)))
+        self._give(unique, size, b"".join(name + b"\0" for name in names))
+
+    def _give(self, unique: int, size: int, value: bytes) -> None:
+        """The value of an attribute, or how large it is for who asks with no room for it."""
+        if not size:
+            self._answer(unique, _XATTR.pack(len(value), 0))
+        elif size < len(value):
+            self._fail(unique, errno.ERANGE)
+        else:
+            self._answer(unique, value)
+
+    def _ioctl(self, unique: int, _node: int, _request: bytes) -> None:
+        self._fail(unique, errno.ENOTTY)
+
+    def _unknown(self, unique: int, _node: int, _request: bytes) -> None:
+        self._fail(unique, errno.ENOSYS)
+
+    def _nothing(self, unique: int, _node: int, _request: bytes) -> None:
+        self._answer(unique)
+
+    def _ignore(self, _unique: int, _node: int, _request: bytes) -> None:
+        """Nothing is remembered of what the kernel knows, and no answer is awaited."""

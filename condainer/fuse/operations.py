@@ -1,0 +1,183 @@
+"""What the file system's answers are called where an operating system asks: errno, `stat`, names.
+
+The only room here that knows errno. `Operations` is the interface of fusepy and mfusepy, for
+machines where the kernel's protocol cannot be spoken directly; `kernel` uses the functions.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from condainer.fuse.squashfs import (
+    BLOCK,
+    CHARACTER,
+    DIRECTORY,
+    LINK,
+    LONG_REGULAR_FIXED,
+    NOTHING,
+    REGULAR,
+    XATTR_PREFIXES,
+    FormatError,
+)
+from condainer.fuse.vfs import NotFoundError, WrongKindError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from condainer.fuse.squashfs import Inode
+    from condainer.fuse.vfs import FileSystem
+
+BLKSIZE = 1024
+"""`st_blksize`, as the kernel's own squashfs gives it."""
+
+ERRORS = (NotFoundError, WrongKindError, FormatError, OSError, MemoryError)
+"""What the file system raises, and what any request may meet."""
+
+NAME_MAX = 256
+"""The longest name, in bytes."""
+
+
+def number_of(error: Exception) -> int:
+    """The errno of what the file system raises."""
+    if isinstance(error, NotFoundError):
+        return errno.ENOENT
+    if isinstance(error, WrongKindError):
+        return errno.ENOTDIR
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    return errno.EIO
+
+
+def blocks(files: FileSystem, inode: Inode) -> int:
+    """`st_blocks`: units of 512 bytes, as the kernel's own squashfs counts them.
+
+    The content without its holes, as if it were not compressed, and extended attributes.
+    """
+    count = max(inode.size - inode.sparse, 0) + 511 >> 9 if inode.kind == REGULAR else 0
+    return count if inode.xattr == NOTHING else count + (files.image.xattr_size(inode) + 511 >> 9)
+
+
+def device(inode: Inode) -> int:
+    """`st_rdev`: major and minor number of a device, as the kernel encodes both in 32 bits."""
+    return inode.start if inode.kind in {BLOCK, CHARACTER} else 0
+
+
+def totals(files: FileSystem) -> tuple[int, int, int]:
+    """For `statfs`: the size of a block in bytes, how many there are, and how many inodes."""
+    size = files.image.block_size
+    return size, -(-files.image.bytes_used // size), files.image.inodes
+
+
+def xattr(files: FileSystem, inode: Inode, name: bytes) -> bytes:
+    """The value of an extended attribute.
+
+    Raises:
+        OSError: ENODATA where there is none, EOPNOTSUPP where no inode of an image can have it.
+    """
+    if not name.startswith(XATTR_PREFIXES):
+        raise OSError(errno.EOPNOTSUPP, "no such kind of extended attributes")
+    value = files.image.xattrs(inode).get(name)
+    if value is None:
+        raise OSError(errno.ENODATA, "no such attribute")
+    return value
+
+
+def xattr_names(files: FileSystem, inode: Inode) -> list[bytes]:
+    """The names of an inode's extended attributes.
+
+    Raises:
+        OSError: EOPNOTSUPP where the kernel's own squashfs answers so: for directories, links and
+            long inodes of files in an image that has none at all.
+    """
+    is_long = inode.kind in {DIRECTORY, LINK} or inode.fixed == LONG_REGULAR_FIXED
+    if is_long and not files.image.has_xattrs:
+        raise OSError(errno.EOPNOTSUPP, "no extended attributes")
+    return list(files.image.xattrs(inode))
+
+
+class Operations:
+    """What fusepy and mfusepy call, by path; both ask for no base class.
+
+    Args:
+        files: what is served.
+        uid: owner of everything; None where the image says so.
+        gid: the same for the group.
+        on_ready: called once the mount is live.
+    """
+
+    use_ns = False
+
+    def __init__(
+        self, files: FileSystem, uid: int | None, gid: int | None, on_ready: Callable[[], None]
+    ) -> None:
+        self._files = files
+        self._uid, self._gid = uid, gid
+        self._on_ready = on_ready
+
+    def __call__(self, operation: str, *arguments: object) -> object:
+        """Run an operation by its name.
+
+        Raises:
+            OSError: with the errno that the caller gets.
+        """
+        method = getattr(self, operation, None)
+        if method is None:
+            raise OSError(errno.ENOSYS, "no such operation")
+        try:
+            return method(*arguments)
+        except ERRORS as error:
+            raise OSError(number_of(error), operation) from error
+
+    def _inode(self, path: str) -> Inode:
+        return self._files.inode(self._files.resolve(os.fsencode(path)))
+
+    def init(self, _path: str) -> None:
+        """The kernel has agreed to the protocol."""
+        self._on_ready()
+
+    def getattr(self, path: str, _handle: object = None) -> dict[str, int]:
+        """`stat`."""
+        inode = self._inode(path)
+        times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), inode.mtime)
+        return {
+            **times,
+            "st_ino": inode.number,
+            "st_mode": inode.mode,
+            "st_nlink": inode.links,
+            "st_size": inode.size,
+            "st_blocks": blocks(self._files, inode),
+            "st_uid": inode.uid if self._uid is None else self._uid,
+            "st_gid": inode.gid if self._gid is None else self._gid,
+            "st_rdev": device(inode),
+        }
+
+    def readlink(self, path: str) -> str:
+        """What a symbolic link points to."""
+        return os.fsdecode(self._files.target(self._inode(path)))
+
+    def readdir(self, path: str, _handle: object) -> list[str]:
+        """The names in a directory."""
+        names = self._files.listing(self._files.resolve(os.fsencode(path)))
+        return [".", "..", *(os.fsdecode(entry.name) for _, entry in names)]
+
+    def read(self, path: str, size: int, offset: int, _handle: object) -> bytes:
+        """A range of a file's content."""
+        return b"".join(self._files.read(self._inode(path), offset, size))
+
+    def statfs(self, _path: str) -> dict[str, int]:
+        """Of the whole file system."""
+        size, count, inodes = totals(self._files)
+        sizes = {"f_bsize": size, "f_frsize": size, "f_blocks": count}
+        return {**sizes, "f_files": inodes, "f_namemax": NAME_MAX}
+
+    def getxattr(self, path: str, name: str, _position: int = 0) -> bytes:
+        """The value of an extended attribute."""
+        return xattr(self._files, self._inode(path), os.fsencode(name))
+
+    def listxattr(self, path: str) -> list[str]:
+        """The names of extended attributes."""
+        return [os.fsdecode(name) for name in xattr_names(self._files, self._inode(path))]

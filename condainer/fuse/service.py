@@ -1,0 +1,126 @@
+"""The life of a mount that is served through the kernel's protocol: threads, signals, idle time.
+
+SIGTERM, SIGINT and SIGHUP ask to unmount. That is done when nobody uses the file system any more:
+nothing is ever taken away from a running program.
+"""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from condainer.fuse import attach, kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from condainer.fuse.options import Options
+    from condainer.fuse.vfs import FileSystem
+
+_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_OVER = signal.SIGUSR1
+"""What a thread tells the first one with: that there is nothing more to answer."""
+_PATIENCE = 0.25
+"""Seconds between two attempts to unmount what is in use."""
+
+
+def serve(files: FileSystem, options: Options, threads: int, on_ready: Callable[[], None]) -> None:
+    """Mount, and answer requests until the file system has been unmounted.
+
+    Args:
+        files: what is served.
+        options: how.
+        threads: that answer.
+        on_ready: called once the mount is live.
+
+    Raises:
+        AttachError: where it cannot be mounted.
+        OSError: where /dev/fuse fails.
+    """
+    wanted = attach.Wanted(options.fsname, options.mountpoint, options.flags, _words(options))
+    # All threads inherit this: the signals are for the first one, which waits for them below. One
+    # that comes while it mounts is heeded then, too: no dead mount is left behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, _OVER})
+    descriptor = attach.attach(wanted)
+    session = kernel.Session(
+        descriptor,
+        files,
+        uid=options.uid,
+        gid=options.gid,
+        asks_to_open=options.allow_root,
+        on_ready=on_ready,
+        watch=_watcher(options),
+    )
+    problems: list[Exception] = []
+
+    def answer() -> None:
+        try:
+            session.serve()
+        except Exception as error:  # noqa: BLE001  (told below)
+            problems.append(error)
+        finally:
+            os.kill(os.getpid(), _OVER)
+
+    if _start(answer, threads):
+        _wait(session, options)
+    else:
+        attach.detach(options.mountpoint)
+        problems.append(attach.AttachError("no thread can be started"))
+    # The descriptor stays open: the other threads may not have seen the end yet.
+    if problems:
+        raise problems[0]
+
+
+def _start(answer: Callable[[], None], threads: int) -> int:
+    """Start threads, fewer where no more may be had; gives how many there are."""
+    for number in range(threads):
+        try:
+            _thread.start_new_thread(answer, ())
+        except RuntimeError:
+            return number
+    return threads
+
+
+def _wait(session: kernel.Session, options: Options) -> None:
+    """Wait for the end, and bring it about where it is asked for or nobody comes any more."""
+    is_ending = False
+    seen = -1
+    while True:
+        if is_ending:
+            received = signal.sigtimedwait({*_ENDING, _OVER}, _PATIENCE)
+        elif options.timeout:
+            received = signal.sigtimedwait({*_ENDING, _OVER}, options.timeout)
+        else:
+            received = signal.sigwaitinfo({*_ENDING, _OVER})
+        if received is not None and received.si_signo == _OVER:
+            return
+        is_idle = received is None and session.requests == seen
+        seen = session.requests
+        is_ending = is_ending or received is not None
+        if is_ending or is_idle:
+            attach.detach(options.mountpoint)
+
+
+def _words(options: Options) -> tuple[str, ...]:
+    words = []
+    if options.allow_other or options.allow_root:
+        words.append("allow_other")
+    if options.default_permissions:
+        words.append("default_permissions")
+    return tuple(words)
+
+
+def _watcher(options: Options) -> Callable[[int, bytes], None] | None:
+    """What `debug` and `allow_root` need to see of each request."""
+    users = {0, os.getuid()}
+
+    def watch(operation: int, request: bytes) -> None:
+        if options.debug:
+            os.write(2, f"operation {operation}, {len(request)} bytes\n".encode())
+        if options.allow_root and kernel.caller(request) not in users:
+            raise PermissionError(errno.EACCES, "only for the owner and root")
+
+    return watch if options.debug or options.allow_root else None

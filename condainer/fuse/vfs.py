@@ -1,0 +1,351 @@
+"""The file system in an image: names, attributes, contents, and the caches before them.
+
+It knows no errno and no FUSE; the format is `squashfs`'s, and the cache of blocks `blocks`'. Inodes
+are named by their references, and nothing has to be opened or closed.
+
+Any number of threads may call any method at once. All caches are bounded, in bytes or in entries,
+however large the image is and whatever it claims.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from condainer.fuse.blocks import Blocks, Place
+from condainer.fuse.squashfs import (
+    DIRECTORY,
+    LINK,
+    NOTHING,
+    REGULAR,
+    UNCOMPRESSED,
+    FormatError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from condainer.fuse.squashfs import Entry, Image, Inode, Segment
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+CACHE_BYTES = 64 << 20
+"""Bytes of decompressed blocks that are kept. The kernel keeps what was read anyway."""
+
+_NAMES = 65536
+"""Names that are kept for looking up."""
+_INODES = 8192
+"""Inodes that are kept: what is looked up is mostly read next."""
+_FOLDERS = 4096
+"""Directories whose segments are kept."""
+_LISTINGS = 16
+"""Segments of listings that are kept for whoever is listing a directory."""
+_LAYOUTS = 1024
+"""Files whose places of blocks are kept."""
+_READERS = 256
+"""Files of which it is kept where somebody read last."""
+_WINDOW = 2048
+"""Blocks of a file whose places are known at once: as many as a metadata block tells of."""
+
+
+class NotFoundError(Exception):
+    """There is no such name."""
+
+
+class WrongKindError(Exception):
+    """An inode is not of the kind that has what was asked for."""
+
+
+class _Folder(NamedTuple):
+    """What is known of a directory: its segments, and the first name of each."""
+
+    segments: list[Segment]
+    firsts: list[bytes]
+
+
+class _Layout:
+    """Where the data blocks of a file lie: a window of them, and where each window begins."""
+
+    def __init__(self, image: Image, inode: Inode) -> None:
+        self._image = image
+        self._inode = inode
+        self.block_size = image.block_size
+        tail = inode.fragment != NOTHING
+        self.count = (inode.size if tail else inode.size + self.block_size - 1) // self.block_size
+        self._starts = {0: inode.start}
+        self._window: tuple[int, tuple[int, ...], list[int]] = (-1, (), [])
+
+    def place(self, index: int) -> Place:
+        """Where a block is; its word is 0 where it holds nothing but zeros."""
+        number, within = divmod(index, _WINDOW)
+        window = self._window
+        if window[0] != number:
+            window = self._read(number)
+        most = min(self.block_size, self._inode.size - index * self.block_size)
+        return Place(window[2][within], window[1][within], most)
+
+    def _read(self, number: int) -> tuple[int, tuple[int, ...], list[int]]:
+        starts = self._starts
+        while True:
+            current = min(number, len(starts) - 1)
+            count = min(_WINDOW, self.count - current * _WINDOW)
+            words = self._image.words(self._inode, current * _WINDOW, count)
+            sizes = (word & ~UNCOMPRESSED for word in words)
+            positions = list(accumulate(sizes, initial=starts[current]))
+            starts[current + 1] = positions[-1]  # as whoever else reads this finds, too
+            if current == number:
+                self._window = (number, words, positions)
+                return self._window
+
+
+class FileSystem:
+    """The files of an image.
+
+    Args:
+        image: an open one.
+        cache_bytes: the most that decompressed blocks may take.
+        threads: how many may decompress ahead of a reader.
+    """
+
+    def __init__(self, image: Image, *, cache_bytes: int = CACHE_BYTES, threads: int = 2) -> None:
+        self.image = image
+        self.root = image.root
+        self._zeros = bytes(image.block_size)
+        self._blocks = Blocks(image.block, cache_bytes, threads)
+        self._ahead = 2 * threads
+        self._inodes: dict[int, Inode] = {}
+        self._folders: OrderedDict[int, _Folder] = OrderedDict()
+        self._names: OrderedDict[tuple[int, int], dict[bytes, int]] = OrderedDict()
+        self._kept_names = 0
+        self._listings: OrderedDict[tuple[int, int], list[Entry]] = OrderedDict()
+        self._layouts: OrderedDict[int, _Layout] = OrderedDict()
+        self._readers: OrderedDict[int, int] = OrderedDict()
+
+    def inode(self, ref: int) -> Inode:
+        """Read an inode.
+
+        Raises:
+            FormatError: where there is none, or it is damaged.
+        """
+        inode = self._inodes.get(ref)
+        if inode is None:
+            if len(self._inodes) >= _INODES:
+                self._inodes.clear()
+            inode = self._inodes[ref] = self.image.inode(ref)
+        return inode
+
+    def descend(self, path: bytes) -> None:
+        """Make a directory below the root the root.
+
+        Raises:
+            NotFoundError: where there is none.
+            FormatError: where the image is damaged.
+        """
+        try:
+            ref = self.resolve(path)
+            self._folder(ref)
+        except (NotFoundError, WrongKindError):
+            where = path.decode("utf-8", "replace")
+            raise NotFoundError(f"there is no directory {where} in the image") from None
+        self.root = ref
+
+    # Names
+
+    def lookup(self, directory: int, name: bytes) -> int:
+        """The inode of a name.
+
+        Args:
+            directory: reference of the directory.
+            name: without slashes.
+
+        Raises:
+            NotFoundError: where there is no such name.
+            WrongKindError: where it is no directory.
+            FormatError: where the image is damaged.
+        """
+        folder = self._folder(directory)
+        number = bisect_right(folder.firsts, name) - 1
+        if number < 0:
+            raise NotFoundError
+        names = self._names.get((directory, number))
+        if names is None:
+            names = self._read_names(directory, number, folder.segments[number])
+        ref = names.get(name)
+        if ref is None:
+            raise NotFoundError
+        return ref
+
+    def resolve(self, path: bytes) -> int:
+        """The inode at a path below the root; links on the way are not followed.
+
+        Raises:
+            NotFoundError: where there is nothing.
+            WrongKindError: where something on the way is no directory.
+            FormatError: where the image is damaged.
+        """
+        ref = self.root
+        for name in path.split(b"/"):
+            if name not in {b"", b"."}:
+                ref = self.lookup(ref, name)
+        return ref
+
+    def listing(self, directory: int, cookie: int = 0) -> Iterator[tuple[int, Entry]]:
+        """The entries of a directory, without the two dots, from a place in it on.
+
+        Args:
+            directory: reference of the directory.
+            cookie: 0, or the one that came with the entry after which to go on.
+
+        Yields:
+            a cookie, and an entry.
+
+        Raises:
+            WrongKindError: where it is no directory.
+            FormatError: where the image is damaged.
+        """
+        first, within = cookie >> 24, cookie & 0xFFFFFF
+        for number in range(first, len(self._folder(directory).segments)):
+            entries = self._entries(directory, number)
+            for index in range(within, len(entries)):
+                yield number << 24 | index + 1, entries[index]
+            within = 0
+
+    def _folder(self, directory: int) -> _Folder:
+        folder = self._folders.get(directory)
+        if folder is None:
+            inode = self.inode(directory)
+            if inode.kind != DIRECTORY:
+                raise WrongKindError
+            segments = self.image.segments(inode)
+            folder = _Folder(segments, [segment.first for segment in segments])
+            _keep(self._folders, directory, folder, _FOLDERS)
+        return folder
+
+    def _read_names(self, directory: int, number: int, segment: Segment) -> dict[bytes, int]:
+        names = {entry.name: entry.ref for entry in self.image.entries(segment)}
+        self._names[directory, number] = names
+        self._kept_names += len(names)
+        while self._kept_names > _NAMES and len(self._names) > 1:
+            try:
+                self._kept_names -= len(self._names.popitem(last=False)[1])
+            except KeyError:  # another thread was quicker
+                break
+        return names
+
+    def _entries(self, directory: int, number: int) -> list[Entry]:
+        entries = self._listings.get((directory, number))
+        if entries is None:
+            entries = self.image.entries(self._folder(directory).segments[number])
+            _keep(self._listings, (directory, number), entries, _LISTINGS)
+        return entries
+
+    # Contents
+
+    def target(self, inode: Inode) -> bytes:
+        """What a symbolic link points to.
+
+        Raises:
+            WrongKindError: where it is none.
+            FormatError: where the image is damaged.
+        """
+        if inode.kind != LINK:
+            raise WrongKindError
+        return self.image.target(inode)
+
+    def ready(self, inode: Inode, offset: int, size: int) -> list[memoryview] | None:
+        """As `read`, but only where nothing has to be decompressed; None otherwise."""
+        return self._read(inode, offset, size, wait=False)
+
+    def read(self, inode: Inode, offset: int, size: int) -> list[memoryview]:
+        """A range of a file's content.
+
+        Args:
+            inode: of a regular file.
+            offset: in bytes.
+            size: in bytes; less comes at the end of the file.
+
+        Returns:
+            the pieces it consists of.
+
+        Raises:
+            WrongKindError: where it is no regular file.
+            FormatError: where the image is damaged.
+        """
+        pieces = self._read(inode, offset, size, wait=True)
+        return pieces if pieces is not None else []
+
+    def _read(self, inode: Inode, offset: int, size: int, *, wait: bool) -> list[memoryview] | None:
+        if inode.kind != REGULAR:
+            raise WrongKindError
+        block_size = self.image.block_size
+        end = min(offset + size, inode.size)
+        pieces: list[memoryview] = []
+        layout: _Layout | None = None
+        while offset < end:
+            index, within = divmod(offset, block_size)
+            length = min(block_size - within, end - offset)
+            if inode.fragment != NOTHING and index == inode.size // block_size:
+                block = self._fragment(inode, wait=wait)
+                within += inode.offset
+            else:
+                layout = layout or self._layout(inode)
+                block = self._block(inode, layout, index, wait=wait)
+            if block is None:
+                return None
+            pieces.append(memoryview(block)[within : within + length])
+            offset += length
+        if layout is not None:
+            self._read_ahead(inode, layout, end)
+        return pieces
+
+    def _fragment(self, inode: Inode, *, wait: bool) -> bytes | None:
+        position, word = self.image.fragment(inode.fragment)
+        block = self._blocks.ready(position)
+        if block is None and wait:
+            block = self._blocks.get(Place(position, word, self.image.block_size))
+        if block is not None and inode.offset + inode.size % self.image.block_size > len(block):
+            raise FormatError("the end of a file lies outside of its fragment")
+        return block
+
+    def _block(self, inode: Inode, layout: _Layout, index: int, *, wait: bool) -> bytes | None:
+        place = layout.place(index)
+        if not place.word & ~UNCOMPRESSED:
+            return self._zeros
+        block = self._blocks.ready(place.position)
+        if block is None and wait:
+            block = self._blocks.get(place)
+        if block is not None and len(block) != place.most:
+            raise FormatError(f"a block of inode {inode.number} has not its size")
+        return block
+
+    def _read_ahead(self, inode: Inode, layout: _Layout, end: int) -> None:
+        """Have the next blocks decompressed for somebody who reads in order."""
+        index = (end - 1) // self.image.block_size
+        before = self._readers.get(inode.ref)
+        if before == index:
+            return
+        _keep(self._readers, inode.ref, index, _READERS)
+        if before is not None and index - self._ahead <= before <= index:
+            for later in range(index + 1, min(index + 1 + self._ahead, layout.count)):
+                place = layout.place(later)
+                if place.word & ~UNCOMPRESSED:
+                    self._blocks.ahead(place)
+
+    def _layout(self, inode: Inode) -> _Layout:
+        layout = self._layouts.get(inode.ref)
+        if layout is None:
+            layout = _Layout(self.image, inode)
+            _keep(self._layouts, inode.ref, layout, _LAYOUTS)
+        return layout
+
+
+def _keep(cache: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
+    cache[key] = value
+    while len(cache) > most:
+        try:
+            cache.popitem(last=False)
+        except KeyError:  # another thread was quicker
+            break

@@ -1,0 +1,509 @@
+"""`python -m condainer.fuse` as scripts know it: its command line, and the life of a mount.
+
+It takes the place of `squashfuse_ll`, so it answers as that does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import condainer
+from tests import images, support
+from tests.images import daemons, is_mounted, served, status_of, unmount, wait_for_turns
+from tests.support import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TEXT = b"text " * 3000
+"""What the file `text` of the small tree holds."""
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can do that")
+
+
+@pytest.fixture(scope="session")
+def image(collection: images.Collection) -> Path:
+    return collection.image("small", "-comp", "zstd")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A mountpoint; afterwards nothing may be mounted there, and nobody serve it."""
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    yield mountpoint
+    left = is_mounted(mountpoint)
+    if left:
+        unmount(mountpoint, "-z")
+    wait_for(lambda: not daemons(mountpoint), "the daemon is still there")
+    assert not left
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "an image and a mountpoint are needed"),
+        (("IMAGE",), "an image and a mountpoint are needed"),
+        (("IMAGE", "MOUNTPOINT", "more"), "an image and a mountpoint are needed"),
+        (("-x", "IMAGE", "MOUNTPOINT"), "unknown option -x"),
+        (("--foreground", "IMAGE", "MOUNTPOINT"), "unknown option --foreground"),
+        (("IMAGE", "MOUNTPOINT", "-o"), "-o needs an option"),
+        (("-o", "nosuch", "IMAGE", "MOUNTPOINT"), "unknown option -o nosuch"),
+        (("-onosuch", "IMAGE", "MOUNTPOINT"), "unknown option -o nosuch"),
+        (("-o", "ro,nosuch=1,uid=0", "IMAGE", "MOUNTPOINT"), "unknown option -o nosuch=1"),
+        (("-o", "ro=1", "IMAGE", "MOUNTPOINT"), "unknown option -o ro=1"),
+        (("-o", "allow_other=1", "IMAGE", "MOUNTPOINT"), "unknown option -o allow_other=1"),
+        (("-o", "subdir", "IMAGE", "MOUNTPOINT"), "unknown option -o subdir"),
+        (("-o", "subdir=", "IMAGE", "MOUNTPOINT"), "unknown option -o subdir="),
+        (("-o", "uid", "IMAGE", "MOUNTPOINT"), "unknown option -o uid"),
+        (("-o", "uid=", "IMAGE", "MOUNTPOINT"), "uid= needs a number"),
+        (("-o", "uid=-1", "IMAGE", "MOUNTPOINT"), "uid= needs a number"),
+        (("-o", "uid=4294967296", "IMAGE", "MOUNTPOINT"), "uid= needs a number"),
+        (("-o", "gid=99999999999", "IMAGE", "MOUNTPOINT"), "gid= needs a number"),
+        (("-o", "gid=root", "IMAGE", "MOUNTPOINT"), "gid= needs a number"),
+        (("-o", "offset=1k", "IMAGE", "MOUNTPOINT"), "offset= needs a number"),
+        (("-o", "offset=1_000", "IMAGE", "MOUNTPOINT"), "offset= needs a number"),
+        (("-o", f"offset={1 << 63}", "IMAGE", "MOUNTPOINT"), "offset= needs a number"),
+        (("-o", f"offset={'9' * 5000}", "IMAGE", "MOUNTPOINT"), "offset= needs a number"),
+        (("-o", "timeout=0.5", "IMAGE", "MOUNTPOINT"), "timeout= needs a number"),
+        (("-o", f"timeout={1 << 64}", "IMAGE", "MOUNTPOINT"), "timeout= needs a number"),
+    ],
+)
+def test_wrong_usage(image: Path, place: Path, arguments: tuple[str, ...], message: str) -> None:
+    names = {"IMAGE": str(image), "MOUNTPOINT": str(place)}
+    done = run(*(names.get(word, word) for word in arguments))
+    assert done.returncode == 254
+    assert done.stdout == ""
+    assert message in done.stderr.splitlines()[0]
+    assert "usage: python -m condainer.fuse [options] IMAGE MOUNTPOINT" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(option: str) -> None:
+    done = run(option)
+    assert done.returncode == 254
+    assert done.stderr.startswith("usage: ")
+    for word in ("-f ", "-d ", "-s ", "allow_other", "subdir=", "notify_pipe=", "timeout="):
+        assert f" {word}" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_version(option: str) -> None:
+    done = run(option)
+    assert (done.returncode, done.stderr) == (254, f"condainer.fuse {condainer.__version__}\n")
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the program with any arguments."""
+    return subprocess.run(
+        [*images.FUSE, *arguments],
+        env={**os.environ, "PYTHONPATH": str(support.REPOSITORY), **variables},
+        capture_output=True,
+        text=True,
+        timeout=support.PATIENCE,
+        check=False,
+    )
+
+
+def damaged(image: Path, directory: Path, kind: str) -> Path:
+    """Something that is no image."""
+    path = directory / kind
+    match kind:
+        case "empty":
+            path.touch()
+        case "text":
+            path.write_text("this is no image" * 100)
+        case "part":
+            path.write_bytes(image.read_bytes()[:5000])
+        case "directory":
+            path.mkdir()
+        case "loop":
+            path.symlink_to(path)
+        case "superblock":
+            path.write_bytes(image.read_bytes()[:32] + b"\xff" * 64 + image.read_bytes()[96:])
+        case _:
+            assert kind == "missing"
+    return path
+
+
+BAD = {
+    "missing": "No such file or directory",
+    "empty": "this is no image: it is too short",
+    "text": "this is no image of SquashFS",
+    "part": "the image is cut short: ",
+    "directory": "Is a directory",
+    "loop": "Too many levels of symbolic links",
+    "superblock": "the image is cut short",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image(image: Path, tmp_path: Path, place: Path, kind: str) -> None:
+    path = damaged(image, tmp_path, kind)
+    done = images.serve(path, place)
+    assert done.returncode == 255
+    assert done.stderr.startswith(f"condainer.fuse: {path}: {BAD[kind]}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("-h",), ("IMAGE",), ("/etc/passwd", "MOUNTPOINT")])
+def test_the_same_statuses_as_those_of_squashfuse(
+    image: Path, place: Path, arguments: tuple[str, ...]
+) -> None:
+    names = {"IMAGE": str(image), "MOUNTPOINT": str(place)}
+    words = [names.get(word, word) for word in arguments]
+    other = subprocess.run(["squashfuse_ll", *words], capture_output=True, check=False)
+    assert run(*words).returncode == other.returncode
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("nosuch", "No such file or directory"), ("file", "Not a directory")],
+)
+def test_a_bad_mountpoint(image: Path, tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    done = images.serve(image, tmp_path / name)
+    assert done.returncode == 1
+    assert done.stderr == f"condainer.fuse: bad mount point {tmp_path / name}: {reason}\n"
+    assert not is_mounted(tmp_path / name)
+
+
+def test_an_unknown_binding(image: Path, place: Path) -> None:
+    done = images.serve(image, place, CONDAINER_FUSE_BINDING="nosuch")
+    assert done.returncode == 1
+    assert "there are kernel, fusepy, mfusepy" in done.stderr
+
+
+# The life of a mount
+
+
+@contextlib.contextmanager
+def in_foreground(
+    image: Path, place: Path, *options: str, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """The program while it stays in the foreground, from when it has mounted."""
+    with subprocess.Popen(
+        [*images.FUSE, "-f", *options, str(image), str(place)],
+        env={**os.environ, "PYTHONPATH": str(support.REPOSITORY), **variables},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_for(lambda: is_mounted(place) or process.poll() is not None)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def test_it_goes_to_the_background_once_it_is_mounted(image: Path, place: Path) -> None:
+    with served(image, place):
+        assert (place / "text").read_bytes() == TEXT
+        (daemon,) = daemons(place)
+        assert os.getsid(daemon) == daemon
+        assert Path(f"/proc/{daemon}/cwd").resolve() == Path("/")
+        streams = {Path(f"/proc/{daemon}/fd/{number}").resolve() for number in range(3)}
+        assert streams == {Path("/dev/null")}
+
+
+def test_it_stays_in_the_foreground(image: Path, place: Path) -> None:
+    with in_foreground(image, place) as process:
+        assert (place / "text").read_bytes() == TEXT
+        unmount(place)
+        _, errors = process.communicate(timeout=support.PATIENCE)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_it_prints_each_request(image: Path, place: Path) -> None:
+    with in_foreground(image, place, "-d") as process:
+        (place / "text").read_bytes()
+        unmount(place)
+        _, errors = process.communicate(timeout=support.PATIENCE)
+    lines = errors.splitlines()
+    assert lines[0].startswith("operation 26, ")  # INIT
+    assert any(line.startswith("operation 1, ") for line in lines)  # LOOKUP
+    assert any(line.startswith("operation 15, ") for line in lines)  # READ
+
+
+def test_debug_is_an_option_as_well(image: Path, place: Path) -> None:
+    with in_foreground(image, place, "-o", "debug") as process:
+        unmount(place)
+        _, errors = process.communicate(timeout=support.PATIENCE)
+    assert errors.startswith("operation 26, ")
+
+
+def test_one_thread_is_enough(collection: images.Collection, place: Path) -> None:
+    tree = collection.tree("plain")
+    with served(collection.image("plain"), place, "-s"):
+        for name in ("sparse", "d9/f9", "d8/f8"):
+            assert (place / name).read_bytes() == (tree / name).read_bytes()
+        (daemon,) = daemons(place)
+        assert status_of(daemon, "Threads") == 2  # one waits for signals
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_unmounts(image: Path, place: Path, name: str) -> None:
+    with in_foreground(image, place) as process:
+        (place / "text").read_bytes()
+        process.send_signal(signal.Signals[name])
+        _, errors = process.communicate(timeout=support.PATIENCE)
+        assert not is_mounted(place)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_nothing_is_taken_away_from_who_uses_it(image: Path, place: Path) -> None:
+    with in_foreground(image, place) as process:
+        with (place / "noise").open("rb", buffering=0) as file:
+            process.terminate()
+            wait_for_turns(process.pid)
+            assert is_mounted(place)
+            assert len(file.read()) == 9000
+            assert (place / "text").read_bytes() == TEXT
+        assert process.wait(support.PATIENCE) == 0
+        assert not is_mounted(place)
+
+
+def test_nothing_is_taken_away_from_who_is_in_it(image: Path, place: Path) -> None:
+    with (
+        in_foreground(image, place) as process,
+        subprocess.Popen(["cat"], cwd=place / "directory", stdin=subprocess.PIPE) as user,
+    ):
+        process.terminate()
+        wait_for_turns(process.pid)
+        assert is_mounted(place)
+        user.communicate()
+        assert process.wait(support.PATIENCE) == 0
+
+
+def test_it_unmounts_when_nobody_asks_any_more(image: Path, place: Path) -> None:
+    with in_foreground(image, place, "-o", "timeout=1") as process:
+        with (place / "noise").open("rb") as file:
+            wait_for_turns(process.pid)
+            assert is_mounted(place)
+            assert len(file.read()) == 9000
+        assert process.wait(support.PATIENCE) == 0
+        assert not is_mounted(place)
+
+
+def test_an_image_that_becomes_shorter_ends_nothing(
+    collection: images.Collection, tmp_path: Path, place: Path
+) -> None:
+    copy = tmp_path / "copy.squashfs"
+    copy.write_bytes(collection.image("small", "-comp", "zstd", "-b", "4096").read_bytes())
+    with served(copy, place):
+        assert (place / "text").read_bytes() == TEXT
+        os.truncate(copy, 200)
+        with pytest.raises(OSError, match="Input/output error"):
+            (place / "noise").read_bytes()
+        assert (place / "text").read_bytes() == TEXT
+
+
+def test_an_image_that_is_replaced_stays_as_it_was(
+    image: Path, tmp_path: Path, place: Path
+) -> None:
+    copy = tmp_path / "copy.squashfs"
+    copy.write_bytes(image.read_bytes())
+    with served(copy, place):
+        copy.unlink()
+        copy.write_text("another image")
+        assert (place / "text").read_bytes() == TEXT
+
+
+def test_too_little_memory_ends_nothing(collection: images.Collection, place: Path) -> None:
+    """Who asked is told, and gets what was asked for when there is room again."""
+    tree = collection.tree("noise")
+    image = collection.image("noise", "-b", "1M")
+    # One arena: others would be set aside already, where the limit does not reach them.
+    with in_foreground(image, place, "-s", MALLOC_ARENA_MAX="1") as process:
+        (place / "block").stat()
+        used = status_of(process.pid, "VmSize") * 1024
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_AS)
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (used, hard))
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            (place / "block").read_bytes()
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (hard, hard))
+        assert (place / "block").read_bytes() == (tree / "block").read_bytes()
+        unmount(place)
+        assert process.wait(support.PATIENCE) == 0
+
+
+# Options that say what is shown
+
+
+def test_the_owner_of_everything(image: Path, place: Path) -> None:
+    with served(image, place, "-o", "uid=1234,gid=5678"):
+        for path in (place, place / "text", place / "directory" / "inner" / "file"):
+            status = path.lstat()
+            assert (status.st_uid, status.st_gid) == (1234, 5678)
+
+
+def test_an_image_behind_something_else(image: Path, tmp_path: Path, place: Path) -> None:
+    shifted = tmp_path / "shifted"
+    shifted.write_bytes(b"#!/bin/sh\n".ljust(4096, b"#") + image.read_bytes())
+    assert images.serve(shifted, place).returncode == 255
+    assert images.serve(shifted, place, "-o", "offset=4095").returncode == 255
+    assert images.serve(shifted, place, "-o", "offset=1000000").returncode == 255
+    with served(shifted, place, "-o", "offset=4096"):
+        assert (place / "text").read_bytes() == TEXT
+        assert (place / "noise").stat().st_size == 9000
+
+
+@pytest.mark.parametrize("path", ["directory", "/directory", "directory/", "./directory//."])
+def test_a_directory_of_the_image(image: Path, place: Path, path: str) -> None:
+    with served(image, place, "-o", f"subdir={path}"):
+        assert [entry.name for entry in place.iterdir()] == ["inner"]
+        assert (place / "inner" / "file").read_text() == "hi"
+        assert (place / "inner" / ".." / "inner" / "file").read_text() == "hi"
+        assert os.getxattr(place, "user.name") == b"w" * 500
+
+
+@pytest.mark.parametrize("path", ["nosuch", "text", "directory/nosuch", "text/x", "link", ".."])
+def test_a_directory_that_is_not_in_the_image(image: Path, place: Path, path: str) -> None:
+    done = images.serve(image, place, "-o", f"subdir={path}")
+    assert done.returncode == 255
+    reason = f"there is no directory {path} in the image"
+    assert done.stderr == f"condainer.fuse: {image}: {reason}\n"
+
+
+def mount_line(place: Path) -> list[str]:
+    """What the mount table says: options, kind, source, and options of the file system."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        first, _, last = line.partition(" - ")
+        if first.split(" ")[4] == str(place):
+            return [first.split(" ")[5], *last.split(" ")]
+    raise AssertionError("it is not mounted")
+
+
+def test_the_mount_table(image: Path, place: Path) -> None:
+    with served(image, place):
+        options, kind, source, more = mount_line(place)
+        assert {"ro", "nosuid", "nodev"} <= set(options.split(","))
+        assert (kind, source) == ("fuse.condainer", str(image))
+        assert not {"allow_other", "default_permissions"} & set(more.split(","))
+
+
+@needs_root
+def test_options_of_the_mount(image: Path, place: Path) -> None:
+    options = "noexec,noatime,allow_other,default_permissions,fsname=a name\\,of any kind"
+    with served(image, place, "-o", options):
+        flags, _, source, more = mount_line(place)
+        assert {"ro", "nosuid", "nodev", "noexec", "noatime"} <= set(flags.split(","))
+        assert source == "a\\040name,of\\040any\\040kind"
+        assert {"allow_other", "default_permissions"} <= set(more.split(","))
+
+
+def test_options_that_make_no_difference(image: Path, place: Path) -> None:
+    with served(image, place, "-o", "rw,suid", "-o", "dev,exec,atime"):
+        flags = set(mount_line(place)[0].split(","))
+        assert {"ro", "nosuid", "nodev"} <= flags
+        with pytest.raises(OSError, match="Read-only file system"):
+            (place / "new").touch()
+
+
+# Whoever waits for the mount
+
+
+def test_a_pipe_is_told_when_it_is_mounted(image: Path, tmp_path: Path, place: Path) -> None:
+    """Whoever reads there may come before or after."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with served(image, place, "-o", f"notify_pipe={pipe}"):
+        assert (place / "text").read_bytes() == TEXT
+        assert told(pipe) == "s"
+
+
+def test_a_pipe_is_found_from_where_it_was_named(image: Path, tmp_path: Path, place: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with served(image, place, "-o", "notify_pipe=pipe", cwd=tmp_path):
+        assert told(tmp_path / "pipe") == "s"
+
+
+def test_a_pipe_is_told_when_it_cannot_be_mounted(image: Path, tmp_path: Path, place: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for wrong in ((tmp_path / "nosuch", place), (image, tmp_path / "nosuch")):
+        with subprocess.Popen(
+            [*images.FUSE, "-o", f"notify_pipe={pipe}", *map(str, wrong)],
+            env={**os.environ, "PYTHONPATH": str(support.REPOSITORY)},
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert told(pipe) == "f"
+            process.communicate(timeout=support.PATIENCE)
+        assert process.returncode in {1, 255}
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_a_pipe_that_is_none(image: Path, tmp_path: Path, place: Path, kind: str) -> None:
+    """It is told of, and nothing else happens: neither to the mount nor to the file."""
+    path = tmp_path / kind
+    if kind == "file":
+        path.write_text("precious")
+    with in_foreground(image, place, "-o", f"notify_pipe={path}") as process:
+        assert (place / "text").read_bytes() == TEXT
+        unmount(place)
+        _, errors = process.communicate(timeout=support.PATIENCE)
+    assert errors == f"condainer.fuse: {path}: it is no pipe\n"
+    assert kind == "missing" or path.read_text() == "precious"
+
+
+def told(pipe: Path) -> str:
+    done = subprocess.run(
+        ["cat", str(pipe)], capture_output=True, text=True, timeout=support.PATIENCE, check=True
+    )
+    return done.stdout
+
+
+# A descriptor that is mounted already
+
+
+@needs_root
+def test_a_descriptor_that_is_mounted_already(image: Path, place: Path) -> None:
+    """It is for whoever has mounted it to unmount it."""
+    with mounted_descriptor(place) as descriptor:
+        command = [*images.FUSE, str(image), f"/dev/fd/{descriptor}"]
+        variables = {**os.environ, "PYTHONPATH": str(support.REPOSITORY)}
+        subprocess.run(command, env=variables, pass_fds=[descriptor], check=True)
+        os.close(descriptor)
+        (daemon,) = support.running(Path(images.FUSE[0]).name, f"/dev/fd/{descriptor}")
+        assert (place / "text").read_bytes() == TEXT
+        os.kill(daemon, signal.SIGTERM)
+        wait_for_turns(daemon)
+        assert (place / "noise").stat().st_size == 9000
+        unmount(place)
+        wait_for(lambda: not Path(f"/proc/{daemon}/cmdline").exists() or not cmdline(daemon))
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@contextlib.contextmanager
+def mounted_descriptor(place: Path) -> Iterator[int]:
+    descriptor = os.open("/dev/fuse", os.O_RDWR)
+    data = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0".encode()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mount(b"test", os.fsencode(place), b"fuse", ctypes.c_ulong(1), data) == 0
+    try:
+        yield descriptor
+    finally:
+        if is_mounted(place):
+            unmount(place, "-z")
+
+
+@pytest.mark.parametrize("name", ["/dev/fd/99", "/dev/fd/x"])
+def test_a_descriptor_that_is_not_open(image: Path, name: str) -> None:
+    done = images.serve(image, name)
+    assert done.returncode == 1
+    assert done.stderr == f"condainer.fuse: bad mount point {name}: it is not open\n"

@@ -1,0 +1,220 @@
+"""The file system in the hands of ordinary users, who mount with the help of fusermount3."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import images, support, users
+from tests.users import ANN, BOB, PYTHON
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.users import Place
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become other users")
+
+LONELY = 3  # somebody who runs nothing else, and has a name everywhere
+ROOT = 0
+
+
+@pytest.fixture(scope="module")
+def place(collection: images.Collection) -> Iterator[Place]:
+    """Where everybody can read an image."""
+    with users.namespace() as made:
+        for name, layout in (("small", ("-b", "4096")), ("plain", ())):
+            shutil.copy(collection.image(name, *layout), made.directory / f"{name}.squashfs")
+        yield made
+
+
+@pytest.fixture
+def mountpoint(place: Place, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory of Ann's; afterwards nothing may be mounted there, and nobody serve it."""
+    yield from directory_of(place, ANN, request.node.name)
+
+
+@pytest.fixture
+def lonely_mountpoint(place: Place, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The same of somebody else's."""
+    yield from directory_of(place, LONELY, request.node.name)
+
+
+def directory_of(place: Place, user: int, name: str) -> Iterator[Path]:
+    directory = place.project(user, name)
+    yield directory
+    left = is_mounted(place, directory)
+    if left:
+        place.enter(ROOT, "umount", "-l", str(directory))
+    support.wait_for(lambda: not daemons(directory), "the daemon is still there")
+    assert not left
+
+
+def daemons(mountpoint: Path) -> list[int]:
+    return support.running(Path(PYTHON).name, "condainer.fuse", str(mountpoint))
+
+
+def is_mounted(place: Place, mountpoint: Path) -> bool:
+    lines = Path(f"/proc/{place.pid}/mountinfo").read_text().splitlines()
+    return any(line.split(" ")[4] == str(mountpoint) for line in lines)
+
+
+def command(place: Place, mountpoint: Path, *options: str, image: str = "small") -> list[str]:
+    return [
+        *(PYTHON, "-m", "condainer.fuse", *options),
+        *(str(place.directory / f"{image}.squashfs"), str(mountpoint)),
+    ]
+
+
+@contextlib.contextmanager
+def served(place: Place, mountpoint: Path, *options: str) -> Iterator[None]:
+    """The image as Ann mounts it."""
+    done = place.enter(ANN, *command(place, mountpoint, *options))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    yield
+    done = place.enter(ANN, "fusermount3", "-u", "--", str(mountpoint))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def read(place: Place, user: int, path: Path) -> str:
+    """What a user reads from a file, or is told instead."""
+    done = place.enter(user, "cat", str(path))
+    return done.stdout or done.stderr.rpartition(": ")[2].strip()
+
+
+def test_it_is_for_who_has_mounted_it(place: Place, mountpoint: Path) -> None:
+    with served(place, mountpoint):
+        path = mountpoint / "text"
+        assert read(place, ANN, path).startswith("text text ")
+        assert read(place, BOB, path) == "Permission denied"
+        assert read(place, ROOT, path) == "Permission denied"
+
+
+def test_a_signal_unmounts(place: Place, mountpoint: Path) -> None:
+    done = place.enter(ANN, *command(place, mountpoint))
+    assert done.returncode == 0
+    (daemon,) = daemons(mountpoint)
+    os.kill(daemon, signal.SIGTERM)
+    support.wait_for(lambda: not is_mounted(place, mountpoint))
+
+
+def test_it_unmounts_when_nobody_asks_any_more(place: Place, mountpoint: Path) -> None:
+    done = place.enter(ANN, *command(place, mountpoint, "-o", "timeout=1"))
+    assert done.returncode == 0
+    assert is_mounted(place, mountpoint)
+    support.wait_for(lambda: not is_mounted(place, mountpoint))
+
+
+def test_the_mount_table(place: Place, mountpoint: Path) -> None:
+    with served(place, mountpoint, "-o", "fsname=a\\,b c,noexec"):
+        lines = Path(f"/proc/{place.pid}/mountinfo").read_text().splitlines()
+        (line,) = [line for line in lines if line.split(" ")[4] == str(mountpoint)]
+        assert {"ro", "nosuid", "nodev", "noexec"} <= set(line.split(" ")[5].split(","))
+        assert f" fuse.condainer a,b\\040c ro,user_id={ANN},group_id={ANN}" in line
+
+
+def test_others_are_let_in_only_where_the_machine_allows_it(place: Place, mountpoint: Path) -> None:
+    done = place.enter(ANN, *command(place, mountpoint, "-o", "allow_other"))
+    assert done.returncode == 1
+    assert "user_allow_other" in done.stderr
+    assert f"condainer.fuse: fusermount3 cannot mount at {mountpoint}\n" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def allowed(place: Place) -> Iterator[None]:
+    """The machine allows everybody to let others in."""
+    config = place.directory / "fuse.conf"
+    config.write_text("user_allow_other\n")
+    done = place.enter(ROOT, "mount", "--bind", str(config), "/etc/fuse.conf")
+    assert done.returncode == 0, done.stderr
+    yield
+    place.enter(ROOT, "umount", "/etc/fuse.conf")
+
+
+@pytest.mark.usefixtures("allowed")
+def test_others_are_let_in(place: Place, mountpoint: Path) -> None:
+    with served(place, mountpoint, "-o", "allow_other"):
+        for user in (ANN, BOB, ROOT):
+            assert read(place, user, mountpoint / "text").startswith("text text ")
+        assert read(place, BOB, mountpoint / "link").startswith("text text ")
+
+
+@pytest.mark.usefixtures("allowed")
+def test_the_kernel_checks_permissions_where_it_is_asked_to(place: Place, mountpoint: Path) -> None:
+    with served(place, mountpoint, "-o", "allow_other"):
+        assert can_open(place, BOB, mountpoint / "noise")
+    with served(place, mountpoint, "-o", "allow_other,default_permissions"):
+        assert not can_open(place, BOB, mountpoint / "noise")
+        assert can_open(place, ROOT, mountpoint / "noise")
+        assert read(place, BOB, mountpoint / "text").startswith("text text ")
+    with served(place, mountpoint, "-o", f"allow_other,default_permissions,uid={BOB}"):
+        assert can_open(place, BOB, mountpoint / "noise")
+
+
+def can_open(place: Place, user: int, path: Path) -> bool:
+    return place.enter(user, "cp", str(path), "/dev/null").returncode == 0
+
+
+@pytest.mark.usefixtures("allowed")
+def test_root_is_let_in_and_nobody_else(place: Place, mountpoint: Path) -> None:
+    """Not even to what the kernel knows already because somebody else has read it."""
+    with served(place, mountpoint, "-o", "allow_root"):
+        for user in (ANN, ROOT):
+            assert read(place, user, mountpoint / "text").startswith("text text ")
+            assert place.enter(user, "ls", str(mountpoint)).stdout.startswith("directory\n")
+        assert read(place, BOB, mountpoint / "text") == "Permission denied"
+        assert read(place, BOB, mountpoint / "directory/inner/file") == "Permission denied"
+        assert "Permission denied" in place.enter(BOB, "ls", str(mountpoint)).stderr
+
+
+def test_without_fusermount(place: Place, mountpoint: Path) -> None:
+    done = place.enter(ANN, "env", "PATH=/nowhere", *command(place, mountpoint))
+    assert done.returncode == 1
+    assert "there is no fusermount3 and no fusermount" in done.stderr
+
+
+def test_a_mountpoint_of_somebody_else(place: Place) -> None:
+    done = place.enter(ANN, *command(place, place.directory / "packages"))
+    assert done.returncode == 1
+    assert "fusermount3 cannot mount at" in done.stderr.splitlines()[-1]
+
+
+_SIGNALLING = """#!/bin/sh
+PATH=/usr/bin:/bin
+case "$1" in -o) kill -TERM $PPID ;; esac
+exec fusermount3 "$@"
+"""
+
+
+def test_a_signal_while_it_mounts(place: Place, mountpoint: Path) -> None:
+    """It is heeded after the mount is there, so that none is left behind."""
+    programs = place.directory / "bin"
+    programs.mkdir()
+    (programs / "fusermount3").write_text(_SIGNALLING)
+    (programs / "fusermount3").chmod(0o755)
+    path = f"{programs}:/usr/bin:/bin"
+    process = place.start(ANN, *command(place, mountpoint, "-f"), PATH=path)
+    with process:
+        assert process.wait(support.PATIENCE) == 0
+    assert not is_mounted(place, mountpoint)
+
+
+def test_as_few_processes_as_a_user_may_have(place: Place, lonely_mountpoint: Path) -> None:
+    """Where no more threads can be had, those that are there do it all."""
+    argv = command(place, lonely_mountpoint, "-f", image="plain")
+    process = place.start(LONELY, "prlimit", "--nproc=2", "--", *argv)
+    with process:
+        support.wait_for(lambda: is_mounted(place, lonely_mountpoint) or process.poll() is not None)
+        done = place.enter(LONELY, "cp", "-r", str(lonely_mountpoint / "sparse"), "/dev/null")
+        assert done.returncode == 0, done.stderr
+        process.terminate()
+        images.wait_for_turns(process.pid)  # in which it cannot run what unmounts
+        assert is_mounted(place, lonely_mountpoint)
+        place.enter(ROOT, "umount", str(lonely_mountpoint))
+        assert process.wait(support.PATIENCE) == 0

@@ -1,0 +1,153 @@
+"""Other users, side by side, in a mount namespace of their own.
+
+In it anybody may open /dev/fuse and see this checkout, whatever the machine allows. Only root can
+become other users.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import site
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests import support
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PYTHON = os.path.realpath(sys.executable)
+"""Other users can run it; the link to it in a virtual environment may be closed to them."""
+
+ANN, BOB = 65534, 1  # fusermount wants users to have names, and these have one everywhere
+
+_PREPARE = """
+set -e
+directory=$1
+shift
+mount --make-rprivate /
+mknod -m 666 "$directory/fuse" c 10 229
+mount --bind "$directory/fuse" /dev/fuse
+while [ $# -gt 0 ]; do
+  mount --bind "$1" "$directory/$2"
+  shift 2
+done
+echo ready
+exec cat
+"""
+
+
+@dataclass
+class Place:
+    """A mount namespace, and a directory in it that everybody can read.
+
+    Attributes:
+        directory: that directory.
+        pid: of a process in the namespace.
+    """
+
+    directory: Path
+    pid: int
+
+    def run(
+        self,
+        user: int,
+        *arguments: str,
+        cwd: Path,
+        status: int | None = 0,
+        umask: int = 0o022,
+        **variables: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `condainer` as some user."""
+        program = (PYTHON, "-m", "condainer", *arguments)
+        done = self.enter(user, *program, cwd=cwd, umask=umask, **variables)
+        if status is not None:
+            assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def enter(
+        self,
+        user: int,
+        *argv: str,
+        cwd: Path = Path("/"),
+        umask: int = 0o022,
+        **variables: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program as some user."""
+        with self.start(user, *argv, cwd=cwd, umask=umask, **variables) as process:
+            out, errors = process.communicate(timeout=support.PATIENCE * 2)
+        return subprocess.CompletedProcess(argv, process.returncode, out, errors)
+
+    def start(
+        self,
+        user: int,
+        *argv: str,
+        cwd: Path = Path("/"),
+        umask: int = 0o022,
+        **variables: str,
+    ) -> subprocess.Popen[str]:
+        """Start a program as some user and go on."""
+        given = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": str(self.directory / f"home-{user}"),
+            "PYTHONPATH": f"{self.directory}/checkout:{self.directory}/packages",
+            "CONDAINER_INSTALLER": "rattler",
+            **variables,
+        }
+        return subprocess.Popen(
+            [
+                *("nsenter", "-m", f"--wd={cwd}", "-t", str(self.pid), "--"),
+                *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"),
+                *argv,
+            ],
+            env=given,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            umask=umask,
+            text=True,
+        )
+
+    def project(self, user: int, name: str = "project") -> Path:
+        """An empty directory that belongs to a user."""
+        directory = self.directory / f"home-{user}" / name
+        directory.mkdir(parents=True)
+        for path in (directory, directory.parent):
+            os.chown(path, user, user)
+        return directory
+
+
+@contextlib.contextmanager
+def namespace(**shown: Path) -> Iterator[Place]:
+    """A place to be other users in.
+
+    Args:
+        shown: directories that they are to see in that place, by the names they are to have.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="cndt-", dir="/tmp"))
+    directory.chmod(0o755)
+    (packages,) = [path for path in site.getsitepackages() if (Path(path) / "anyio").is_dir()]
+    shown = {"checkout": support.REPOSITORY, "packages": Path(packages), **shown}
+    for name in shown:
+        (directory / name).mkdir()
+    words = [word for name, path in shown.items() for word in (str(path), name)]
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", _PREPARE, "sh", str(directory), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        try:
+            yield Place(directory, holder.pid)
+        finally:
+            holder.communicate()
+            shutil.rmtree(directory, ignore_errors=True)
