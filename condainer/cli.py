@@ -335,8 +335,8 @@ def _add_running(commands: Any) -> None:  # noqa: ANN401
     mount.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "squashfuse_ll", "squashfuse", "kernel"),
-        help="what mounts (default: the first of squashfuse_ll, squashfuse; kernel is for root)",
+        choices=("auto", "squashfuse_ll", "squashfuse", "python", "kernel"),
+        help="what mounts (default: the first that works; kernel is for root)",
     )
     _add(
         commands,
@@ -403,6 +403,11 @@ def _inform(arguments: argparse.Namespace, text: str) -> None:
     """Say something on standard error that --quiet leaves out."""
     if not arguments.quiet:
         _tell(f"{text}\n")
+
+
+def _notes(arguments: argparse.Namespace) -> Callable[[str], None] | None:
+    """What takes the lines that only --verbose shows."""
+    return (lambda text: _inform(arguments, f"condainer: {text}")) if arguments.verbose else None
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -472,7 +477,7 @@ def _exec(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _inform(arguments, f"would run {' '.join(command)} from {project.prefix}")
     else:
-        execution.become(project, command)
+        execution.become(project, command, _notes(arguments))
     return 0
 
 
@@ -490,7 +495,7 @@ def _mount(arguments: argparse.Namespace) -> int:
         lifetime.check_image(project)
         _print(f"{lifetime.offer(project)}\n")
         return 0
-    descriptor = lifetime.use(project, arguments.backend)
+    descriptor = lifetime.use(project, arguments.backend, _notes(arguments))
     mount = lifetime.look(project).mount
     backend = backends.name_of(mount.kind) if mount else arguments.backend
     if arguments.backend not in {"auto", backend}:

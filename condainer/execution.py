@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from condainer.activation import Snapshot
+    from condainer.mounting.lifetime import OnNote
     from condainer.project import Project
 
 _SHELL = "/bin/sh"
@@ -29,13 +30,13 @@ _OUT_OF_THE_WAY = (200, 64, 24, 10)
 shells keep their own from 10 on and at 255, and a limit may be low."""
 
 
-def become(project: Project, command: Sequence[str], backend: str = "auto") -> NoReturn:
+def become(project: Project, command: Sequence[str], on_note: OnNote | None = None) -> NoReturn:
     """Replace this process by a command that runs in a project's environment.
 
     Args:
         project: whose environment.
         command: program and arguments; a name without a slash is looked up on its PATH.
-        backend: how to mount, where that has still to be done.
+        on_note: takes lines about mounting, where that has still to be done.
 
     Raises:
         ImageError: where the image is not whole.
@@ -43,7 +44,7 @@ def become(project: Project, command: Sequence[str], backend: str = "auto") -> N
         CommandNotFoundError: where there is no such command.
         NotExecutableError: where it cannot be executed.
     """
-    held, snapshot = _acquire(project, backend)
+    held, snapshot = _acquire(project, on_note)
     descriptor = _out_of_the_way(held)
     variables = activation.apply(
         snapshot,
@@ -58,16 +59,16 @@ def become(project: Project, command: Sequence[str], backend: str = "auto") -> N
     _execute(find_command(command[0], variables), command, variables)
 
 
-def _acquire(project: Project, backend: str) -> tuple[int, Snapshot]:
+def _acquire(project: Project, on_note: OnNote | None) -> tuple[int, Snapshot]:
     """Hold the mount, and read its snapshot; both once more where its daemon dies in between."""
-    descriptor = lifetime.use(project, backend)
+    descriptor = lifetime.use(project, on_note=on_note)
     try:
         return descriptor, activation.load(project.prefix)
     except ImageError:
         if lifetime.look(project).state is lifetime.State.LIVE:
             raise
     os.close(descriptor)
-    return lifetime.use(project, backend), activation.load(project.prefix)
+    return lifetime.use(project, on_note=on_note), activation.load(project.prefix)
 
 
 def _out_of_the_way(descriptor: int) -> int:

@@ -203,11 +203,8 @@ def running(name: str, *words: str) -> list[int]:
 
 def daemons_of(workshop: Workshop) -> list[int]:
     """The file system daemons that serve a workshop's mount."""
-    return [
-        pid
-        for name in ("squashfuse_ll", "squashfuse")
-        for pid in running(name, str(workshop.prefix))
-    ]
+    programs = [("squashfuse_ll",), ("squashfuse",), (Path(sys.executable).name, "condainer.fuse")]
+    return [pid for name, *words in programs for pid in running(name, *words, str(workshop.prefix))]
 
 
 def without(

@@ -132,7 +132,7 @@ def test_umount_after_exec_does_not_wait_for_the_idle_time(ready: Workshop) -> N
         ready.configure()
 
 
-@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse"])
+@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python"])
 def test_backend_by_name(ready: Workshop, backend: str) -> None:
     ready.run("mount", "--backend", backend)
     assert mount_status(ready)["backend"] == backend
@@ -764,12 +764,17 @@ def test_a_read_only_project(ready: Workshop, tmp_path: Path) -> None:
 
 
 @needs_root
-def test_without_squashfuse(ready: Workshop) -> None:
-    script = '"$@" mount; echo $?; "$@" exec -- true; echo $?'
+def test_without_squashfuse_python_takes_over(ready: Workshop) -> None:
+    script = '"$@" -v exec -- hard-activated && "$@" status --json && "$@" -q umount'
     done = support.without(ready, ["squashfuse", "squashfuse_ll"], script)
-    assert done.stdout == "1\n125\n"
-    assert done.stderr.count("there is neither squashfuse_ll nor squashfuse on this machine") == 2
-    assert ready.left_over() == []
+    said, _, status = done.stdout.partition("\n")
+    assert said == "activated"
+    assert json.loads(status)["mount"]["backend"] == "python"
+    assert done.stderr.splitlines() == [
+        "condainer: there is no squashfuse_ll",
+        "condainer: there is no squashfuse",
+        "condainer: mounted with python",
+    ]
 
 
 @needs_root
@@ -778,6 +783,21 @@ def test_the_second_backend_is_taken_where_the_first_is_missing(ready: Workshop)
     done = support.without(ready, ["squashfuse_ll"], script)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["mount"]["backend"] == "squashfuse"
+
+
+def test_the_next_backend_is_taken_where_one_cannot_mount(ready: Workshop, tmp_path: Path) -> None:
+    """As an old squashfuse that does not know how the image is compressed."""
+    for name in ("squashfuse_ll", "squashfuse"):
+        (tmp_path / name).write_text("#!/bin/sh\necho unknown compression >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{ready.variables['PATH']}"}
+    said = ready.run("-v", "mount", variables=path).stderr
+    assert f"condainer: cannot mount {ready.image} with squashfuse: unknown compression\n" in said
+    assert "condainer: mounted with python\n" in said
+    assert mount_status(ready)["backend"] == "python"
+    ready.run("umount")
+    said = ready.run("mount", "--backend", "squashfuse", variables=path, status=1).stderr
+    assert f"cannot mount {ready.image} with squashfuse: unknown compression" in said
 
 
 # Who uses it

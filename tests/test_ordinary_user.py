@@ -1,132 +1,35 @@
-"""The whole way as an ordinary user, with the setuid helper of FUSE; and two users side by side.
-
-Run by root, the tests become other users in a mount namespace of their own, in which anybody may
-open /dev/fuse and see this checkout, whatever the machine allows.
-"""
+"""The whole way as an ordinary user, with the setuid helper of FUSE; and two users side by side."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import site
-import subprocess
-import sys
-import tempfile
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import support
+from tests import support, users
+from tests.users import ANN, BOB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.users import Place
+
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become other users")
-
-ANN, BOB = 65534, 1  # fusermount wants users to have names, and these have one everywhere
-
-_PREPARE = """
-set -e
-mount --make-rprivate /
-mknod -m 666 "$1/fuse" c 10 229
-mount --bind "$1/fuse" /dev/fuse
-mount --bind "$2" "$1/checkout"
-mount --bind "$3" "$1/packages"
-mount --bind "$4" "$1/channel"
-echo ready
-exec cat
-"""
-
-
-@dataclass
-class Place:
-    """A mount namespace, and a directory in it that everybody can read.
-
-    Attributes:
-        directory: that directory.
-        pid: of a process in the namespace.
-    """
-
-    directory: Path
-    pid: int
-
-    def run(
-        self,
-        user: int,
-        *arguments: str,
-        cwd: Path,
-        status: int | None = 0,
-        umask: int = 0o022,
-        **variables: str,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run `condainer` as some user."""
-        home = self.directory / f"home-{user}"
-        given = {
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "LANG": "C.UTF-8",
-            "HOME": str(home),
-            "PYTHONPATH": f"{self.directory}/checkout:{self.directory}/packages",
-            "CONDAINER_INSTALLER": "rattler",
-            **variables,
-        }
-        program = [os.path.realpath(sys.executable), "-m", "condainer", *arguments]
-        done = subprocess.run(
-            [
-                *("nsenter", "-m", f"--wd={cwd}", "-t", str(self.pid), "--"),
-                *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"),
-                *program,
-            ],
-            env=given,
-            capture_output=True,
-            text=True,
-            timeout=support.PATIENCE * 2,
-            umask=umask,
-            check=False,
-        )
-        if status is not None:
-            assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def project(self, user: int, name: str = "project") -> Path:
-        """An empty directory that belongs to a user."""
-        directory = self.directory / f"home-{user}" / name
-        directory.mkdir(parents=True)
-        for path in (directory, directory.parent):
-            os.chown(path, user, user)
-        return directory
 
 
 @pytest.fixture(scope="module")
 def place(hard_channel: Path) -> Iterator[Place]:
-    directory = Path(tempfile.mkdtemp(prefix="cndt-", dir="/tmp"))
-    directory.chmod(0o755)
-    for name in ("checkout", "packages", "channel"):
-        (directory / name).mkdir()
-    base = directory / "base"
-    base.mkdir()
-    base.chmod(0o1777)
-    (packages,) = [path for path in site.getsitepackages() if (Path(path) / "anyio").is_dir()]
-    with subprocess.Popen(
-        [
-            *("unshare", "-m", "sh", "-c", _PREPARE, "sh"),
-            *(str(directory), str(support.REPOSITORY), packages, str(hard_channel)),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "ready\n"
-        try:
-            yield Place(directory, holder.pid)
-            support.wait_for(lambda: not list(base.iterdir()), f"left: {list(base.iterdir())}")
-        finally:
-            holder.communicate()
-            shutil.rmtree(directory, ignore_errors=True)
+    with users.namespace(channel=hard_channel) as made:
+        base = made.directory / "base"
+        base.mkdir()
+        base.chmod(0o1777)
+        yield made
+        support.wait_for(lambda: not list(base.iterdir()), f"left: {list(base.iterdir())}")
 
 
 def write(place: Place, directory: Path, identity: str) -> None:
@@ -176,7 +79,7 @@ def test_build_and_exec(place: Place, anns: Path) -> None:
     place.run(ANN, "exec", "--", "sh", "-c", "exit 7", cwd=anns, status=7)
 
 
-@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse"])
+@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python"])
 def test_mount_and_umount(place: Place, bobs: Path, backend: str) -> None:
     support.wait_for(lambda: not mountpoint(place, bobs).exists())
     place.run(BOB, "mount", "--backend", backend, cwd=bobs)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condainer import process, tools
 from condainer.errors import MountError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
-AUTOMATIC = ("squashfuse_ll", "squashfuse")
+PYTHON = "python"
+KERNEL = "kernel"
+
+AUTOMATIC = ("squashfuse_ll", "squashfuse", PYTHON)
 """What `auto` tries, in this order."""
 
-KERNEL = "kernel"
+_OWN_KIND = "fuse.condainer"
+"""File system type of the one in Python."""
+
+_OPTIONS = "ro,nodev,nosuid"
 
 
 @dataclass(frozen=True)
@@ -37,17 +45,11 @@ class Backend:
 
     def mount_command(self, image: Path, mountpoint: Path) -> list[str]:
         """The command that mounts; a daemon stays in the foreground."""
-        if self.is_daemon:
-            return [
-                str(self.executable),
-                "-f",
-                "-o",
-                "ro,nodev,nosuid",
-                str(image),
-                str(mountpoint),
-            ]
-        options = "loop,ro,nodev,nosuid"
-        return [str(self.executable), "-t", "squashfs", "-o", options, str(image), str(mountpoint)]
+        places = [str(image), str(mountpoint)]
+        if not self.is_daemon:
+            return [str(self.executable), "-t", "squashfs", "-o", f"loop,{_OPTIONS}", *places]
+        own = ["-m", "condainer.fuse"] if self.name == PYTHON else []
+        return [str(self.executable), *own, "-f", "-o", _OPTIONS, *places]
 
 
 def choose(name: str) -> Backend:
@@ -56,20 +58,37 @@ def choose(name: str) -> Backend:
     Raises:
         MountError: where it is not there, and what to do about it.
     """
+    return candidates(name)[0]
+
+
+def candidates(name: str, on_note: Callable[[str], None] = lambda _: None) -> list[Backend]:
+    """What may mount: the backend of a name, or for `auto` all there are, the best first.
+
+    Args:
+        name: as in `--backend`.
+        on_note: takes a line about each that is not there.
+
+    Raises:
+        MountError: where it is not there, and what to do about it.
+    """
     if name == KERNEL:
         mount = tools.which("mount")
         if os.getuid() != 0 or mount is None:
             raise MountError("the backend 'kernel' is for root only", "use '--backend auto'")
-        return Backend(KERNEL, mount)
-    for candidate in AUTOMATIC if name == "auto" else (name,):
-        executable = tools.which(candidate)
+        return [Backend(KERNEL, mount)]
+    found = []
+    for each in AUTOMATIC if name == "auto" else (name,):
+        executable = Path(sys.executable) if each == PYTHON else tools.which(each)
         if executable is not None:
-            return Backend(candidate, executable)
-    wanted = "neither squashfuse_ll nor squashfuse" if name == "auto" else f"no {name}"
-    raise MountError(
-        f"there is {wanted} on this machine",
-        f"install or load {tools.PACKAGE_HINTS['squashfuse']}; see 'condainer prereq'",
-    )
+            found.append(Backend(each, executable))
+        else:
+            on_note(f"there is no {each}")
+    if not found:
+        raise MountError(
+            f"there is no {name} on this machine",
+            f"install or load {tools.PACKAGE_HINTS['squashfuse']}; see 'condainer prereq'",
+        )
+    return found
 
 
 def name_of(kind: str) -> str:
@@ -78,7 +97,9 @@ def name_of(kind: str) -> str:
     Args:
         kind: file system type in the mount table.
     """
-    return KERNEL if kind == "squashfs" else kind.removeprefix("fuse.")
+    if kind == "squashfs":
+        return KERNEL
+    return PYTHON if kind == _OWN_KIND else kind.removeprefix("fuse.")
 
 
 def unmount(mountpoint: Path, kind: str, *, dead: bool = False) -> str:

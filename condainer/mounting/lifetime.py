@@ -25,11 +25,15 @@ from condainer import image, locks, mounttable
 from condainer.errors import CondainerError, ImageError, MountError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from condainer.mounting.backends import Backend
     from condainer.mounttable import Mount
     from condainer.project import Project
     from condainer.users import User
+
+    OnNote = Callable[[str], None]
 
 DEADLINE = 30.0
 """Seconds after which a mount that does not come is an error."""
@@ -38,7 +42,7 @@ _POLL = 0.02
 _A_MOMENT = 0.1
 """Seconds to wait for a lock that the keeper takes for an instant now and then, to see whether
 anybody holds it."""
-_IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll"}
+_IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll", "fuse.condainer"}
 """File system types in the mount table that an image may have."""
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
@@ -92,12 +96,13 @@ def look(project: Project) -> Situation:
     return Situation(State.LIVE, mount)
 
 
-def use(project: Project, backend: str = "auto") -> int:
+def use(project: Project, backend: str = "auto", on_note: OnNote | None = None) -> int:
     """See that an image is mounted, and hold it.
 
     Args:
         project: whose image.
         backend: name of the backend, where it has to be mounted first.
+        on_note: takes a line about each backend that cannot be used, and the one that is.
 
     Returns:
         the descriptor of the lock: while it is open, here or in a program it was passed on to,
@@ -111,7 +116,7 @@ def use(project: Project, backend: str = "auto") -> int:
     descriptor = _hold(project)
     try:
         if look(project).state is not State.LIVE:
-            _mount(project, backend)
+            _mount(project, backend, on_note)
     except BaseException:
         _let_go(project, descriptor)
         raise
@@ -327,11 +332,12 @@ def _lock_mounting(project: Project) -> int:
         ) from None
 
 
-def _mount(project: Project, backend: str) -> None:
+def _mount(project: Project, backend: str, on_note: OnNote | None) -> None:
     """Mount, or wait until somebody else has."""
-    from condainer.mounting import backends, keeper
+    from condainer.mounting import backends
 
-    chosen = backends.choose(backend)
+    on_note = on_note or (lambda _: None)
+    candidates = backends.candidates(backend, on_note)
     descriptor = _lock_mounting(project)
     try:
         situation = look(project)
@@ -344,13 +350,32 @@ def _mount(project: Project, backend: str) -> None:
             raise _being_built(project)
         prepare_mountpoint(project)
         try:
-            keeper.start(project, chosen)
+            _start_first(project, candidates, on_note)
         except BaseException:
             with contextlib.suppress(OSError):
                 project.prefix.rmdir()
             raise
     finally:
         locks.discard(project.mount_lock, descriptor)
+
+
+def _start_first(project: Project, candidates: list[Backend], on_note: OnNote) -> None:
+    """Mount with the first backend that can: one may be there and know no zstd, for example."""
+    from condainer.mounting import keeper
+
+    deadline = time.monotonic() + DEADLINE
+    problems: list[str] = []
+    for backend in candidates:
+        try:
+            keeper.start(project, backend)
+        except MountError as error:
+            on_note(error.message)
+            problems.append(error.message)
+            if backend is candidates[-1] or time.monotonic() > deadline:
+                raise MountError("; ".join(problems), error.hint) from error
+        else:
+            on_note(f"mounted with {backend.name}")
+            return
 
 
 def wait_until_gone(project: Project, seconds: float = 5.0) -> None:
