@@ -42,6 +42,11 @@ class Place:
         return self.project / f"{self.uuid}.squashfs"
 
     @property
+    def prefix(self) -> Path:
+        """Where the image belongs."""
+        return self.directory / "base" / f"condainer-{self.uuid}"
+
+    @property
     def home(self) -> Path:
         """Stands for the home directory: the caches are in it."""
         return self.directory / "home"
