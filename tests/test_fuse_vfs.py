@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sys
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from condainer.fuse import squashfs, vfs
-from tests.support import PATIENCE
+import pytest
+
+from condainer.fuse import codecs, squashfs, vfs
+from condainer.fuse.blocks import Blocks, Place
+from tests import images
+from tests.support import PATIENCE, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,8 +69,8 @@ def in_step(filename: str, ask: Callable[[int], _T]) -> list[_T]:
 
     def hook(frame: FrameType, event: str, _: object) -> None:
         if event.startswith("c_") and frame.f_code.co_filename == filename:
-            with contextlib.suppress(threading.BrokenBarrierError):  # the other has ended
-                together.wait(PATIENCE)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(1)  # until one has ended, or waits for the other
 
     def ask_in_step(number: int) -> _T:
         sys.setprofile(hook)
@@ -78,6 +83,109 @@ def in_step(filename: str, ask: Callable[[int], _T]) -> list[_T]:
     return at_once(2, ask_in_step)
 
 
+# What the tree holds, comes out
+
+
+@pytest.fixture(params=images.COMPRESSORS)
+def compressor(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def test_everything_comes_out(collection: images.Collection, compressor: str) -> None:
+    tree = collection.tree("plain")
+    with opened(collection.image("plain", "-comp", compressor)) as files:
+        assert differences(files, tree) == []
+
+
+@pytest.mark.parametrize("compressor", ["lz4", "lzo"])
+def test_everything_comes_out_where_there_is_no_library(
+    collection: images.Collection, monkeypatch: pytest.MonkeyPatch, compressor: str
+) -> None:
+    monkeypatch.setattr(codecs, "_library", lambda _name: None)
+    tree = collection.tree("plain")
+    with opened(collection.image("plain", "-comp", compressor)) as files:
+        assert differences(files, tree) == []
+
+
+def differences(files: vfs.FileSystem, tree: Path) -> list[Path]:
+    """The paths where an image differs from the tree that it was made of."""
+    found = []
+    left = [(files.root, tree)]
+    while left:
+        ref, path = left.pop()
+        inode, status = files.inode(ref), path.lstat()
+        expected = (status.st_mode, status.st_uid, status.st_gid, int(status.st_mtime))
+        same = (inode.mode, inode.uid, inode.gid, inode.mtime) == expected
+        if inode.kind == squashfs.DIRECTORY:
+            entries = {entry.name: entry.ref for _, entry in files.listing(ref)}
+            names = sorted(os.fsencode(entry.name) for entry in path.iterdir())
+            same = same and sorted(entries) == names
+            same = same and all(files.lookup(ref, name) == at for name, at in entries.items())
+            left += [(at, path / os.fsdecode(name)) for name, at in entries.items()]
+        elif inode.kind == squashfs.LINK:
+            same = same and os.fsdecode(files.target(inode)) == str(path.readlink())
+        elif inode.kind == squashfs.REGULAR:
+            same = same and inode.size == status.st_size
+            same = same and b"".join(files.read(inode, 0, inode.size)) == path.read_bytes()
+        if not same:
+            found.append(path)
+    return found
+
+
+def test_names_are_looked_up(collection: images.Collection) -> None:
+    with opened(collection.image("plain")) as files:
+        assert files.resolve(b"") == files.resolve(b"/") == files.resolve(b"./.") == files.root
+        assert files.resolve(b"d0/f0") == files.resolve(b"//d0///f0") != files.resolve(b"d0")
+        assert files.resolve(b"hard") == files.resolve(b"sparse")
+        for path in (b"nosuch", b"d0/nosuch", b"empty/x", b"large/name", b"large/zzz", b"\xff"):
+            with pytest.raises(vfs.NotFoundError):
+                files.resolve(path)
+        for path in (b"sparse/x", b"link/x", b"d0/f0/x"):
+            with pytest.raises(vfs.WrongKindError):
+                files.resolve(path)
+
+
+def test_what_is_asked_of_the_wrong_kind(collection: images.Collection) -> None:
+    with opened(collection.image("plain")) as files:
+        directory, file = (files.inode(files.resolve(path)) for path in (b"d0", b"d0/f0"))
+        with pytest.raises(vfs.WrongKindError):
+            files.read(directory, 0, 1)
+        with pytest.raises(vfs.WrongKindError):
+            files.target(file)
+        with pytest.raises(vfs.WrongKindError):
+            list(files.listing(file.ref))
+
+
+def test_a_listing_goes_on_from_any_entry(collection: images.Collection) -> None:
+    with opened(collection.image("plain")) as files:
+        large = files.resolve(b"large")
+        whole = list(files.listing(large))
+        assert len(whole) == images.LARGE
+        for start in range(0, images.LARGE, 97):
+            cookie = whole[start][0]
+            assert list(files.listing(large, cookie)) == whole[start + 1 :]
+
+
+# Many threads at once
+
+
+def test_many_read_everything_at_once(collection: images.Collection) -> None:
+    tree = collection.tree("plain")
+    with opened(collection.image("plain", "-comp", "zstd"), threads=2) as files:
+        assert at_once(16, lambda _: differences(files, tree)) == [[]] * 16
+
+
+def test_many_read_everything_with_hardly_any_cache(
+    collection: images.Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_NAMES", "_SEGMENTS", "_PLACES", "_INODES", "_LISTINGS", "_READERS"):
+        monkeypatch.setattr(vfs, name, 3)
+    tree = collection.tree("small")
+    with opened(collection.image("small", "-b", "4096"), threads=2, cache_bytes=5000) as files:
+        assert at_once(16, lambda _: differences(files, tree)) == [[]] * 16
+
+
 # Files of many blocks
 
 
@@ -85,6 +193,267 @@ def test_two_find_the_blocks_of_a_file_at_once(collection: images.Collection) ->
     """What one has found out of where blocks lie is not counted twice."""
     number = 15_351  # behind many windows; no hole
     with opened(collection.image("long", "-b", "4096", "-comp", "zstd")) as files:
-        read(files, b"file", 0, 8)
+        assert read(files, b"file", 0, 8) == b"00000000"
         found = in_step(vfs.__file__, lambda _: read(files, b"file", number * 4096, 8))
         assert found == [b"%08d" % number] * 2
+
+
+def test_blocks_are_found_in_any_order(collection: images.Collection) -> None:
+    numbers = list(range(0, 15_360, 7))
+    random.Random(6).shuffle(numbers)  # noqa: S311
+
+    def look(files: vfs.FileSystem, start: int) -> None:
+        for number in numbers[start::16]:
+            assert read(files, b"file", number * 4096, 8) == b"%08d" % number
+            assert read(files, b"file", number * 4096 + 4090, 12) == bytes(12)
+
+    with opened(collection.image("long", "-b", "4096", "-comp", "zstd"), threads=1) as files:
+        at_once(16, lambda start: look(files, start))
+
+
+# What is kept
+
+
+def test_what_is_kept_is_bounded(
+    collection: images.Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In names, segments and places of blocks; what several find out at once counts once."""
+    limits = {"_NAMES": 1000, "_SEGMENTS": 100, "_PLACES": 200}
+    for name, limit in limits.items():
+        monkeypatch.setattr(vfs, name, limit)
+    tree = collection.tree("plain")
+    with opened(collection.image("plain", "-b", "4096")) as files:
+        assert at_once(8, lambda _: differences(files, tree)) == [[]] * 8
+        caches: list[vfs._Cache[Any, Any]]
+        caches = [files._names, files._folders, files._layouts]  # noqa: SLF001
+        for cache, limit in zip(caches, limits.values(), strict=True):
+            weights = list(map(cache._weigh, cache.values()))  # noqa: SLF001
+            assert 1 < len(weights) <= sum(weights) == cache._weight <= limit  # noqa: SLF001
+
+
+# Blocks
+
+
+class Loader:
+    """Loads blocks, when it is let, and counts how often.
+
+    Attributes:
+        loaded: the positions of the blocks, in order.
+        gate: what loading waits for.
+        threads: that loaded.
+    """
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+        self.threads: list[int] = []
+        self.gate = threading.Event()
+        self.error: Exception | None = None
+
+    def __call__(self, position: int, word: int, most: int) -> bytes:
+        assert word == 1
+        self.loaded.append(position)
+        self.threads.append(threading.get_ident())
+        assert self.gate.wait(PATIENCE)
+        if self.error is not None:
+            raise self.error
+        return bytes([position]) * most
+
+
+def test_a_block_that_many_want_is_loaded_once() -> None:
+    loader = Loader()
+    blocks = Blocks(loader, 1000, 0)
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        answers.append(blocks.get(Place(7, 1, 10)))
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: loader.loaded)
+    loader.gate.set()
+    for thread in threads:
+        thread.join()
+    assert answers == [bytes([7]) * 10] * 16
+    assert loader.loaded == [7]
+    assert blocks.ready(7) == bytes([7]) * 10
+    assert blocks.ready(8) is None
+
+
+def test_many_want_many_blocks() -> None:
+    loader = Loader()
+    loader.gate.set()
+    blocks = Blocks(loader, 10_000, 0)
+
+    def ask(number: int) -> None:
+        order = list(range(50))
+        random.Random(number).shuffle(order)  # noqa: S311
+        for position in order:
+            assert blocks.get(Place(position, 1, 100)) == bytes([position]) * 100
+
+    at_once(16, ask)
+    assert sorted(loader.loaded) == list(range(50))
+
+
+def test_all_who_wait_hear_of_an_error_and_the_next_tries_again() -> None:
+    loader = Loader()
+    loader.error = squashfs.FormatError("damaged")
+    blocks = Blocks(loader, 1000, 0)
+    errors: list[str] = []
+
+    def ask() -> None:
+        try:
+            blocks.get(Place(7, 1, 10))
+        except squashfs.FormatError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: loader.loaded)
+    loader.gate.set()
+    for thread in threads:
+        thread.join()
+    assert errors == ["damaged"] * 8
+    loader.error = None
+    assert blocks.get(Place(7, 1, 10)) == bytes([7]) * 10
+
+
+def test_blocks_are_kept_up_to_a_limit() -> None:
+    """Those that were wanted last; one block is kept even where it is larger."""
+    loader = Loader()
+    loader.gate.set()
+    blocks = Blocks(loader, 1000, 0)
+    for position in range(20):
+        blocks.get(Place(position, 1, 100))
+        assert kept(blocks, 100) <= 1000
+    assert kept(blocks, 100) == 1000
+    assert blocks.ready(10) is not None
+    blocks.get(Place(99, 1, 100))
+    assert blocks.ready(10) is not None
+    assert blocks.ready(11) is None
+    blocks.get(Place(100, 1, 5000))
+    assert kept(blocks, 100) == 0
+    assert blocks.ready(100) is not None
+
+
+def kept(blocks: Blocks, size: int) -> int:
+    return sum(size for position in range(100) if blocks.ready(position) is not None)
+
+
+def test_many_threads_keep_to_the_limit() -> None:
+    loader = Loader()
+    loader.gate.set()
+    blocks = Blocks(loader, 1000, 0)
+
+    def ask(number: int) -> None:
+        chance = random.Random(number)  # noqa: S311
+        for _ in range(300):
+            position = chance.randrange(50)
+            assert blocks.get(Place(position, 1, 100)) == bytes([position]) * 100
+
+    at_once(16, ask)
+    assert kept(blocks, 100) == 1000
+
+
+def test_helpers_load_ahead() -> None:
+    loader = Loader()
+    blocks = Blocks(loader, 1000, 2)
+    for position in range(10):
+        blocks.ahead(Place(position, 1, 10))
+    loader.gate.set()
+    wait_for(lambda: blocks.ready(0) and blocks.ready(1))
+    assert threading.get_ident() not in loader.threads
+    assert len(loader.loaded) < 10  # nobody who wants them: no more than a few are remembered
+
+
+def test_nobody_loads_ahead_without_helpers() -> None:
+    loader = Loader()
+    blocks = Blocks(loader, 1000, 0)
+    blocks.ahead(Place(1, 1, 10))
+    assert loader.loaded == []
+
+
+def test_who_loads_ahead_keeps_errors_to_itself() -> None:
+    loader = Loader()
+    loader.gate.set()
+    loader.error = squashfs.FormatError("damaged")
+    blocks = Blocks(loader, 1000, 1)
+    blocks.ahead(Place(1, 1, 10))
+    wait_for(lambda: loader.loaded == [1])
+    loader.error = None
+    blocks.ahead(Place(2, 1, 10))
+    wait_for(lambda: blocks.ready(2))
+
+
+# Reading ahead in files
+
+
+class CountingImage(squashfs.Image):
+    """An image that knows who has had which blocks decompressed."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self.by_thread: list[tuple[int, int]] = []
+
+    def block(self, position: int, word: int, most: int) -> bytes:
+        self.by_thread.append((threading.get_ident(), position))
+        return super().block(position, word, most)
+
+
+@contextlib.contextmanager
+def counted(image: Path, threads: int) -> Iterator[tuple[vfs.FileSystem, CountingImage]]:
+    descriptor = os.open(image, os.O_RDONLY)
+    try:
+        counting = CountingImage(descriptor)
+        yield vfs.FileSystem(counting, threads=threads), counting
+    finally:
+        os.close(descriptor)
+
+
+@pytest.fixture(scope="session")
+def noise(collection: images.Collection) -> Path:
+    """An image of a file of 256 blocks."""
+    return collection.image("noise", "-b", "4096", "-comp", "zstd")
+
+
+def test_who_reads_in_order_is_read_ahead_of(noise: Path) -> None:
+    with counted(noise, threads=2) as (files, image):
+        read(files, b"block", 0, 4096)
+        assert len(image.by_thread) == 1
+        read(files, b"block", 4096, 4096)
+        wait_for(lambda: len(image.by_thread) > 3)
+        helpers = {thread for thread, _ in image.by_thread[2:]}
+        assert threading.get_ident() not in helpers
+        for block in range(256):
+            read(files, b"block", block * 4096, 4096)
+        wait_for(lambda: len(image.by_thread) == 256)
+        assert len({position for _, position in image.by_thread}) == 256  # each once
+
+
+def test_who_reads_here_and_there_is_not_read_ahead_of(noise: Path) -> None:
+    with counted(noise, threads=2) as (files, image):
+        for block in (200, 10, 150, 90, 240, 30):
+            read(files, b"block", block * 4096, 4096)
+        assert {thread for thread, _ in image.by_thread} == {threading.get_ident()}
+        assert len(image.by_thread) == 6
+
+
+def test_one_thread_reads_nothing_ahead(noise: Path) -> None:
+    with counted(noise, threads=0) as (files, image):
+        for block in range(20):
+            read(files, b"block", block * 4096, 4096)
+        assert len(image.by_thread) == 20
+
+
+def test_what_is_there_needs_no_waiting(noise: Path) -> None:
+    with counted(noise, threads=0) as (files, image):
+        inode = files.inode(files.resolve(b"block"))
+        assert files.ready(inode, 0, 4096) is None
+        assert image.by_thread == []
+        content = b"".join(files.read(inode, 0, 4096))
+        found = files.ready(inode, 100, 3000)
+        assert found is not None
+        assert b"".join(found) == content[100:3100]
+        assert files.ready(inode, 100, 4096) is None
+        assert files.ready(inode, inode.size, 10) == []

@@ -9,8 +9,8 @@ however large the image is and whatever it claims.
 
 from __future__ import annotations
 
+import _thread
 from bisect import bisect_right
-from collections import OrderedDict
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -25,7 +25,7 @@ from condainer.fuse.squashfs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from condainer.fuse.squashfs import Entry, Image, Inode, Segment
 
@@ -36,15 +36,15 @@ CACHE_BYTES = 64 << 20
 """Bytes of decompressed blocks that are kept. The kernel keeps what was read anyway."""
 
 _NAMES = 65536
-"""Names that are kept for looking up."""
+"""Names that are kept for looking up; a directory counts as some more."""
 _INODES = 8192
 """Inodes that are kept: what is looked up is mostly read next."""
-_FOLDERS = 4096
-"""Directories whose segments are kept."""
+_SEGMENTS = 16384
+"""Segments of directories whose places are kept; a directory counts as some more."""
 _LISTINGS = 16
 """Segments of listings that are kept for whoever is listing a directory."""
-_LAYOUTS = 1024
-"""Files whose places of blocks are kept."""
+_PLACES = 65536
+"""Blocks of files whose places are kept; a file counts as some more."""
 _READERS = 256
 """Files of which it is kept where somebody read last."""
 _WINDOW = 2048
@@ -57,6 +57,32 @@ class NotFoundError(Exception):
 
 class WrongKindError(Exception):
     """An inode is not of the kind that has what was asked for."""
+
+
+class _Cache(dict[_K, _V]):
+    """What was found out last, up to a total weight; the oldest goes first.
+
+    Args:
+        most: the weight that is kept.
+        weigh: tells the weight of a value, always the same.
+    """
+
+    def __init__(self, most: int, weigh: Callable[[_V], int] = lambda _: 1) -> None:
+        super().__init__()
+        self._most = most
+        self._weigh = weigh
+        self._weight = 0
+        self._lock = _thread.allocate_lock()
+
+    def keep(self, key: _K, value: _V) -> None:
+        """Keep a value for as long as there is room."""
+        with self._lock:
+            if key in self:  # as for another thread that was quicker
+                self._weight -= self._weigh(self.pop(key))
+            self[key] = value
+            self._weight += self._weigh(value)
+            while self._weight > self._most and len(self) > 1:
+                self._weight -= self._weigh(self.pop(next(iter(self))))
 
 
 class _Folder(NamedTuple):
@@ -117,12 +143,17 @@ class FileSystem:
         self._blocks = Blocks(image.block, cache_bytes, threads)
         self._ahead = 2 * threads
         self._inodes: dict[int, Inode] = {}
-        self._folders: OrderedDict[int, _Folder] = OrderedDict()
-        self._names: OrderedDict[tuple[int, int], dict[bytes, int]] = OrderedDict()
-        self._kept_names = 0
-        self._listings: OrderedDict[tuple[int, int], list[Entry]] = OrderedDict()
-        self._layouts: OrderedDict[int, _Layout] = OrderedDict()
-        self._readers: OrderedDict[int, int] = OrderedDict()
+        self._folders: _Cache[int, _Folder] = _Cache(
+            _SEGMENTS, lambda folder: len(folder.segments) + 2
+        )
+        self._names: _Cache[tuple[int, int], dict[bytes, int]] = _Cache(
+            _NAMES, lambda names: len(names) + 4
+        )
+        self._listings: _Cache[tuple[int, int], list[Entry]] = _Cache(_LISTINGS)
+        self._layouts: _Cache[int, _Layout] = _Cache(
+            _PLACES, lambda layout: min(layout.count, _WINDOW) + 16
+        )
+        self._readers: _Cache[int, int] = _Cache(_READERS)
 
     def inode(self, ref: int) -> Inode:
         """Read an inode.
@@ -221,25 +252,19 @@ class FileSystem:
                 raise WrongKindError
             segments = self.image.segments(inode)
             folder = _Folder(segments, [segment.first for segment in segments])
-            _keep(self._folders, directory, folder, _FOLDERS)
+            self._folders.keep(directory, folder)
         return folder
 
     def _read_names(self, directory: int, number: int, segment: Segment) -> dict[bytes, int]:
         names = {entry.name: entry.ref for entry in self.image.entries(segment)}
-        self._names[directory, number] = names
-        self._kept_names += len(names)
-        while self._kept_names > _NAMES and len(self._names) > 1:
-            try:
-                self._kept_names -= len(self._names.popitem(last=False)[1])
-            except KeyError:  # another thread was quicker
-                break
+        self._names.keep((directory, number), names)
         return names
 
     def _entries(self, directory: int, number: int) -> list[Entry]:
         entries = self._listings.get((directory, number))
         if entries is None:
             entries = self.image.entries(self._folder(directory).segments[number])
-            _keep(self._listings, (directory, number), entries, _LISTINGS)
+            self._listings.keep((directory, number), entries)
         return entries
 
     # Contents
@@ -327,7 +352,7 @@ class FileSystem:
         before = self._readers.get(inode.ref)
         if before == index:
             return
-        _keep(self._readers, inode.ref, index, _READERS)
+        self._readers.keep(inode.ref, index)
         if before is not None and index - self._ahead <= before <= index:
             for later in range(index + 1, min(index + 1 + self._ahead, layout.count)):
                 place = layout.place(later)
@@ -338,14 +363,5 @@ class FileSystem:
         layout = self._layouts.get(inode.ref)
         if layout is None:
             layout = _Layout(self.image, inode)
-            _keep(self._layouts, inode.ref, layout, _LAYOUTS)
+            self._layouts.keep(inode.ref, layout)
         return layout
-
-
-def _keep(cache: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
-    cache[key] = value
-    while len(cache) > most:
-        try:
-            cache.popitem(last=False)
-        except KeyError:  # another thread was quicker
-            break
