@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
+import platform
 import resource
 import signal
+import struct
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -337,6 +340,73 @@ def test_too_little_memory_ends_nothing(collection: images.Collection, place: Pa
         assert (place / "block").read_bytes() == (tree / "block").read_bytes()
         unmount(place)
         assert process.wait(support.PATIENCE) == 0
+
+
+# Many names, many readers
+
+
+def test_many_names(collection: images.Collection, place: Path) -> None:
+    """All of them are listed and found, and it takes little memory."""
+    names = images.many_names()
+    with served(collection.many(), place):
+        found = [Path(top, name) for top, _, files in os.walk(place) for name in files]
+        assert sorted(str(path.relative_to(place)) for path in found) == names
+        for name in names:
+            assert (place / name).stat().st_size == 0
+        for number in range(10_000, 11_000):
+            assert not (place / "one" / f"file{number}").exists()
+        (daemon,) = daemons(place)
+        assert status_of(daemon, "VmHWM") < 100_000  # KiB
+
+
+def test_a_listing_goes_on_from_where_it_was(collection: images.Collection, place: Path) -> None:
+    """With room for few names at a time, and after going back to any of them."""
+    if platform.machine() not in _GETDENTS:
+        pytest.skip(f"the number of getdents64 on {platform.machine()} is not known here")
+    with served(collection.many(), place):
+        descriptor = os.open(place / "one", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            whole = list(entries(descriptor, 300))
+            names = [name for name, _ in whole]
+            expected = [name for name in images.many_names() if name.startswith("one/")]
+            assert sorted(names) == sorted([".", "..", *(name[4:] for name in expected)])
+            for start in range(0, len(whole), 701):
+                os.lseek(descriptor, whole[start][1], os.SEEK_SET)
+                following = list(itertools.islice(entries(descriptor, 4096), 50))
+                assert following == whole[start + 1 :][:50]
+        finally:
+            os.close(descriptor)
+
+
+_GETDENTS = {"x86_64": 217, "aarch64": 61}
+
+
+def entries(descriptor: int, room: int) -> Iterator[tuple[str, int]]:
+    """The names of a directory and where each of them ends, read with little room."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(room)
+    while (size := libc.syscall(_GETDENTS[platform.machine()], descriptor, buffer, room)) > 0:
+        place = 0
+        while place < size:
+            offset, length = struct.unpack_from("<8xqH", buffer, place)
+            name = buffer.raw[place + 19 : place + length].partition(b"\0")[0]
+            yield os.fsdecode(name), offset
+            place += length
+    assert size == 0, os.strerror(ctypes.get_errno())
+
+
+def test_many_programs_read_everything_at_once(collection: images.Collection, place: Path) -> None:
+    with served(collection.image("plain", "-comp", "zstd", "-b", "16384"), place):
+        readers = [start_reading(place) for _ in range(16)]
+        digests = {reader.communicate(timeout=support.PATIENCE)[0] for reader in readers}
+        expected, _ = start_reading(collection.tree("plain")).communicate(timeout=support.PATIENCE)
+        assert digests == {expected}
+
+
+def start_reading(top: Path) -> subprocess.Popen[bytes]:
+    """Start to read everything that is in a directory; its digest will be printed."""
+    script = 'tar -C "$1" --sort=name --numeric-owner -cf - . | b2sum'
+    return subprocess.Popen(["sh", "-c", script, "sh", str(top)], stdout=subprocess.PIPE)
 
 
 # Options that say what is shown
