@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zstandard
 
+from condainer import mounttable
 from tests import support
 
 if TYPE_CHECKING:
@@ -325,10 +326,18 @@ def unmount(mountpoint: Path, *options: str) -> None:
 
 def is_mounted(mountpoint: Path) -> bool:
     """Whether something is mounted there."""
-    return any(
-        line.split(" ")[4] == str(mountpoint)
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-    )
+    return mounttable.mount_at(mountpoint) is not None
+
+
+def mount_options(mountpoint: Path) -> set[str]:
+    """The options of what is mounted there: those of every file system, and those of its own."""
+    mount = mounttable.mount_at(mountpoint)
+    assert mount is not None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split(" ")
+        if fields[0] == str(mount.identity):
+            return {*fields[5].split(","), *fields[-1].split(",")}
+    raise AssertionError("it has gone")
 
 
 def daemons(mountpoint: Path) -> list[int]:
@@ -381,6 +390,15 @@ def differences(expected: Path, actual: Path, *leaving: str) -> list[str]:
         ]
         left += [f"{path}/{name}".lstrip("/") for name in one.get("names", ())]
     return found
+
+
+def totals(mountpoint: Path) -> list[int]:
+    """Of the whole file system; without the flags of the mount."""
+    found = os.statvfs(mountpoint)
+    return [
+        *(found.f_bsize, found.f_frsize, found.f_blocks, found.f_bfree, found.f_bavail),
+        *(found.f_files, found.f_ffree, found.f_favail, found.f_namemax),
+    ]
 
 
 def _facts(path: Path, seed: str, leaving: tuple[str, ...]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_everything_is_as_the_kernel_shows_it(
         images.served(image, tmp_path / "fuse") as fuse,
     ):
         assert images.differences(kernel, fuse) == []
-        assert totals(kernel) == totals(fuse)
+        assert images.totals(kernel) == images.totals(fuse)
 
 
 def test_what_the_kernel_cannot_mount(collection: images.Collection, tmp_path: Path) -> None:
@@ -61,15 +61,6 @@ def test_a_file_of_more_than_4_gib(collection: images.Collection, tmp_path: Path
         for place in (0, (1 << 30) - 5, (1 << 32) - 20, (1 << 32) + 12_300):
             assert piece(fuse, place) == piece(kernel, place)
         assert b"across the line" in piece(fuse, (1 << 32) - 20)
-
-
-def totals(mountpoint: Path) -> list[int]:
-    """Of the whole file system; without the flags of the mount."""
-    found = os.statvfs(mountpoint)
-    return [
-        *(found.f_bsize, found.f_frsize, found.f_blocks, found.f_bfree, found.f_bavail),
-        *(found.f_files, found.f_ffree, found.f_favail, found.f_namemax),
-    ]
 
 
 def piece(mountpoint: Path, place: int) -> bytes:

@@ -20,8 +20,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 import condainer
+from condainer import mounttable
 from tests import images, support
-from tests.images import daemons, is_mounted, served, status_of, unmount, wait_for_turns
+from tests.images import (
+    daemons,
+    is_mounted,
+    mount_options,
+    served,
+    status_of,
+    unmount,
+    wait_for_turns,
+)
 from tests.support import wait_for
 
 if TYPE_CHECKING:
@@ -447,37 +456,31 @@ def test_a_directory_that_is_not_in_the_image(image: Path, place: Path, path: st
     assert done.stderr == f"condainer.fuse: {image}: {reason}\n"
 
 
-def mount_line(place: Path) -> list[str]:
-    """What the mount table says: options, kind, source, and options of the file system."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        first, _, last = line.partition(" - ")
-        if first.split(" ")[4] == str(place):
-            return [first.split(" ")[5], *last.split(" ")]
-    raise AssertionError("it is not mounted")
-
-
 def test_the_mount_table(image: Path, place: Path) -> None:
     with served(image, place):
-        options, kind, source, more = mount_line(place)
-        assert {"ro", "nosuid", "nodev"} <= set(options.split(","))
-        assert (kind, source) == ("fuse.condainer", str(image))
-        assert not {"allow_other", "default_permissions"} & set(more.split(","))
+        mount = mounttable.mount_at(place)
+        assert mount is not None
+        assert (mount.kind, mount.source) == ("fuse.condainer", str(image))
+        assert mount.owner == os.getuid()
+        options = mount_options(place)
+        assert {"ro", "nosuid", "nodev"} <= options
+        assert not {"allow_other", "default_permissions", "noexec"} & options
 
 
 @needs_root
 def test_options_of_the_mount(image: Path, place: Path) -> None:
-    options = "noexec,noatime,allow_other,default_permissions,fsname=a name\\,of any kind"
-    with served(image, place, "-o", options):
-        flags, _, source, more = mount_line(place)
-        assert {"ro", "nosuid", "nodev", "noexec", "noatime"} <= set(flags.split(","))
-        assert source == "a\\040name,of\\040any\\040kind"
-        assert {"allow_other", "default_permissions"} <= set(more.split(","))
+    options = {"noexec", "noatime", "allow_other", "default_permissions"}
+    name = "fsname=a name\\,of any\\\\kind"
+    with served(image, place, "-o", ",".join([*options, name])):
+        mount = mounttable.mount_at(place)
+        assert mount is not None
+        assert mount.source == "a name,of any\\kind"
+        assert {"ro", "nosuid", "nodev", *options} <= mount_options(place)
 
 
 def test_options_that_make_no_difference(image: Path, place: Path) -> None:
     with served(image, place, "-o", "rw,suid", "-o", "dev,exec,atime"):
-        flags = set(mount_line(place)[0].split(","))
-        assert {"ro", "nosuid", "nodev"} <= flags
+        assert {"ro", "nosuid", "nodev"} <= mount_options(place)
         with pytest.raises(OSError, match="Read-only file system"):
             (place / "new").touch()
 

@@ -16,6 +16,8 @@ import socket
 import stat
 from typing import NamedTuple
 
+from condainer.fuse.options import escaped
+
 _DEVICE = "/dev/fuse"
 _TYPE = "fuse.condainer"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 1, 2, 4, 8, 1024
@@ -123,8 +125,8 @@ _FUSERMOUNTS = ("fusermount3", "fusermount")
 
 
 def _by_fusermount(wanted: Wanted) -> int:
-    source = wanted.source.replace("\\", "\\\\").replace(",", "\\,")
-    options = [*wanted.flags, *wanted.options, f"fsname={source}", "subtype=condainer"]
+    source = f"fsname={escaped(wanted.source)}"
+    options = [*wanted.flags, *wanted.options, source, "subtype=condainer"]
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.set_inheritable(True)

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from condainer.fuse.attach import AttachError
+from condainer.fuse.options import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,7 @@ def _load(name: str) -> ModuleType:
 def _serve_by_library(
     module: ModuleType, files: FileSystem, options: Options, on_ready: Callable[[], None]
 ) -> None:
-    from condainer.fuse.operations import Operations
+    from condainer.fuse.operations import ENCODING, Operations, text
 
     operations = Operations(files, options.uid, options.gid, on_ready)
     words: dict[str, object] = dict.fromkeys(options.flags, True)
@@ -89,12 +90,14 @@ def _serve_by_library(
     try:
         module.FUSE(
             operations,
-            options.mountpoint,
+            text(os.fsencode(options.mountpoint)),
+            encoding=ENCODING,
             foreground=True,
             nothreads=options.single,
             debug=options.debug,
-            fsname=options.fsname.replace(",", "\\,"),
+            fsname=escaped(text(os.fsencode(options.fsname))),
             subtype="condainer",
+            use_ino=True,
             kernel_cache=True,
             entry_timeout=_FOREVER,
             attr_timeout=_FOREVER,

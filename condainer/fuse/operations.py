@@ -7,8 +7,8 @@ machines where the kernel's protocol cannot be spoken directly; `kernel` uses th
 from __future__ import annotations
 
 import errno
-import os
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, TypeVar
 
 from condainer.fuse.squashfs import (
     BLOCK,
@@ -16,6 +16,7 @@ from condainer.fuse.squashfs import (
     DIRECTORY,
     LINK,
     LONG_REGULAR_FIXED,
+    MODES,
     NOTHING,
     REGULAR,
     XATTR_PREFIXES,
@@ -25,9 +26,14 @@ from condainer.fuse.vfs import NotFoundError, WrongKindError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import ParamSpec
 
     from condainer.fuse.squashfs import Inode
     from condainer.fuse.vfs import FileSystem
+
+    _P = ParamSpec("_P")
+
+_T = TypeVar("_T")
 
 BLKSIZE = 1024
 """`st_blksize`, as the kernel's own squashfs gives it."""
@@ -99,8 +105,31 @@ def xattr_names(files: FileSystem, inode: Inode) -> list[bytes]:
     return list(files.image.xattrs(inode))
 
 
+def text(name: bytes) -> str:
+    """Any bytes as the bindings take them, which must not meet what is no character."""
+    return name.decode(ENCODING)
+
+
+ENCODING = "latin-1"
+
+
+def _answers(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Raises errors as the bindings know them."""
+
+    @functools.wraps(method)
+    def answer(*arguments: _P.args, **named: _P.kwargs) -> _T:
+        try:
+            return method(*arguments, **named)
+        except ERRORS as error:
+            raise OSError(number_of(error), method.__name__) from error
+
+    return answer
+
+
 class Operations:
     """What fusepy and mfusepy call, by path; both ask for no base class.
+
+    Paths and names are texts in `ENCODING`.
 
     Args:
         files: what is served.
@@ -109,7 +138,7 @@ class Operations:
         on_ready: called once the mount is live.
     """
 
-    use_ns = False
+    use_ns = True
 
     def __init__(
         self, files: FileSystem, uid: int | None, gid: int | None, on_ready: Callable[[], None]
@@ -119,7 +148,7 @@ class Operations:
         self._on_ready = on_ready
 
     def __call__(self, operation: str, *arguments: object) -> object:
-        """Run an operation by its name.
+        """Run an operation by its name, as fusepy does.
 
         Raises:
             OSError: with the errno that the caller gets.
@@ -127,22 +156,20 @@ class Operations:
         method = getattr(self, operation, None)
         if method is None:
             raise OSError(errno.ENOSYS, "no such operation")
-        try:
-            return method(*arguments)
-        except ERRORS as error:
-            raise OSError(number_of(error), operation) from error
+        return method(*arguments)
 
     def _inode(self, path: str) -> Inode:
-        return self._files.inode(self._files.resolve(os.fsencode(path)))
+        return self._files.inode(self._files.resolve(path.encode(ENCODING)))
 
     def init(self, _path: str) -> None:
         """The kernel has agreed to the protocol."""
         self._on_ready()
 
+    @_answers
     def getattr(self, path: str, _handle: object = None) -> dict[str, int]:
         """`stat`."""
         inode = self._inode(path)
-        times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), inode.mtime)
+        times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), inode.mtime * 10**9)
         return {
             **times,
             "st_ino": inode.number,
@@ -150,20 +177,30 @@ class Operations:
             "st_nlink": inode.links,
             "st_size": inode.size,
             "st_blocks": blocks(self._files, inode),
+            "st_blksize": BLKSIZE,
             "st_uid": inode.uid if self._uid is None else self._uid,
             "st_gid": inode.gid if self._gid is None else self._gid,
             "st_rdev": device(inode),
         }
 
+    @_answers
     def readlink(self, path: str) -> str:
         """What a symbolic link points to."""
-        return os.fsdecode(self._files.target(self._inode(path)))
+        return text(self._files.target(self._inode(path)))
 
-    def readdir(self, path: str, _handle: object) -> list[str]:
-        """The names in a directory."""
-        names = self._files.listing(self._files.resolve(os.fsencode(path)))
-        return [".", "..", *(os.fsdecode(entry.name) for _, entry in names)]
+    @_answers
+    def readdir(self, path: str, _handle: object) -> list[tuple[str, dict[str, int], int]]:
+        """The names in a directory, with what is known of their inodes, and no places."""
+        inode = self._inode(path)
+        dots = ((".", inode.number, DIRECTORY), ("..", inode.parent, DIRECTORY))
+        entries = (entry for _, entry in self._files.listing(inode.ref))
+        names = ((text(entry.name), entry.number, entry.kind) for entry in entries)
+        return [
+            (name, {"st_ino": number, "st_mode": MODES[kind]}, 0)
+            for name, number, kind in (*dots, *names)
+        ]
 
+    @_answers
     def read(self, path: str, size: int, offset: int, _handle: object) -> bytes:
         """A range of a file's content."""
         return b"".join(self._files.read(self._inode(path), offset, size))
@@ -174,10 +211,12 @@ class Operations:
         sizes = {"f_bsize": size, "f_frsize": size, "f_blocks": count}
         return {**sizes, "f_files": inodes, "f_namemax": NAME_MAX}
 
+    @_answers
     def getxattr(self, path: str, name: str, _position: int = 0) -> bytes:
         """The value of an extended attribute."""
-        return xattr(self._files, self._inode(path), os.fsencode(name))
+        return xattr(self._files, self._inode(path), name.encode(ENCODING))
 
+    @_answers
     def listxattr(self, path: str) -> list[str]:
         """The names of extended attributes."""
-        return [os.fsdecode(name) for name in xattr_names(self._files, self._inode(path))]
+        return [text(name) for name in xattr_names(self._files, self._inode(path))]

@@ -151,3 +151,8 @@ def _split(text: str) -> list[str]:
     r"""Options apart: between commas, but for those written `\,`."""
     apart = text.replace("\\\\", "\0").replace("\\,", "\1").split(",")
     return [part.replace("\1", ",").replace("\0", "\\") for part in apart if part]
+
+
+def escaped(value: str) -> str:
+    """A value as it is written among options, between commas."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")

@@ -56,7 +56,7 @@ DIRECTORY, REGULAR, LINK, BLOCK, CHARACTER, FIFO, SOCKET = range(1, 8)
 _LONG = 7
 """What the types of the longer inodes differ by."""
 
-_MODES = {
+MODES = {
     DIRECTORY: stat.S_IFDIR,
     REGULAR: stat.S_IFREG,
     LINK: stat.S_IFLNK,
@@ -354,7 +354,7 @@ class Image:
     def _parse(self, ref: int, data: bytes, offset: int) -> Inode:  # noqa: PLR0911  (kinds)
         kind, mode, uid, gid, mtime, number = _HEADER.unpack_from(data, offset)
         base = kind - _LONG if kind > _LONG else kind
-        mode = mode & 0o7777 | _MODES[base]
+        mode = mode & 0o7777 | MODES[base]
         common = ref, base, mode, self._ids[uid], self._ids[gid], mtime, number
         place = offset + _HEADER.size
         if kind == REGULAR:
@@ -506,7 +506,7 @@ class Image:
                 run = []
                 for _ in range(count + 1):
                     offset, delta, kind, size = _DIRECTORY_ENTRY.unpack_from(listing, place)
-                    if kind not in _MODES or size >= _LONGEST_NAME:
+                    if kind not in MODES or size >= _LONGEST_NAME:
                         raise FormatError("a directory is damaged: it holds what cannot be")
                     place += 9 + size
                     name = listing[place - size - 1 : place]
