@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-    from tests import images
-
 _T = TypeVar("_T")
 
 
