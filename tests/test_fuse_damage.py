@@ -356,15 +356,33 @@ def test_an_image_that_becomes_shorter(originals: list[Path]) -> None:
             files.read(inode, 0, 100)
 
 
-def test_a_directory_that_contains_itself(originals: list[Path]) -> None:
-    """As deep as one likes to go: no way is followed that nobody asks for."""
+@pytest.fixture
+def endless(originals: list[Path], tmp_path: Path) -> Path:
+    """An image with a directory that contains itself."""
     forgery = Forgery(originals[0])
     with opened(originals[0].read_bytes()) as files:
         block, offset = divmod(files.resolve(b"directory"), 1 << 16)
     forgery.listing(b"directory", 4, "<I", block)
     forgery.listing(b"directory", 12, "<H", offset)
-    deep = b"directory" + b"/inner" * 5000
-    assert forgery.ask(names(deep)) == [b"inner"]
+    image = tmp_path / "image.squashfs"
+    image.write_bytes(forgery.data)
+    return image
+
+
+def test_a_directory_that_contains_itself(endless: Path) -> None:
+    """As deep as one likes to go: no way is followed that nobody asks for."""
+    with opened(endless.read_bytes()) as files:
+        assert names(b"directory" + b"/inner" * 5000)(files) == [b"inner"]
+    assert fuzz(endless).returncode == 0
+
+
+def test_a_directory_that_contains_itself_where_it_is_mounted(
+    endless: Path, tmp_path: Path
+) -> None:
+    with images.served(endless, tmp_path / "mnt") as mountpoint:
+        with pytest.raises(OSError, match=r"Too many levels|Input/output error"):
+            (mountpoint / "directory" / "inner").lstat()
+        assert (mountpoint / "text").read_bytes() == b"text " * 3000
 
 
 def test_damage_of_all_kinds(originals: list[Path]) -> None:

@@ -52,12 +52,15 @@ def test_what_the_kernel_cannot_mount(collection: images.Collection, tmp_path: P
 
 
 def test_a_file_of_more_than_4_gib(collection: images.Collection, tmp_path: Path) -> None:
-    image = collection.image("huge", "-comp", "zstd", "-b", "1M")
+    image = collection.huge()
     with (
         images.loop_mounted(image, tmp_path / "kernel") as kernel,
         images.served(image, tmp_path / "fuse") as fuse,
     ):
         assert images.differences(kernel, fuse) == []
+        status = (fuse / "huge").stat()
+        assert status.st_size > 1 << 32
+        assert status.st_blocks * 512 < 8 << 20  # the others are holes
         for place in (0, (1 << 30) - 5, (1 << 32) - 20, (1 << 32) + 12_300):
             assert piece(fuse, place) == piece(kernel, place)
         assert b"across the line" in piece(fuse, (1 << 32) - 20)
