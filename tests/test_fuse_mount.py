@@ -21,6 +21,7 @@ import pytest
 
 import condainer
 from condainer import mounttable
+from condainer.fuse import attach
 from tests import images, support
 from tests.images import (
     daemons,
@@ -275,10 +276,11 @@ def test_a_signal_unmounts(image: Path, place: Path, name: str) -> None:
     assert (process.returncode, errors) == (0, "")
 
 
-def test_nothing_is_taken_away_from_who_uses_it(image: Path, place: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_nothing_is_taken_away_from_who_uses_it(image: Path, place: Path, name: str) -> None:
     with in_foreground(image, place) as process:
         with (place / "noise").open("rb", buffering=0) as file:
-            process.terminate()
+            process.send_signal(signal.Signals[name])
             wait_for_turns(process.pid)
             assert is_mounted(place)
             assert len(file.read()) == 9000
@@ -292,11 +294,51 @@ def test_nothing_is_taken_away_from_who_is_in_it(image: Path, place: Path) -> No
         in_foreground(image, place) as process,
         subprocess.Popen(["cat"], cwd=place / "directory", stdin=subprocess.PIPE) as user,
     ):
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         wait_for_turns(process.pid)
         assert is_mounted(place)
         user.communicate()
         assert process.wait(support.PATIENCE) == 0
+
+
+def test_the_mount_goes_while_it_is_in_use_and_what_is_open_is_served(
+    image: Path, place: Path
+) -> None:
+    """SIGKILL would leave a dead mount otherwise; scripts know this from `squashfuse_ll`."""
+    with in_foreground(image, place) as process:
+        with (place / "noise").open("rb", buffering=0) as file:
+            directory = os.open(place / "directory", os.O_RDONLY)
+            process.terminate()
+            wait_for(lambda: not is_mounted(place), "it is still mounted")
+            assert process.poll() is None
+            assert len(file.read()) == 9000
+            assert os.listdir(directory)  # noqa: PTH208  (by its descriptor)
+            assert not list(place.iterdir())
+            os.close(directory)
+        assert process.wait(support.PATIENCE) == 0
+
+
+def test_a_mount_of_others_stays_while_it_is_in_use(image: Path, place: Path) -> None:
+    """One that stands at the same place after ours has gone from there."""
+    with served(image, place), (place / "text").open("rb") as file:
+        device = attach.device_at(str(place))
+        for other in (attach.Mount(str(place), b"0:1"), attach.Mount(str(place), b"")):
+            assert not attach.detach(other, in_use=True)
+            assert is_mounted(place)
+        assert attach.detach(attach.Mount(str(place), device), in_use=True)
+        assert not is_mounted(place)
+        assert file.read() == TEXT
+        remount = images.serve(image, place)  # for `served` to unmount
+        assert remount.returncode == 0
+
+
+def test_a_mount_is_found_at_any_path(image: Path, tmp_path: Path) -> None:
+    strange = tmp_path / "a b\tc\nd\\e#f"
+    strange.mkdir()
+    assert attach.device_at(str(strange)) == b""
+    with served(image, strange):
+        number = strange.stat().st_dev
+        assert attach.device_at(str(strange)) == b"%d:%d" % (os.major(number), os.minor(number))
 
 
 def test_it_unmounts_when_nobody_asks_any_more(image: Path, place: Path) -> None:

@@ -29,6 +29,7 @@ _FLAGS = {
     "noatime": _MS_NOATIME,
 }
 _INHERITED = "/dev/fd/"
+_MNT_DETACH = 2
 
 
 class AttachError(Exception):
@@ -49,6 +50,18 @@ class Wanted(NamedTuple):
     mountpoint: str
     flags: tuple[str, ...]
     options: tuple[str, ...]
+
+
+class Mount(NamedTuple):
+    """What was mounted.
+
+    Attributes:
+        place: where, without symbolic links.
+        device: number of the file system, as the mount table has it; nothing where it is not known.
+    """
+
+    place: str
+    device: bytes
 
 
 def attach(wanted: Wanted) -> int:
@@ -82,20 +95,61 @@ def attach(wanted: Wanted) -> int:
     raise AttachError(f"cannot mount at {wanted.mountpoint}: {os.strerror(number)}")
 
 
-def detach(mountpoint: str) -> bool:
-    """Unmount where nobody uses the file system; False where somebody does, or it cannot be now."""
+def device_at(place: str) -> bytes:
+    """The number of the file system that is mounted at a path, as the mount table has it.
+
+    Args:
+        place: without symbolic links; nothing there is touched, for who mounts cannot answer yet.
+    """
+    path = os.fsencode(place)
+    for character in b"\\ \t\n":
+        path = path.replace(bytes((character,)), b"\\%03o" % character)
+    found = b""
+    with open("/proc/self/mountinfo", "rb") as table:  # noqa: PTH123  (pathlib is slow to import)
+        for line in table:
+            fields = line.split(b" ", 5)
+            if fields[4] == path:
+                found = fields[2]
+    return found
+
+
+def detach(mount: Mount, *, in_use: bool = False) -> bool:
+    """Unmount.
+
+    Args:
+        mount: what was mounted.
+        in_use: take it from the directory tree also where somebody uses it, for whom it is served
+            on; not where something else is mounted there by now.
+
+    Returns:
+        False where somebody uses it, or it cannot be done now.
+    """
     from ctypes import CDLL, get_errno
 
-    place = os.fsencode(mountpoint)
-    if CDLL(None, use_errno=True).umount2(place, 0) == 0:
+    if in_use and not (_survives_detaching() and _is_there(mount)):
+        in_use = False
+    flags = _MNT_DETACH if in_use else 0
+    if CDLL(None, use_errno=True).umount2(os.fsencode(mount.place), flags) == 0:
         return True
     if get_errno() != errno.EPERM:
         return False
+    options = ["-u", "-z"] if in_use else ["-u"]
     for program in _FUSERMOUNTS:
         with contextlib.suppress(AttachError):
-            if (status := _run(program, ["-u", "--", mountpoint], os.environ)) is not None:
+            status = _run(program, [*options, "--", mount.place], os.environ)
+            if status is not None:
                 return status == 0
     return False
+
+
+def _survives_detaching() -> bool:
+    """Whether the kernel does: it is said that those before 5.2 do not always."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(minor)) >= (5, 2)
+
+
+def _is_there(mount: Mount) -> bool:
+    return bool(mount.device) and device_at(mount.place) == mount.device
 
 
 def _inherited(mountpoint: str) -> int:

@@ -1,7 +1,9 @@
 """The life of a mount that is served through the kernel's protocol: threads, signals, idle time.
 
-SIGTERM, SIGINT and SIGHUP ask to unmount. That is done when nobody uses the file system any more:
-nothing is ever taken away from a running program.
+SIGTERM, SIGINT and SIGHUP ask to unmount, which is done when nobody uses the file system any more.
+After SIGTERM that is waited for only a while, since SIGKILL mostly comes next, and a dead mount
+serves nobody: then the mount goes from the directory tree, as with `squashfuse_ll`, and what
+programs have open is served until the last of them has closed it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import _thread
 import errno
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from condainer.fuse import attach, kernel
@@ -25,6 +28,8 @@ _OVER = signal.SIGUSR1
 """What a thread tells the first one with: that there is nothing more to answer."""
 _PATIENCE = 0.25
 """Seconds between two attempts to unmount what is in use."""
+_COURTESY = 5.0
+"""Seconds that users have after SIGTERM until the mount goes from the directory tree."""
 
 
 def serve(files: FileSystem, options: Options, threads: int, on_ready: Callable[[], None]) -> None:
@@ -44,7 +49,9 @@ def serve(files: FileSystem, options: Options, threads: int, on_ready: Callable[
     # All threads inherit this: the signals are for the first one, which waits for them below. One
     # that comes while it mounts is heeded then, too: no dead mount is left behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, _OVER})
+    place = os.path.realpath(options.mountpoint)
     descriptor = attach.attach(wanted)
+    mount = attach.Mount(place, attach.device_at(place))
     session = kernel.Session(
         descriptor,
         files,
@@ -65,9 +72,9 @@ def serve(files: FileSystem, options: Options, threads: int, on_ready: Callable[
             os.kill(os.getpid(), _OVER)
 
     if _start(answer, threads):
-        _wait(session, options)
+        _wait(session, mount, options.timeout)
     else:
-        attach.detach(options.mountpoint)
+        attach.detach(mount)
         problems.append(attach.AttachError("no thread can be started"))
     # The descriptor stays open: the other threads may not have seen the end yet.
     if problems:
@@ -84,24 +91,27 @@ def _start(answer: Callable[[], None], threads: int) -> int:
     return threads
 
 
-def _wait(session: kernel.Session, options: Options) -> None:
+def _wait(session: kernel.Session, mount: attach.Mount, timeout: int) -> None:
     """Wait for the end, and bring it about where it is asked for or nobody comes any more."""
-    is_ending = False
+    asked: dict[int, float] = {}
     seen = -1
     while True:
-        if is_ending:
+        if asked:
             received = signal.sigtimedwait({*_ENDING, _OVER}, _PATIENCE)
-        elif options.timeout:
-            received = signal.sigtimedwait({*_ENDING, _OVER}, options.timeout)
+        elif timeout:
+            received = signal.sigtimedwait({*_ENDING, _OVER}, timeout)
         else:
             received = signal.sigwaitinfo({*_ENDING, _OVER})
-        if received is not None and received.si_signo == _OVER:
+        number = received.si_signo if received is not None else 0
+        if number == _OVER:
             return
-        is_idle = received is None and session.requests == seen
+        if number and number not in asked:
+            asked[number] = time.monotonic()
+            continue  # a program that has just been started may be about to open what it needs
+        if asked or session.requests == seen:
+            term = asked.get(signal.SIGTERM, time.monotonic())
+            attach.detach(mount, in_use=time.monotonic() - term > _COURTESY)
         seen = session.requests
-        is_ending = is_ending or received is not None
-        if is_ending or is_idle:
-            attach.detach(options.mountpoint)
 
 
 def _words(options: Options) -> tuple[str, ...]:
