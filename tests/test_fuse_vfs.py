@@ -144,6 +144,15 @@ def test_names_are_looked_up(collection: images.Collection) -> None:
                 files.resolve(path)
 
 
+def test_links_lead_where_they_do(collection: images.Collection) -> None:
+    """Also those whose inode ends in another metadata block than it begins in, and in any part."""
+    tree = collection.tree("plain")
+    with opened(collection.image("plain")) as files:
+        for link in (tree / "links").iterdir():
+            inode = files.inode(files.resolve(b"links/" + link.name.encode()))
+            assert os.fsdecode(files.target(inode)) == str(link.readlink())
+
+
 def test_what_is_asked_of_the_wrong_kind(collection: images.Collection) -> None:
     with opened(collection.image("plain")) as files:
         directory, file = (files.inode(files.resolve(path)) for path in (b"d0", b"d0/f0"))

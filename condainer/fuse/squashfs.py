@@ -397,7 +397,8 @@ class Image:
     def _rest(self, inode: Inode, length: int) -> bytes:
         """Bytes of the inode table that follow the fixed part of an inode."""
         block, offset = inode.ref >> 16, inode.ref & 0xFFFF
-        return self._take(self._inode_table + block, offset + inode.fixed, length)
+        place = self._skip(self._inode_table + block, offset + inode.fixed)
+        return self._take(*place, length)
 
     def target(self, inode: Inode) -> bytes:
         """What a symbolic link points to.
