@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import tempfile
 import threading
 import time
@@ -131,8 +130,17 @@ def _fusermount() -> Check:
     hint = f"an administrator can install {tools.PACKAGE_HINTS['fusermount']}"
     if path is None:
         return Check("fusermount", ok=False, detail="not found", hint=hint)
-    if not path.stat().st_mode & stat.S_ISUID and os.getuid() != 0:
+    if os.getuid() == 0:
+        return Check("fusermount", ok=True, detail=str(path))
+    if not tools.is_setuid(path):
         return Check("fusermount", ok=False, detail=f"{path} is not setuid root", hint=hint)
+    hint = "an administrator can lift that, or start this container or job without it"
+    if os.statvfs(path).f_flag & os.ST_NOSUID:
+        detail = f"{path} is on a file system that is mounted nosuid"
+        return Check("fusermount", ok=False, detail=detail, hint=hint)
+    if "\nNoNewPrivs:\t1\n" in Path("/proc/self/status").read_text(encoding="utf-8"):
+        detail = f"{path} gains no privileges here (no_new_privs)"
+        return Check("fusermount", ok=False, detail=detail, hint=hint)
     return Check("fusermount", ok=True, detail=str(path))
 
 

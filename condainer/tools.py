@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from condainer import process
 from condainer.errors import ToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAMBA_FAMILY = ("micromamba", "mamba", "conda")
 """The names by which installers of the mamba family go, in the order they are tried."""
@@ -42,9 +47,16 @@ class Mksquashfs:
 
 def which(name: str) -> Path | None:
     """The program of that name on PATH, or in the system's directories that PATH often lacks."""
+    return next(_each(name), None)
+
+
+def _each(name: str) -> Iterator[Path]:
+    """All programs of that name there."""
     places = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
-    found = shutil.which(name, path=places)
-    return Path(found) if found else None
+    for place in places.split(":"):
+        found = shutil.which(name, path=place)
+        if found:
+            yield Path(found)
 
 
 def find_mksquashfs() -> Mksquashfs:
@@ -83,8 +95,18 @@ def _compressors(path: Path) -> tuple[str, ...]:
 
 
 def find_fusermount() -> Path | None:
-    """The helper that lets an ordinary user mount and unmount with FUSE."""
-    return which("fusermount3") or which("fusermount")
+    """The helper that lets an ordinary user mount and unmount with FUSE.
+
+    One that is not setuid comes last: an active conda environment may have it, first on PATH.
+    """
+    found = [path for name in ("fusermount3", "fusermount") for path in _each(name)]
+    return min(found, key=lambda path: not is_setuid(path), default=None)
+
+
+def is_setuid(path: Path) -> bool:
+    """Whether a program runs as root, whoever starts it."""
+    status = path.stat()
+    return status.st_uid == 0 and bool(status.st_mode & stat.S_ISUID)
 
 
 def version_of(path: Path) -> str:

@@ -90,7 +90,7 @@ def test_only_process_starts_programs() -> None:
         "condainer.mounting.keeper": {"os.fork"},
         # A program of its own, which is to start fast and may import nothing of the rest.
         "condainer.fuse.__main__": {"os.fork"},
-        "condainer.fuse.attach": {"os.posix_spawnp"},
+        "condainer.fuse.attach": {"os.posix_spawn"},
     }
 
 

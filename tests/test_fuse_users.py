@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become o
 
 LONELY = 3  # somebody who runs nothing else, and has a name everywhere
 ROOT = 0
+FUSERMOUNT = "/usr/bin/fusermount3"
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_others_are_let_in_only_where_the_machine_allows_it(place: Place, mountp
     done = place.enter(ANN, *command(place, mountpoint, "-o", "allow_other"))
     assert done.returncode == 1
     assert "user_allow_other" in done.stderr
-    assert f"condainer.fuse: fusermount3 cannot mount at {mountpoint}\n" in done.stderr
+    assert f"condainer.fuse: {FUSERMOUNT} cannot mount at {mountpoint}\n" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +180,61 @@ def test_without_fusermount(place: Place, mountpoint: Path) -> None:
     assert "there is no fusermount3 and no fusermount" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["fusermount3", "fusermount"])
+def test_a_fusermount_that_is_not_setuid_is_not_the_one(
+    place: Place, mountpoint: Path, name: str
+) -> None:
+    """An active conda environment may have one, first on PATH."""
+    programs = powerless(place, name)
+    path = f"PATH={programs}:/usr/bin:/bin"
+    done = place.enter(ANN, "env", path, *command(place, mountpoint, "-o", "timeout=1"))
+    assert (done.returncode, done.stderr) == (0, "")
+    support.wait_for(lambda: not is_mounted(place, mountpoint))
+    done = place.enter(ANN, "env", f"PATH={programs}", *command(place, mountpoint))
+    assert done.returncode == 1
+    assert f"{programs}/{name} cannot mount at {mountpoint}" in done.stderr
+
+
+def powerless(place: Place, name: str) -> Path:
+    """A directory with a fusermount that may do nothing."""
+    programs = place.directory / f"conda-{name}"
+    programs.mkdir(exist_ok=True)
+    shutil.copyfile(FUSERMOUNT, programs / name)
+    (programs / name).chmod(0o755)
+    return programs
+
+
+def test_only_fusermount(place: Place, mountpoint: Path) -> None:
+    """As libfuse 2 calls it."""
+    programs = place.directory / "only"
+    programs.mkdir()
+    (programs / "fusermount").symlink_to(FUSERMOUNT)
+    argv = command(place, mountpoint, "-o", "timeout=1")
+    done = place.enter(ANN, "env", f"PATH={programs}", *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    support.wait_for(lambda: not is_mounted(place, mountpoint))
+
+
+def test_the_mount_goes_while_it_is_in_use(place: Place, mountpoint: Path) -> None:
+    done = place.enter(ANN, *command(place, mountpoint))
+    assert done.returncode == 0
+    (daemon,) = daemons(mountpoint)
+    script = 'cd "$0" && echo inside && exec sleep 60'
+    with place.start(ANN, "sh", "-c", script, str(mountpoint)) as user:
+        try:
+            assert user.stdout is not None
+            assert user.stdout.readline() == "inside\n"
+            os.kill(daemon, signal.SIGTERM)
+            support.wait_for(lambda: not is_mounted(place, mountpoint))
+            assert daemons(mountpoint) == [daemon]
+        finally:
+            user.kill()
+
+
 def test_a_mountpoint_of_somebody_else(place: Place) -> None:
     done = place.enter(ANN, *command(place, place.directory / "packages"))
     assert done.returncode == 1
-    assert "fusermount3 cannot mount at" in done.stderr.splitlines()[-1]
+    assert f"{FUSERMOUNT} cannot mount at" in done.stderr.splitlines()[-1]
 
 
 _SIGNALLING = """#!/bin/sh
@@ -198,8 +250,7 @@ def test_a_signal_while_it_mounts(place: Place, mountpoint: Path) -> None:
     programs.mkdir()
     (programs / "fusermount3").write_text(_SIGNALLING)
     (programs / "fusermount3").chmod(0o755)
-    path = f"{programs}:/usr/bin:/bin"
-    process = place.start(ANN, *command(place, mountpoint, "-f"), PATH=path)
+    process = place.start(ANN, "env", f"PATH={programs}", *command(place, mountpoint, "-f"))
     with process:
         assert process.wait(support.PATIENCE) == 0
     assert not is_mounted(place, mountpoint)

@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +15,7 @@ from tests import support, users
 from tests.users import ANN, BOB
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from tests.users import Place
@@ -121,6 +122,61 @@ def test_prereq(place: Place, anns: Path) -> None:
     assert failed == []
     assert found["can_build"]
     assert found["can_mount"]
+
+
+def fusermount_of(found: dict[str, Any]) -> dict[str, Any]:
+    (check,) = [check for check in found["checks"] if check["name"] == "fusermount"]
+    return dict(check)
+
+
+def test_a_fusermount_that_is_not_setuid_is_passed_over(place: Place, anns: Path) -> None:
+    """An active conda environment may have one, first on PATH."""
+    programs = place.directory / "conda"
+    programs.mkdir()
+    shutil.copyfile("/usr/bin/fusermount3", programs / "fusermount3")
+    (programs / "fusermount3").chmod(0o755)
+    path = f"{programs}:/usr/bin:/bin"
+    found = json.loads(place.run(ANN, "prereq", "--json", cwd=anns, PATH=path).stdout)
+    assert fusermount_of(found)["detail"] == "/usr/bin/fusermount3"
+    support.wait_for(lambda: not mountpoint(place, anns).exists())
+    place.run(ANN, "mount", "--backend", "python", cwd=anns, PATH=path)
+    place.run(ANN, "umount", cwd=anns, PATH=path)
+    assert state(place, ANN, anns) == "not mounted"
+
+
+_NOSUID = "mount --bind $0 $0; mount -o remount,bind,nosuid $0; "
+_HIDDEN = "mount --bind /dev/null $0; "
+
+
+@pytest.mark.parametrize(
+    ("hide", "more", "words"),
+    [
+        (_HIDDEN, (), "not found"),
+        (_NOSUID, (), "/usr/bin/fusermount3 is on a file system that is mounted nosuid"),
+        ("", ("--no-new-privs",), "/usr/bin/fusermount3 gains no privileges here (no_new_privs)"),
+    ],
+    ids=["hidden", "nosuid", "no_new_privs"],
+)
+def test_a_fusermount_that_cannot_help_is_named(
+    place: Place, anns: Path, hide: str, more: tuple[str, ...], words: str
+) -> None:
+    support.wait_for(lambda: not mountpoint(place, anns).exists())
+    become = ("setpriv", f"--reuid={ANN}", f"--regid={ANN}", "--clear-groups", *more, "--")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        program = (*become, users.PYTHON, "-m", "condainer", *arguments)
+        script = ("sh", "-c", hide + 'exec "$@"', "/usr/bin/fusermount3", *program)
+        return place.enter(0, "unshare", "-m", *script, cwd=anns)
+
+    done = run("prereq", "--json")
+    check = fusermount_of(json.loads(done.stdout))
+    assert (done.returncode, check["ok"], check["detail"]) == (1, False, words)
+    assert "an administrator can" in check["hint"]
+    done = run("exec", "hard-hello")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "with squashfuse_ll: " in done.stderr
+    assert "with python: " in done.stderr
+    assert "'condainer prereq' tells what this machine can do" in done.stderr
 
 
 def test_a_second_user_is_told_of_the_first(place: Place, anns: Path, bobs: Path) -> None:

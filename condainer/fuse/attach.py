@@ -134,11 +134,9 @@ def detach(mount: Mount, *, in_use: bool = False) -> bool:
     if get_errno() != errno.EPERM:
         return False
     options = ["-u", "-z"] if in_use else ["-u"]
-    for program in _FUSERMOUNTS:
+    for program in _fusermounts()[:1]:
         with contextlib.suppress(AttachError):
-            status = _run(program, [*options, "--", mount.place], os.environ)
-            if status is not None:
-                return status == 0
+            return _run(program, [*options, "--", mount.place], os.environ) == 0
     return False
 
 
@@ -175,10 +173,25 @@ def _mount(wanted: Wanted, data: str) -> int:
     return get_errno()
 
 
-_FUSERMOUNTS = ("fusermount3", "fusermount")
+def _fusermounts() -> list[str]:
+    """Programs on PATH that may mount for us; those that are not setuid, as conda's, come last."""
+    found = []
+    for name in ("fusermount3", "fusermount"):
+        for directory in os.get_exec_path():
+            path = os.path.join(directory, name)  # noqa: PTH118  (pathlib is slow to import)
+            with contextlib.suppress(OSError):
+                status = os.stat(path)  # noqa: PTH116  (pathlib is slow to import)
+                if stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK):
+                    found.append((status.st_uid != 0 or not status.st_mode & stat.S_ISUID, path))
+    return [path for _, path in sorted(found, key=lambda each: each[0])]
 
 
 def _by_fusermount(wanted: Wanted) -> int:
+    programs = _fusermounts()
+    if not programs:
+        raise AttachError(
+            "there is no fusermount3 and no fusermount, and mounting needs one of them"
+        )
     source = f"fsname={escaped(wanted.source)}"
     options = [*wanted.flags, *wanted.options, source, "subtype=condainer"]
     ours, theirs = socket.socketpair()
@@ -186,24 +199,16 @@ def _by_fusermount(wanted: Wanted) -> int:
         theirs.set_inheritable(True)
         variables = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
         arguments = ["-o", ",".join(options), "--", wanted.mountpoint]
-        for program in _FUSERMOUNTS:
-            status = _run(program, arguments, variables)
-            if status is None:
-                continue
-            if status != 0:
-                raise AttachError(f"{program} cannot mount at {wanted.mountpoint}")
-            return _receive(ours)
-    raise AttachError("there is no fusermount3 and no fusermount, and mounting needs one of them")
+        program = programs[0]
+        if _run(program, arguments, variables) != 0:
+            raise AttachError(f"{program} cannot mount at {wanted.mountpoint}")
+        return _receive(ours)
 
 
-def _run(
-    program: str, arguments: list[str], variables: dict[str, str] | os._Environ[str]
-) -> int | None:
-    """Run a program and give its exit status; None where there is none of that name."""
+def _run(program: str, arguments: list[str], variables: dict[str, str] | os._Environ[str]) -> int:
+    """Run a program and give its exit status."""
     try:
-        child = os.posix_spawnp(program, [program, *arguments], variables, setsigmask=[])
-    except FileNotFoundError:
-        return None
+        child = os.posix_spawn(program, [program, *arguments], variables, setsigmask=[])
     except OSError as error:
         raise AttachError(f"cannot run {program}: {error.strerror}") from error
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
