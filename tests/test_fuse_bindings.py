@@ -107,4 +107,35 @@ def test_a_binding_that_is_not_there(collection: images.Collection, tmp_path: Pa
             collection.image("small"), tmp_path, CONDAINER_FUSE_BINDING=name, PYTHONPATH=path
         )
         assert done.returncode == 1
-        assert done.stderr == (f"condainer.fuse: {name} finds no libfuse: Unable to find libfuse\n")
+        version = {"fusepy": 2, "mfusepy": 3}[name]
+        assert done.stderr.startswith(f"condainer.fuse: {name} needs libfuse {version} (libfuse")
+        assert done.stderr.endswith("): Unable to find libfuse\n")
+
+
+_HIDE = """
+for library in $(ldconfig -p | sed -n 's/.*libfuse.*=> //p'); do
+  mount --bind /dev/null "$(realpath "$library")"
+done
+image=$1 place=$2; shift 2
+for binding in fusepy mfusepy; do
+  CONDAINER_FUSE_BINDING=$binding "$@" "$image" "$place"
+  echo "$?"
+done
+"$@" "$image" "$place" && head -c 5 "$place/text" && umount "$place"
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can hide libraries")
+def test_no_library_is_needed(collection: images.Collection, tmp_path: Path) -> None:
+    """And what is missing is named to who asks for a binding."""
+    argv = [str(collection.image("small")), str(tmp_path), *images.FUSE]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"PATH=$PATH:/sbin; {_HIDE}", "sh", *argv],
+        env={**os.environ, "PYTHONPATH": str(support.REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "1\n1\ntext "
+    for number, (line, name) in enumerate(zip(done.stderr.splitlines(), MODULES, strict=True)):
+        assert line.startswith(f"condainer.fuse: {name} needs libfuse {number + 2} (libfuse")

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 NAMES = ("kernel", "fusepy", "mfusepy")
 _MODULES = {"fusepy": "fuse", "mfusepy": "mfusepy"}
+_LIBRARIES = {
+    "fusepy": "libfuse 2 (libfuse2 of Debian and Ubuntu, fuse-libs of Fedora and RHEL)",
+    "mfusepy": "libfuse 3 (libfuse3-3 of Debian and Ubuntu, fuse3-libs of Fedora and RHEL)",
+}
 _MOST_THREADS = 8
 
 
@@ -74,7 +78,7 @@ def _load(name: str) -> ModuleType:
     except ImportError:
         raise AttachError(f"{name} is not installed") from None
     except OSError as error:  # what it raises where there is no libfuse of its kind
-        raise AttachError(f"{name} finds no libfuse: {error}") from error
+        raise AttachError(f"{name} needs {_LIBRARIES[name]}: {error}") from error
 
 
 def _serve_by_library(
