@@ -442,6 +442,9 @@ def totals(mountpoint: Path) -> list[int]:
 def _facts(path: Path, seed: str, leaving: tuple[str, ...]) -> dict[str, Any]:
     facts = _attributes(path, leaving)
     facts["xattrs"] = _attempt(_xattrs, path)
+    facts["access"] = [os.access(path, how, follow_symlinks=False) for how in range(8)]
+    facts["too long"] = _attempt(os.lstat, f"{path}/{'n' * 257}")
+    facts["not there"] = _attempt(os.lstat, f"{path}/{'n' * 256}")
     for name in _FOREIGN:
         facts[name] = _attempt(_xattr, path, name)
     status = path.lstat()

@@ -6,9 +6,9 @@ Python, which no binding to libfuse reaches: for each call these build structure
 
 The protocol: the kernel's include/uapi/linux/fuse.h, of which minor version 31 is spoken (Linux
 5.4; older kernels agree on theirs). The image never changes, so the kernel is told to keep names,
-attributes and contents for ever, and after one ENOSYS it asks no more to open, flush or check
-access. A node id is an inode's reference plus two, and the root's is one; nothing has to be
-remembered of what the kernel knows.
+attributes and contents for ever, and after one ENOSYS it asks no more to open or flush. A node id
+is an inode's reference plus two, and the root's is one; nothing has to be remembered of what the
+kernel knows.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ _INIT_IN = struct.Struct("<4I")
 _INIT_OUT = struct.Struct("<4I2H2I2H32x")
 _STATFS = struct.Struct("<5Q3I28x")
 _XATTR = struct.Struct("<II")
+_MASK = struct.Struct("<I")
 
 _ASYNC_READ, _DO_READDIRPLUS, _READDIRPLUS_AUTO = 1, 1 << 13, 1 << 14
 _NO_OPEN, _PARALLEL_DIROPS, _MAX_PAGES = 1 << 17, 1 << 18, 1 << 22
@@ -136,6 +137,7 @@ class Session:
             26: self._init,
             28: self._readdir,
             29: self._nothing,  # RELEASEDIR
+            34: self._access,
             36: self._ignore,  # INTERRUPT
             38: self._nothing,  # DESTROY
             39: self._ioctl,
@@ -260,6 +262,7 @@ class Session:
 
     def _lookup(self, unique: int, node: int, request: bytes) -> None:
         name = request[_HEADER:-1]
+        operations.check_name(name)
         try:
             ref = self._files.lookup(self._ref(node), name)
         except NotFoundError:
@@ -270,6 +273,11 @@ class Session:
     def _getattr(self, unique: int, node: int, _request: bytes) -> None:
         inode = self._files.inode(self._ref(node))
         self._answer(unique, _ATTR.pack(_FOREVER, 0, 0, *self._attributes(inode)))
+
+    def _access(self, unique: int, node: int, request: bytes) -> None:
+        (mask,) = _MASK.unpack_from(request, _HEADER)
+        operations.check_access(self._files.inode(self._ref(node)), mask)
+        self._answer(unique)
 
     def _readlink(self, unique: int, node: int, _request: bytes) -> None:
         self._answer(unique, self._files.target(self._files.inode(self._ref(node))))

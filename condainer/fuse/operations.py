@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 from typing import TYPE_CHECKING, TypeVar
 
 from condainer.fuse.squashfs import (
@@ -105,6 +106,28 @@ def xattr_names(files: FileSystem, inode: Inode) -> list[bytes]:
     return list(files.image.xattrs(inode))
 
 
+def check_access(inode: Inode, mask: int) -> None:
+    """Answer `access(2)`, which the kernel asks about here although it decides on its own later.
+
+    Whoever may use the mount may read everything in it, and execute what anybody may.
+
+    Raises:
+        OSError: EACCES for what nobody can execute, as the kernel has it then.
+    """
+    if mask & os.X_OK and inode.kind != DIRECTORY and not inode.mode & 0o111:
+        raise OSError(errno.EACCES, "nobody can execute it")
+
+
+def check_name(name: bytes) -> None:
+    """See that a name is none that cannot be in an image.
+
+    Raises:
+        OSError: ENAMETOOLONG where it is.
+    """
+    if len(name) > NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, "no name is so long")
+
+
 def text(name: bytes) -> str:
     """Any bytes as the bindings take them, which must not meet what is no character."""
     return name.decode(ENCODING)
@@ -159,7 +182,9 @@ class Operations:
         return method(*arguments)
 
     def _inode(self, path: str) -> Inode:
-        return self._files.inode(self._files.resolve(path.encode(ENCODING)))
+        name = path.encode(ENCODING)
+        check_name(name.rpartition(b"/")[2])
+        return self._files.inode(self._files.resolve(name))
 
     def init(self, _path: str) -> None:
         """The kernel has agreed to the protocol."""
@@ -182,6 +207,12 @@ class Operations:
             "st_gid": inode.gid if self._gid is None else self._gid,
             "st_rdev": device(inode),
         }
+
+    @_answers
+    def access(self, path: str, mode: int) -> int:
+        """`access`."""
+        check_access(self._inode(path), mode)
+        return 0
 
     @_answers
     def readlink(self, path: str) -> str:
