@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import mmap
 import os
 import platform
 import resource
 import signal
 import struct
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -391,6 +393,45 @@ def test_too_little_memory_ends_nothing(collection: images.Collection, place: Pa
         assert (place / "block").read_bytes() == (tree / "block").read_bytes()
         unmount(place)
         assert process.wait(support.PATIENCE) == 0
+
+
+# Many ways to read
+
+
+@pytest.mark.parametrize("name", ["text", "noise", "sparse"])
+def test_every_way_of_reading_gives_the_same(
+    collection: images.Collection, place: Path, name: str
+) -> None:
+    expected = (collection.tree("small") / name).read_bytes()
+    with served(collection.image("small", "-b", "4096"), place):
+        for flags in (os.O_RDONLY, os.O_RDONLY | os.O_DIRECT):
+            descriptor = os.open(place / name, flags)
+            try:
+                room = mmap.mmap(
+                    -1, 1 << 20
+                )  # which begins where a page does, as O_DIRECT wants it
+                assert os.preadv(descriptor, [room], 0) == len(expected)
+                assert room[: len(expected)] == expected
+                assert os.preadv(descriptor, [memoryview(room)[:512]], 4096) == 512
+                assert room[:512] == expected[4096:4608]
+                assert mapped(descriptor) == expected
+                assert sent(descriptor, len(expected)) == expected
+            finally:
+                os.close(descriptor)
+
+
+def mapped(descriptor: int) -> bytes:
+    with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as room:
+        return room[:]
+
+
+def sent(descriptor: int, size: int) -> bytes:
+    """What the kernel copies from one file to another."""
+    with tempfile.TemporaryFile() as file:
+        while os.sendfile(file.fileno(), descriptor, None, size):
+            pass
+        file.seek(0)
+        return file.read()
 
 
 # Many names, many readers
