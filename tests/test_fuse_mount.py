@@ -334,6 +334,30 @@ def test_a_mount_of_others_stays_while_it_is_in_use(image: Path, place: Path) ->
         assert remount.returncode == 0
 
 
+_WITHOUT_PROC = """
+image=$1 place=$2; shift 2
+mount -t tmpfs none /proc
+"$@" -f "$image" "$place" & daemon=$!
+for turn in $(seq 500); do test -e "$place/text" && break; sleep 0.02; done
+head -c 5 "$place/text"
+kill "$daemon"
+wait "$daemon"
+echo "$?" "$(ls "$place")"
+"""
+
+
+@needs_root
+def test_it_does_without_proc(image: Path, place: Path) -> None:
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", _WITHOUT_PROC, "sh", str(image), str(place), *images.FUSE],
+        env={**os.environ, "PYTHONPATH": str(support.REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("text 0 \n", "")
+
+
 def test_a_mount_is_found_at_any_path(image: Path, tmp_path: Path) -> None:
     strange = tmp_path / "a b\tc\nd\\e#f"
     strange.mkdir()

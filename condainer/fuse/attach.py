@@ -105,7 +105,10 @@ def device_at(place: str) -> bytes:
     for character in b"\\ \t\n":
         path = path.replace(bytes((character,)), b"\\%03o" % character)
     found = b""
-    with open("/proc/self/mountinfo", "rb") as table:  # noqa: PTH123  (pathlib is slow to import)
+    with (
+        contextlib.suppress(OSError),  # a container may hide /proc
+        open("/proc/self/mountinfo", "rb") as table,  # noqa: PTH123  (pathlib is slow to import)
+    ):
         for line in table:
             fields = line.split(b" ", 5)
             if fields[4] == path:
