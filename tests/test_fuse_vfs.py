@@ -326,6 +326,24 @@ def test_all_who_wait_hear_of_an_error_and_the_next_tries_again() -> None:
     assert blocks.get(Place(7, 1, 10)) == bytes([7]) * 10
 
 
+class Unkept(bytes):
+    """A block that there is no memory left to keep."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise MemoryError
+
+
+def test_nobody_waits_for_a_block_that_could_not_be_kept() -> None:
+    loaded: list[bytes] = [Unkept(), b"block"]
+    blocks = Blocks(lambda *_: loaded.pop(0), 1000, 0)
+    with pytest.raises(MemoryError):
+        blocks.get(Place(7, 1, 10))
+    assert not blocks._coming  # noqa: SLF001  (whoever found it there would wait)
+    assert blocks.get(Place(7, 1, 10)) == b"block"
+
+
 def test_blocks_are_kept_up_to_a_limit() -> None:
     """Those that were wanted last; one block is kept even where it is larger."""
     loader = Loader()

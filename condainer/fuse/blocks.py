@@ -89,19 +89,19 @@ class Blocks:
     def _decompress(self, place: Place, mine: _Coming) -> bytes:
         try:
             block = self._load(*place)
+            size = len(block)
+            with self._lock:
+                self._kept[place.position] = block
+                self._bytes += size
+                while self._bytes > self._limit and len(self._kept) > 1:
+                    self._bytes -= len(self._kept.popitem(last=False)[1])
         except BaseException as error:
             mine.error = error if isinstance(error, Exception) else None
+            raise
+        finally:  # whatever happens, or all who want the block would wait for ever
             with self._lock:
                 del self._coming[place.position]
             mine.done.release()
-            raise
-        with self._lock:
-            self._kept[place.position] = block
-            self._bytes += len(block)
-            del self._coming[place.position]
-            while self._bytes > self._limit and len(self._kept) > 1:
-                self._bytes -= len(self._kept.popitem(last=False)[1])
-        mine.done.release()
         return block
 
     def ahead(self, place: Place) -> None:
