@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 
 _MAJOR, _MINOR = 7, 31
 _LEAST_MINOR = 12
-_MOST_PAGES = 256
-_REQUEST = 16384
-"""Bytes to read at once: more than the longest request."""
+_SHORT_INIT_MINOR, _SHORT_INIT = 22, 24
+"""The last minor version that takes a shorter answer to INIT, and nothing else, and how short."""
+_MOST_PAGES = max((1 << 20) // os.sysconf("SC_PAGE_SIZE"), 1)
+"""Of a request: 1 MiB, however large a page is; writev(2) takes no more than 1024 pieces."""
+_REQUEST = 32768
+"""Bytes to read at once: more than the longest request, which is an ioctl's with 16 KiB."""
 _FOREVER = 1 << 31
 _ROOT = 1
 _BACKGROUND = 64
@@ -68,6 +71,10 @@ _WANTED = (
 
 _DIRENT_KINDS = (0, 4, 8, 10, 6, 2, 1, 12)
 """What `readdir` calls the kinds of inodes: DT_DIR, DT_REG and so on."""
+
+OF_OPEN_FILES = frozenset((15, 18, 25, 28, 29, 44))
+"""READ, RELEASE, FLUSH, READDIR, RELEASEDIR and READDIRPLUS: for whoever was passed an open file,
+or has given up rights since."""
 
 _NO_REQUEST = {errno.ENOENT, errno.EINTR, errno.EAGAIN}
 
@@ -254,7 +261,7 @@ class Session:
         for opcode, flag in ((14, _NO_OPEN), (27, _NO_OPENDIR)):
             if not flags & flag:  # or an older kernel: ENOSYS would be the caller's answer
                 self._handlers[opcode] = self._open
-        self._answer(unique, out)
+        self._answer(unique, out[:_SHORT_INIT] if minor <= _SHORT_INIT_MINOR else out)
         self._on_ready()
 
     def _open(self, unique: int, _node: int, _request: bytes) -> None:
