@@ -80,6 +80,9 @@ class Options(NamedTuple):
     fsname: str = ""
 
 
+INHERITED = "/dev/fd/"
+"""What a mountpoint begins with that is a descriptor, mounted already."""
+
 _SWITCHES = {"-f": "foreground", "-d": "debug", "-s": "single"}
 _WORDS = {"debug", "allow_other", "allow_root", "default_permissions"}
 _NUMBERS = {"uid": 2**32 - 2, "gid": 2**32 - 2, "offset": 2**63 - 1, "timeout": 2**31 - 1}
@@ -102,7 +105,9 @@ def parse(arguments: list[str]) -> Options:
     flags = list(Options._field_defaults["flags"])
     rest = iter(arguments)
     for argument in rest:
-        if argument in _SWITCHES:
+        if argument == "--":
+            places += rest
+        elif argument in _SWITCHES:
             found[_SWITCHES[argument]] = True
         elif argument.startswith("-o"):
             text = argument[2:] or next(rest, "")
@@ -116,7 +121,7 @@ def parse(arguments: list[str]) -> Options:
             places.append(argument)
     if len(places) != 2:  # noqa: PLR2004  (image and mountpoint)
         raise UsageError("an image and a mountpoint are needed")
-    image, mountpoint = map(os.path.abspath, places)
+    image, mountpoint = _absolute(places[0]), _real(places[1])
     if found.get("debug"):
         found["foreground"] = True
     found.setdefault("fsname", image)
@@ -132,7 +137,7 @@ def _take(option: str, found: dict[str, object], flags: list[str]) -> None:
     elif name in _NUMBERS and equals:
         found[name] = _number(name, value)
     elif name in _PATHS and value:
-        found[name] = os.path.abspath(value)  # noqa: PTH100  (links stay links)
+        found[name] = _absolute(value)
     elif name in _TEXTS and value:
         found[name] = value
     elif option not in _MEANINGLESS:
@@ -147,10 +152,39 @@ def _number(name: str, value: str) -> int:
     return int(value)
 
 
+def _absolute(path: str) -> str:
+    """A path that leads to the same place from everywhere; `..` behind a link stays as it is."""
+    if path.startswith("/"):
+        return path
+    return os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118  (pathlib is slow to import)
+
+
+def _real(mountpoint: str) -> str:
+    """A mountpoint without links, which fusermount does not take, and which may come to change."""
+    if mountpoint.startswith(INHERITED):
+        return mountpoint
+    return os.path.realpath(mountpoint)
+
+
 def _split(text: str) -> list[str]:
-    r"""Options apart: between commas, but for those written `\,`."""
-    apart = text.replace("\\\\", "\0").replace("\\,", "\1").split(",")
-    return [part.replace("\1", ",").replace("\0", "\\") for part in apart if part]
+    r"""Options apart, as libfuse has it: between commas, but for `\,`, which may be `\054`."""
+    parts, place = [""], 0
+    while place < len(text):
+        letter = text[place]
+        if letter == ",":
+            parts.append("")
+        elif letter == "\\" and place + 1 < len(text):
+            octal = text[place + 1 : place + 4]
+            if len(octal) == 3 and octal[0] in "0123" and not octal.strip("01234567"):  # noqa: PLR2004
+                parts[-1] += os.fsdecode(bytes([int(octal, 8)]))
+                place += 3
+            else:
+                place += 1
+                parts[-1] += text[place]
+        else:
+            parts[-1] += letter
+        place += 1
+    return [part for part in parts if part]
 
 
 def escaped(value: str) -> str:

@@ -182,7 +182,7 @@ class Image:
         self._descriptor = descriptor
         self._offset = offset
         self._metas: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
-        self._read_superblock(os.fstat(descriptor).st_size - offset)
+        self._read_superblock(os.lseek(descriptor, 0, os.SEEK_END) - offset)
         self.codec: Callable[[bytes, int], bytes] = codecs.find(self.compression)
         self._ids = self._read_ids()
         self._fragment_blocks = self._read_index(
