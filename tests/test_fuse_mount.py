@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import mmap
 import os
@@ -24,6 +25,7 @@ import pytest
 import condainer
 from condainer import mounttable
 from condainer.fuse import attach
+from condainer.fuse.options import _split as split
 from tests import images, support
 from tests.images import (
     daemons,
@@ -201,6 +203,47 @@ def test_an_unknown_binding(image: Path, place: Path) -> None:
     assert "there are kernel, fusepy, mfusepy" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("ro,nodev", ["ro", "nodev"]),
+        (",ro,,", ["ro"]),
+        (r"subdir=a\,b\\,ro", ["subdir=a,b\\", "ro"]),
+        (r"subdir=\a\054\303\274\08,ro", ["subdir=a,\udcc3\udcbc08", "ro"]),
+        ("subdir=\1\\", ["subdir=\1\\"]),
+    ],
+)
+def test_options_are_told_apart_as_libfuse_does(text: str, options: list[str]) -> None:
+    assert split(text) == options
+
+
+def test_names_may_begin_with_anything(image: Path, tmp_path: Path, place: Path) -> None:
+    """Behind two dashes."""
+    (tmp_path / "-f").symlink_to(image)
+    done = subprocess.run(
+        [*images.FUSE, "--", "-f", str(place)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(support.REPOSITORY)},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (place / "text").read_bytes() == TEXT
+    unmount(place)
+
+
+def test_what_is_above_a_link(image: Path, tmp_path: Path) -> None:
+    """It is above where the link leads to."""
+    for name in ("one/inner", "one/mnt"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("one/inner")
+    (tmp_path / "one" / "image").symlink_to(image)
+    done = images.serve(Path("link/../image"), "link/../mnt", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "one" / "mnt" / "text").read_bytes() == TEXT
+    unmount(tmp_path / "one" / "mnt")
+
+
 # The life of a mount
 
 
@@ -231,6 +274,19 @@ def test_it_goes_to_the_background_once_it_is_mounted(image: Path, place: Path) 
         assert Path(f"/proc/{daemon}/cwd").resolve() == Path("/")
         streams = {Path(f"/proc/{daemon}/fd/{number}").resolve() for number in range(3)}
         assert streams == {Path("/dev/null")}
+
+
+def test_without_standard_streams(image: Path, place: Path) -> None:
+    """None of them is taken for the image, or the other way round."""
+    script = 'exec "$@" <&- >&- 2>&-'
+    argv = [*images.FUSE, str(image), str(place)]
+    variables = {**os.environ, "PYTHONPATH": str(support.REPOSITORY)}
+    done = subprocess.run(["sh", "-c", script, "sh", *argv], env=variables, check=False)
+    assert done.returncode == 0
+    assert (place / "text").read_bytes() == TEXT
+    unmount(place)
+    done = subprocess.run(["sh", "-c", script, "sh", *argv[:-1]], env=variables, check=False)
+    assert done.returncode == 254
 
 
 def test_it_stays_in_the_foreground(image: Path, place: Path) -> None:
@@ -276,6 +332,37 @@ def test_a_signal_unmounts(image: Path, place: Path, name: str) -> None:
         _, errors = process.communicate(timeout=support.PATIENCE)
         assert not is_mounted(place)
     assert (process.returncode, errors) == (0, "")
+
+
+def test_a_signal_that_was_to_be_ignored_is(image: Path, place: Path) -> None:
+    """As under nohup. What is ignored and blocked would still be heard of."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with in_foreground(image, place) as process:
+            for task in Path(f"/proc/{process.pid}/task").iterdir():
+                lines = (task / "status").read_text().splitlines()
+                masks = dict(line.split(":\t") for line in lines if line.startswith("Sig"))
+                assert int(masks["SigIgn"], 16) & 1 << signal.SIGHUP - 1
+                assert not int(masks["SigBlk"], 16) & 1 << signal.SIGHUP - 1
+            process.send_signal(signal.SIGHUP)
+            assert (place / "text").read_bytes() == TEXT
+            process.terminate()
+            assert process.wait(support.PATIENCE) == 0
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_another_mount_in_its_place_is_left_alone(image: Path, place: Path) -> None:
+    """After it was taken away lazily, while somebody uses it still."""
+    with in_foreground(image, place) as process:
+        with (place / "text").open("rb"):
+            unmount(place, "-z")
+            assert images.serve(image, place).returncode == 0
+            process.terminate()
+            wait_for_turns(process.pid)
+            assert is_mounted(place)
+        assert process.wait(support.PATIENCE) == 0
+    unmount(place)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
@@ -419,6 +506,14 @@ def test_too_little_memory_ends_nothing(collection: images.Collection, place: Pa
         assert process.wait(support.PATIENCE) == 0
 
 
+def test_what_devices_are_asked(image: Path, place: Path) -> None:
+    """A file is none, however much comes with the question."""
+    with served(image, place), (place / "text").open("rb") as file:
+        for size in (0, 100, (1 << 14) - 1):
+            with pytest.raises(OSError, match="Inappropriate ioctl"):
+                fcntl.ioctl(file, 3 << 30 | size << 16 | 0x4242, bytearray(size))
+
+
 # Many ways to read
 
 
@@ -544,6 +639,20 @@ def test_an_image_behind_something_else(image: Path, tmp_path: Path, place: Path
     with served(shifted, place, "-o", "offset=4096"):
         assert (place / "text").read_bytes() == TEXT
         assert (place / "noise").stat().st_size == 9000
+
+
+@needs_root
+def test_an_image_on_a_device(image: Path, place: Path) -> None:
+    command = ["losetup", "--find", "--show", "--read-only", str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"there is no loop device: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        with served(Path(device), place):
+            assert (place / "text").read_bytes() == TEXT
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 @pytest.mark.parametrize("path", ["directory", "/directory", "directory/", "./directory//."])

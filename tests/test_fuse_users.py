@@ -138,6 +138,23 @@ def allowed(place: Place) -> Iterator[None]:
     place.enter(ROOT, "umount", "/etc/fuse.conf")
 
 
+def test_it_is_silent_while_it_waits_for_who_uses_it(place: Place, mountpoint: Path) -> None:
+    """However often it tries to unmount."""
+    process = place.start(ANN, *command(place, mountpoint, "-f"))
+    with process:
+        support.wait_for(lambda: is_mounted(place, mountpoint))
+        stay = f"cd {mountpoint}/directory && echo there && exec sleep 1000"
+        with place.start(ANN, "sh", "-c", stay) as user:
+            assert user.stdout is not None
+            assert user.stdout.readline() == "there\n"
+            process.terminate()
+            images.wait_for_turns(process.pid)
+            assert is_mounted(place, mountpoint)
+            user.kill()
+        assert process.communicate(timeout=support.PATIENCE) == ("", "")
+        assert process.returncode == 0
+
+
 @pytest.mark.usefixtures("allowed")
 def test_others_are_let_in(place: Place, mountpoint: Path) -> None:
     with served(place, mountpoint, "-o", "allow_other"):
@@ -160,6 +177,18 @@ def test_the_kernel_checks_permissions_where_it_is_asked_to(place: Place, mountp
 
 def can_open(place: Place, user: int, path: Path) -> bool:
     return place.enter(user, "cp", str(path), "/dev/null").returncode == 0
+
+
+@pytest.mark.usefixtures("allowed")
+def test_what_is_open_stays_open(place: Place, mountpoint: Path) -> None:
+    """For who was let in, and has given up rights since: it may have to read its own program."""
+    become = f"setpriv --reuid={BOB} --regid={BOB} --clear-groups"
+    with served(place, mountpoint, "-o", "allow_root"):
+        file, directory = mountpoint / "text", mountpoint / "directory"
+        done = place.enter(ROOT, "sh", "-c", f"exec {become} cat <{file}")
+        assert (done.stdout[:10], done.stderr) == ("text text ", "")
+        done = place.enter(ROOT, "sh", "-c", f"exec {become} ls /dev/fd/0/ <{directory}")
+        assert "Permission denied" in done.stderr  # it is opened anew
 
 
 @pytest.mark.usefixtures("allowed")
@@ -231,6 +260,54 @@ def test_the_mount_goes_while_it_is_in_use(place: Place, mountpoint: Path) -> No
             user.kill()
 
 
+def test_a_link_to_a_mountpoint(place: Place, mountpoint: Path) -> None:
+    link = place.directory / "link"
+    link.symlink_to(mountpoint)
+    done = place.enter(ANN, *command(place, link))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert is_mounted(place, mountpoint)
+    assert place.enter(ANN, "fusermount3", "-u", "--", str(mountpoint)).returncode == 0
+    support.wait_for(lambda: not daemons(link))
+
+
+_PASSING_ON = """
+import ctypes, os, sys
+image, place = sys.argv[1:]
+device = os.open("/dev/fuse", os.O_RDWR)
+os.set_inheritable(device, True)
+data = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % device
+ctypes.CDLL(None).mount(b"test", os.fsencode(place), b"fuse", ctypes.c_ulong(1), data)
+argv = [sys.executable, "-m", "condainer.fuse", "-f", image, f"/dev/fd/{device}"]
+os.execv(sys.executable, argv)
+"""
+
+
+def test_the_device_is_not_taken_for_the_mountpoint(place: Place, mountpoint: Path) -> None:
+    """In containers something is mounted at /dev/fuse, too; it is what a descriptor leads to."""
+    image = str(place.directory / "small.squashfs")
+    with place.start(ROOT, PYTHON, "-c", _PASSING_ON, image, str(mountpoint)) as process:
+        support.wait_for(lambda: is_mounted(place, mountpoint))
+        assert read(place, ROOT, mountpoint / "text").startswith("text ")  # it is served by now
+        process.terminate()
+        for _ in range(8):  # in which it would have done even what it does not at once
+            images.wait_for_turns(process.pid)
+        is_there = is_mounted(place, Path("/dev/fuse"))
+        place.enter(ROOT, "umount", str(mountpoint))
+        assert process.wait(support.PATIENCE) == 0
+        assert is_there
+
+
+def test_nobody_was_to_wait_for_children(place: Place, mountpoint: Path) -> None:
+    """Whoever ignores SIGCHLD passes that on."""
+    argv = command(place, mountpoint)
+    script = "import os, signal, sys; signal.signal(17, signal.SIG_IGN); os.execv(sys.argv[1], "
+    done = place.enter(ANN, PYTHON, "-c", f"{script}sys.argv[1:])", *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    (daemon,) = daemons(mountpoint)
+    os.kill(daemon, signal.SIGTERM)
+    support.wait_for(lambda: not is_mounted(place, mountpoint))
+
+
 def test_a_mountpoint_of_somebody_else(place: Place) -> None:
     done = place.enter(ANN, *command(place, place.directory / "packages"))
     assert done.returncode == 1
@@ -269,3 +346,19 @@ def test_as_few_processes_as_a_user_may_have(place: Place, lonely_mountpoint: Pa
         assert is_mounted(place, lonely_mountpoint)
         place.enter(ROOT, "umount", str(lonely_mountpoint))
         assert process.wait(support.PATIENCE) == 0
+
+
+def test_no_thread_to_tell_who_waits(place: Place, lonely_mountpoint: Path) -> None:
+    """It is mounted all the same."""
+    pipe = lonely_mountpoint.with_name("pipe")
+    os.mkfifo(pipe)
+    os.chown(pipe, LONELY, LONELY)
+    argv = command(place, lonely_mountpoint, "-f", "-o", f"notify_pipe={pipe}")
+    process = place.start(LONELY, "prlimit", "--nproc=2", "--", *argv)
+    with process:
+        support.wait_for(lambda: is_mounted(place, lonely_mountpoint) or process.poll() is not None)
+        done = place.enter(LONELY, "cat", str(lonely_mountpoint / "text"))
+        assert done.stdout.startswith("text text ")
+        place.enter(ROOT, "umount", str(lonely_mountpoint))
+        _, errors = process.communicate(timeout=support.PATIENCE)
+    assert errors == f"condainer.fuse: {pipe}: no thread can be started\n"

@@ -7,6 +7,7 @@ exit statuses: 0, 1 where it cannot be mounted, 254 for wrong usage, 255 for an 
 from __future__ import annotations
 
 import _thread
+import contextlib
 import gc
 import os
 import stat
@@ -95,7 +96,10 @@ def _serve_in_background(files: vfs.FileSystem, asked: Options) -> int:
 def _serve(files: vfs.FileSystem, asked: Options, sender: int) -> int:
     def on_ready() -> None:
         if asked.notify_pipe:
-            _thread.start_new_thread(_notify, (asked.notify_pipe, b"s"))
+            try:
+                _thread.start_new_thread(_notify, (asked.notify_pipe, b"s"))
+            except RuntimeError:  # no more threads may be had; the mount is live all the same
+                _say(f"condainer.fuse: {asked.notify_pipe}: no thread can be started")
         if sender >= 0:
             _leave(sender)
 
@@ -140,13 +144,20 @@ def _notify(path: str, word: bytes) -> None:
 
 
 def _say(text: str, end: str = "\n") -> None:
-    sys.stderr.write(text + end)
+    with contextlib.suppress(OSError):  # nobody may be there to hear it
+        os.write(2, (text + end).encode("utf-8", "surrogateescape"))
+
+
+def _open_streams() -> None:
+    """Let no descriptor of ours take the place of a standard stream that is closed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004
+        os.set_inheritable(descriptor, True)  # noqa: FBT003
+    os.close(descriptor)
 
 
 def _entry() -> NoReturn:
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)  # threads may still wait for work
+    _open_streams()
+    os._exit(main(sys.argv[1:]))  # threads may still wait for work
 
 
 if __name__ == "__main__":

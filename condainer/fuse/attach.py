@@ -16,7 +16,7 @@ import socket
 import stat
 from typing import NamedTuple
 
-from condainer.fuse.options import escaped
+from condainer.fuse.options import INHERITED, escaped
 
 _DEVICE = "/dev/fuse"
 _TYPE = "fuse.condainer"
@@ -28,7 +28,6 @@ _FLAGS = {
     "noexec": _MS_NOEXEC,
     "noatime": _MS_NOATIME,
 }
-_INHERITED = "/dev/fd/"
 _MNT_DETACH = 2
 
 
@@ -70,7 +69,7 @@ def attach(wanted: Wanted) -> int:
     Raises:
         AttachError: says why that cannot be done.
     """
-    if wanted.mountpoint.startswith(_INHERITED):
+    if wanted.mountpoint.startswith(INHERITED):
         return _inherited(wanted.mountpoint)
     try:
         mode = os.stat(wanted.mountpoint).st_mode  # noqa: PTH116  (pathlib is slow to import)
@@ -117,26 +116,27 @@ def device_at(place: str) -> bytes:
 
 
 def detach(mount: Mount, *, in_use: bool = False) -> bool:
-    """Unmount.
+    """Unmount, but nothing else that is mounted there by now, nor what was passed on mounted.
 
     Args:
         mount: what was mounted.
         in_use: take it from the directory tree also where somebody uses it, for whom it is served
-            on; not where something else is mounted there by now.
+            on.
 
     Returns:
         False where somebody uses it, or it cannot be done now.
     """
     from ctypes import CDLL, get_errno
 
-    if in_use and not (_survives_detaching() and _is_there(mount)):
-        in_use = False
+    if mount.place.startswith(INHERITED) or device_at(mount.place) != mount.device:
+        return False
+    in_use = in_use and bool(mount.device) and _survives_detaching()
     flags = _MNT_DETACH if in_use else 0
     if CDLL(None, use_errno=True).umount2(os.fsencode(mount.place), flags) == 0:
         return True
     if get_errno() != errno.EPERM:
         return False
-    options = ["-u", "-z"] if in_use else ["-u"]
+    options = ["-u", "-q", "-z"] if in_use else ["-u", "-q"]
     for program in _fusermounts()[:1]:
         with contextlib.suppress(AttachError):
             return _run(program, [*options, "--", mount.place], os.environ) == 0
@@ -149,13 +149,9 @@ def _survives_detaching() -> bool:
     return (int(major), int(minor)) >= (5, 2)
 
 
-def _is_there(mount: Mount) -> bool:
-    return bool(mount.device) and device_at(mount.place) == mount.device
-
-
 def _inherited(mountpoint: str) -> int:
     try:
-        descriptor = int(mountpoint.removeprefix(_INHERITED))
+        descriptor = int(mountpoint.removeprefix(INHERITED))
         os.fstat(descriptor)
     except (ValueError, OSError) as error:
         raise AttachError(f"bad mount point {mountpoint}: it is not open") from error

@@ -46,12 +46,15 @@ def serve(files: FileSystem, options: Options, threads: int, on_ready: Callable[
         OSError: where /dev/fuse fails.
     """
     wanted = attach.Wanted(options.fsname, options.mountpoint, options.flags, _words(options))
+    # What whoever started this has it ignore, as nohup does, is not for it; but it has to hear of
+    # the end of fusermount.
+    ending = {number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # All threads inherit this: the signals are for the first one, which waits for them below. One
     # that comes while it mounts is heeded then, too: no dead mount is left behind.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, _OVER})
-    place = os.path.realpath(options.mountpoint)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*ending, _OVER})
     descriptor = attach.attach(wanted)
-    mount = attach.Mount(place, attach.device_at(place))
+    mount = attach.Mount(options.mountpoint, attach.device_at(options.mountpoint))
     session = kernel.Session(
         descriptor,
         files,
@@ -72,7 +75,7 @@ def serve(files: FileSystem, options: Options, threads: int, on_ready: Callable[
             os.kill(os.getpid(), _OVER)
 
     if _start(answer, threads):
-        _wait(session, mount, options.timeout)
+        _wait(session, mount, ending, options.timeout)
     else:
         attach.detach(mount)
         problems.append(attach.AttachError("no thread can be started"))
@@ -91,17 +94,20 @@ def _start(answer: Callable[[], None], threads: int) -> int:
     return threads
 
 
-def _wait(session: kernel.Session, mount: attach.Mount, timeout: int) -> None:
+def _wait(
+    session: kernel.Session, mount: attach.Mount, ending: set[signal.Signals], timeout: int
+) -> None:
     """Wait for the end, and bring it about where it is asked for or nobody comes any more."""
+    awaited = {*ending, _OVER}
     asked: dict[int, float] = {}
     seen = -1
     while True:
         if asked:
-            received = signal.sigtimedwait({*_ENDING, _OVER}, _PATIENCE)
+            received = signal.sigtimedwait(awaited, _PATIENCE)
         elif timeout:
-            received = signal.sigtimedwait({*_ENDING, _OVER}, timeout)
+            received = signal.sigtimedwait(awaited, timeout)
         else:
-            received = signal.sigwaitinfo({*_ENDING, _OVER})
+            received = signal.sigwaitinfo(awaited)
         number = received.si_signo if received is not None else 0
         if number == _OVER:
             return
@@ -130,7 +136,8 @@ def _watcher(options: Options) -> Callable[[int, bytes], None] | None:
     def watch(operation: int, request: bytes) -> None:
         if options.debug:
             os.write(2, f"operation {operation}, {len(request)} bytes\n".encode())
-        if options.allow_root and kernel.caller(request) not in users:
+        is_asking = options.allow_root and operation not in kernel.OF_OPEN_FILES
+        if is_asking and kernel.caller(request) not in users:
             raise PermissionError(errno.EACCES, "only for the owner and root")
 
     return watch if options.debug or options.allow_root else None
