@@ -57,9 +57,9 @@ class Blocks:
 
     def ready(self, position: int) -> bytes | None:
         """A block, where it is there already."""
-        block = self._kept.get(position)
-        if block is not None:
-            with contextlib.suppress(KeyError):  # another thread made room this very moment
+        with self._lock:
+            block = self._kept.get(position)
+            if block is not None:
                 self._kept.move_to_end(position)
         return block
 
