@@ -1,6 +1,6 @@
 """`python -m condainer` is the `condainer` command."""
 
-from condainer.cli import entry
+from condainer.start import entry
 
 if __name__ == "__main__":
     entry()

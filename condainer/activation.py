@@ -1,14 +1,13 @@
 """The environment variables of an activated environment, kept as a snapshot in its image.
 
 A build runs the packages' activation scripts once (`pipeline.snapshot`); here is what came of it,
-how it is stored, and how it is applied to somebody's variables without starting a shell. The
+and how it is stored. `variables` applies it to somebody's variables without starting a shell. The
 scripts `activate` and `deactivate` for interactive shells are in `shell`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,14 +17,10 @@ from condainer.errors import ImageError
 from condainer.project import METADATA
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 SNAPSHOT = f"{METADATA}/activation.json"
 """Path of the snapshot inside an image."""
-
-FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
-"""Variables by which another Python would reach into the environment."""
 
 _REBUILD = "build it again with 'condainer build --force'"
 _REFERENCE = re.compile(r"\0([A-Za-z_][A-Za-z0-9_]*)\0")
@@ -113,52 +108,3 @@ def load(prefix: Path) -> Snapshot:
             "set mount_base_directory in condainer.yml back, or run 'condainer build --force'",
         )
     return snapshot
-
-
-def apply(
-    snapshot: Snapshot,
-    variables: Mapping[str, str],
-    *,
-    user_site: bool = False,
-    keep_python_path: bool = False,
-) -> dict[str, str]:
-    """The variables a program of the environment runs with.
-
-    Args:
-        snapshot: of the environment.
-        variables: those of the caller.
-        user_site: let Python see the user's own site-packages.
-        keep_python_path: let PYTHONPATH, PYTHONHOME and their like through.
-    """
-    result = dict(variables)
-    if not keep_python_path:
-        for name in FOREIGN:
-            result.pop(name, None)
-    if not user_site:
-        result["PYTHONNOUSERSITE"] = "1"
-    for name, value in snapshot.variables:
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = expand(value, variables)
-    return result
-
-
-def expand(value: str, variables: Mapping[str, str]) -> str:
-    """Put the caller's values in the places a snapshot left for them.
-
-    Where the caller has none, a colon beside the place goes as well: in a list of directories an
-    empty entry would mean the working directory.
-    """
-    if "\0" not in value:
-        return value
-    entries = []
-    for entry in value.split(":"):
-        filled = _REFERENCE.sub(lambda match: variables.get(match[1], _default(match[1])), entry)
-        if filled or not entry:
-            entries.append(filled)
-    return ":".join(entries)
-
-
-def _default(name: str) -> str:
-    return os.defpath.lstrip(":") if name == "PATH" else ""

@@ -20,6 +20,7 @@ from condainer.errors import CondainerError, InterruptedBySignalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from condainer.locks import Turn
     from condainer.project import Project
 
 _WRONG_USAGE = 2
@@ -40,24 +41,37 @@ A command's own help: condainer COMMAND --help
 """
 
 
-def entry() -> NoReturn:
+def entry(turn: Turn | None = None, failure: CondainerError | None = None) -> NoReturn:
     """Run the command of this process, and end it.
+
+    Args:
+        turn: to make the mount that an `exec` needs.
+        failure: of the `exec` that this process was to become.
 
     Does not go through the interpreter's own end: the installer that comes with condainer has
     threads that may still be at work then, and has been seen to crash it.
     """
-    status = main()
+    status = main(turn=turn, failure=failure)
+    if turn is not None:
+        turn.end()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    turn: Turn | None = None,
+    failure: CondainerError | None = None,
+) -> int:
     """Run one command.
 
     Args:
         argv: the arguments; those of the process by default.
+        turn: to make the mount that an `exec` needs.
+        failure: of an `exec`, to be told.
 
     Returns:
         the exit status.
@@ -66,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace(command="", verbose=False)
     try:
         arguments = _parse(argv)
-        status: int = arguments.run(arguments)
+        if failure is not None:
+            raise failure  # noqa: TRY301  (below is where errors are told)
+        status: int = _exec(arguments, turn) if turn else arguments.run(arguments)
         _print()
     except CondainerError as error:
         failure = error
@@ -410,6 +426,11 @@ def _notes(arguments: argparse.Namespace) -> Callable[[str], None] | None:
     return (lambda text: _inform(arguments, f"condainer: {text}")) if arguments.verbose else None
 
 
+def _warnings(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """What takes the lines that --quiet leaves out."""
+    return lambda text: _inform(arguments, f"condainer: warning: {text}")
+
+
 def _init(arguments: argparse.Namespace) -> int:
     from condainer import initialise, project
 
@@ -467,7 +488,7 @@ def _unmount_idle(arguments: argparse.Namespace, projects: Iterable[Project]) ->
     return frozenset(left)
 
 
-def _exec(arguments: argparse.Namespace) -> int:
+def _exec(arguments: argparse.Namespace, turn: Turn | None = None) -> int:
     from condainer import execution
 
     command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
@@ -477,7 +498,12 @@ def _exec(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _inform(arguments, f"would run {' '.join(command)} from {project.prefix}")
     else:
-        execution.become(project, command, _notes(arguments))
+        execution.become(
+            *(project, command),
+            on_note=_notes(arguments),
+            on_warning=_warnings(arguments),
+            turn=turn,
+        )
     return 0
 
 
@@ -495,7 +521,9 @@ def _mount(arguments: argparse.Namespace) -> int:
         lifetime.check_image(project)
         _print(f"{lifetime.offer(project)}\n")
         return 0
-    descriptor = lifetime.use(project, arguments.backend, _notes(arguments))
+    held = lifetime.use(
+        project, arguments.backend, on_note=_notes(arguments), on_warning=_warnings(arguments)
+    )
     mount = lifetime.look(project).mount
     backend = backends.name_of(mount.kind) if mount else arguments.backend
     if arguments.backend not in {"auto", backend}:
@@ -503,7 +531,7 @@ def _mount(arguments: argparse.Namespace) -> int:
     if arguments.for_shell is not None:
         return 0 if lifetime.share(project, arguments.for_shell) else shell.TRY_AGAIN
     lifetime.pin(project)
-    os.close(descriptor)
+    os.close(held.descriptor)
     if arguments.verbose:
         _inform(arguments, f"{project.image} is mounted at {project.prefix} with {backend}")
     if arguments.print:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import yamlfile
+from condainer import places, yamlfile
 from condainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Config:
     """A checked `condainer.yml`; the meaning of each field stands in `KEYS`."""
 
     uuid: str
-    mount_base_directory: Path = Path("/tmp")  # noqa: S108  (the users' own default; checked before use)
+    mount_base_directory: Path = Path(places.DEFAULT_BASE)
     environment_yml: str = "environment.yml"
     requirements_txt: str = "requirements.txt"
     conda_exe: str = ""
@@ -52,11 +52,6 @@ class Config:
     user_site_packages: bool = False
     keep_python_path: bool = False
     unmount_after: float = 10.0
-
-    @property
-    def basename(self) -> str:
-        """The name of the mountpoint below the base directory."""
-        return f"condainer-{self.uuid}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,7 @@ KEYS = (
     Key(
         "mount_base_directory",
         _absolute,
-        "/tmp",  # noqa: S108
+        places.DEFAULT_BASE,
         "Where the environment lives while it is used: it is installed for, and mounted at,\n"
         "mount_base_directory/condainer-UUID. Best a directory local to each node, and it must\n"
         "exist on every node that uses the image.",
@@ -258,7 +253,7 @@ def parse(path: Path, text: str) -> Config:
         )
     config = Config(**values)
     _check_level(document, config)
-    prefix = config.mount_base_directory / config.basename
+    prefix = places.Places(str(config.mount_base_directory), config.uuid).prefix
     if len(os.fsencode(prefix)) > _PREFIX_MAX:
         raise ConfigError(
             f"{path}: the mountpoint {prefix} is longer than {_PREFIX_MAX} bytes",
@@ -268,10 +263,19 @@ def parse(path: Path, text: str) -> Config:
 
 
 def load(directory: Path) -> Config:
-    """Read the `condainer.yml` of a project directory.
+    """Read and check the `condainer.yml` of a project directory.
 
     Raises:
         ConfigError: where there is none, or where it is broken.
+    """
+    return parse(directory / CONFIG_NAME, read(directory))
+
+
+def read(directory: Path) -> str:
+    """The text of the `condainer.yml` of a project directory.
+
+    Raises:
+        ConfigError: where there is none, or it cannot be read.
     """
     path = directory / CONFIG_NAME
     if yamlfile.is_missing(path):
@@ -279,7 +283,7 @@ def load(directory: Path) -> Config:
             f"no condainer project in {directory} (there is no {CONFIG_NAME})",
             "run 'condainer init' there, or name the project directory with -d DIR",
         )
-    return parse(path, yamlfile.read_text(path))
+    return yamlfile.read_text(path)
 
 
 def template(uuid: str, *, chosen: dict[str, str] | None = None) -> str:

@@ -1,42 +1,125 @@
 """`exec`: mounts if need be, then becomes the command.
 
 No process stays in between, so that signals, job control, streams and the exit status are the
-command's own. Nothing here writes to standard output, and nothing heavy is imported.
+command's own. Nothing here writes to standard output. Where the mount is live, nothing is imported
+that takes long: hundreds of ranks come this way at once.
 """
 
 from __future__ import annotations
 
+import _signal  # `signal` makes enumerations of it, which take long
 import errno
 import fcntl
 import os
-import signal
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+import stat
+import time
 
-from condainer import activation
-from condainer.errors import CommandNotFoundError, ImageError, NotExecutableError
-from condainer.mounting import lifetime
+from condainer import files, variables
+from condainer.errors import (
+    CommandNotFoundError,
+    ImageError,
+    MountError,
+    NotExecutableError,
+)
+from condainer.locks import Turn
+from condainer.mounting import live
+from condainer.places import DEFAULT_BASE, Places
 
+TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import NoReturn
 
-    from condainer.activation import Snapshot
+    from condainer.config import Config
     from condainer.mounting.lifetime import OnNote
     from condainer.project import Project
+
+    Changes = Iterable[tuple[str, str | None]]
 
 _SHELL = "/bin/sh"
 _OUT_OF_THE_WAY = (200, 64, 24, 10)
 """Numbers for the descriptor that holds the mount, by preference: scripts use those below 10,
 shells keep their own from 10 on and at 255, and a limit may be low."""
 
+_CONFIG_NAME = "condainer.yml"
+_MOST = 1 << 16
+"""Bytes of a `condainer.yml` that is read here."""
+_HEXADECIMAL = frozenset("0123456789abcdef-")
+_UUID = 36
+"""Letters of a UUID."""
 
-def become(project: Project, command: Sequence[str], on_note: OnNote | None = None) -> NoReturn:
+
+def at_once(directory: str, command: Sequence[str]) -> Turn | None:
+    """Become a command that runs from a live mount; wait for it where somebody makes it just now.
+
+    `condainer.yml` is only glanced at here: it has to be, letter by letter, what the keeper of the
+    mount has read and checked.
+
+    Args:
+        directory: of the project.
+        command: program and arguments; a name without a slash is looked up on its PATH.
+
+    Returns:
+        where there is more to be done: the turn to make the mount, if it falls to this process.
+
+    Raises:
+        CommandNotFoundError: where there is no such command.
+        NotExecutableError: where it cannot be executed.
+        BusyError: where the mount does not come in time.
+    """
+    try:
+        path = os.path.join(directory, _CONFIG_NAME)
+        text = files.read(path, most=_MOST).decode()
+        uuid, base = _glance(text)
+        image = live.identity(os.path.join(directory, f"{uuid}.squashfs"))
+    except (OSError, ValueError):
+        return None
+    if not os.path.isdir(base):
+        return None
+
+    def fits(record: live.Record) -> bool:
+        return record.image == image and record.config == text and record.variables is not None
+
+    found = live.enter(Places(base, uuid), fits, time.monotonic() + live.DEADLINE)
+    if not isinstance(found, Turn):
+        descriptor, record = found
+        _run(command, descriptor, record.variables or (), record)
+    return found
+
+
+def _glance(text: str) -> tuple[str, str]:
+    """The uuid and the mount base directory, where they stand in a `condainer.yml` as usual.
+
+    Raises:
+        ValueError: where they do not.
+    """
+    found = {"uuid": "", "mount_base_directory": DEFAULT_BASE}
+    for line in text.split("\n"):
+        name, colon, value = line.partition(":")
+        if colon and name in found:
+            found[name] = value.partition(" #")[0].strip().strip("\"'")
+    uuid, base = found["uuid"].lower(), found["mount_base_directory"].rstrip("/")
+    if len(uuid) != _UUID or not set(uuid) <= _HEXADECIMAL or base[:1] != "/" or base[:2] == "//":
+        raise ValueError(text)
+    return uuid, base
+
+
+def become(
+    project: Project,
+    command: Sequence[str],
+    *,
+    on_note: OnNote | None = None,
+    on_warning: OnNote | None = None,
+    turn: Turn | None = None,
+) -> NoReturn:
     """Replace this process by a command that runs in a project's environment.
 
     Args:
         project: whose environment.
         command: program and arguments; a name without a slash is looked up on its PATH.
         on_note: takes lines about mounting, where that has still to be done.
+        on_warning: takes a line where an older image is used than there is.
+        turn: to make the mount, where `at_once` has given it.
 
     Raises:
         ImageError: where the image is not whole.
@@ -44,31 +127,35 @@ def become(project: Project, command: Sequence[str], on_note: OnNote | None = No
         CommandNotFoundError: where there is no such command.
         NotExecutableError: where it cannot be executed.
     """
-    held, snapshot = _acquire(project, on_note)
-    descriptor = _out_of_the_way(held)
-    variables = activation.apply(
-        snapshot,
-        _given_variables(),
-        user_site=project.config.user_site_packages,
-        keep_python_path=project.config.keep_python_path,
-    )
-    os.set_inheritable(descriptor, True)  # noqa: FBT003
-    # Python ignores these two, and what is ignored stays so in the program that comes after.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    _execute(find_command(command[0], variables), command, variables)
+    from condainer import activation
+    from condainer.mounting import lifetime
 
-
-def _acquire(project: Project, on_note: OnNote | None) -> tuple[int, Snapshot]:
-    """Hold the mount, and read its snapshot; both once more where its daemon dies in between."""
-    descriptor = lifetime.use(project, on_note=on_note)
+    held = lifetime.use(project, on_note=on_note, on_warning=on_warning, turn=turn)
     try:
-        return descriptor, activation.load(project.prefix)
+        changes = activation.load(project.prefix).variables
     except ImageError:
         if lifetime.look(project).state is lifetime.State.LIVE:
             raise
-    os.close(descriptor)
-    return lifetime.use(project, on_note=on_note), activation.load(project.prefix)
+        os.close(held.descriptor)  # its daemon has died since
+        held = lifetime.use(project, on_note=on_note, on_warning=on_warning)
+        changes = activation.load(project.prefix).variables
+    _run(command, held.descriptor, changes, project.config)
+
+
+def _run(
+    command: Sequence[str], held: int, changes: Changes, settings: live.Record | Config
+) -> NoReturn:
+    given = _given_variables()
+    own = variables.apply(
+        *(changes, given),
+        user_site=settings.user_site_packages,
+        keep_python_path=settings.keep_python_path,
+    )
+    os.set_inheritable(_out_of_the_way(held), True)  # noqa: FBT003
+    # Python ignores these two, and what is ignored stays so in the program that comes after.
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
+    _execute(find_command(command[0], own), command, own)
 
 
 def _out_of_the_way(descriptor: int) -> int:
@@ -91,14 +178,23 @@ def find_command(name: str, variables: Mapping[str, str]) -> str:
 
     Raises:
         CommandNotFoundError: where there is none.
+        MountError: where a directory that may have it cannot be asked any more.
         NotExecutableError: where there is one that is not executable.
     """
     if "/" in name:
         return name
     seen = ""
     for directory in variables.get("PATH", os.defpath).split(":"):
-        path = os.path.join(directory or ".", name)  # noqa: PTH118
-        if os.path.isfile(path):  # noqa: PTH113
+        path = os.path.join(directory or ".", name)
+        try:
+            is_file = stat.S_ISREG(os.stat(path).st_mode)
+        except OSError as error:
+            if (
+                error.errno == errno.ENOTCONN
+            ):  # else a program of the same name further on would run
+                raise MountError(f"the daemon behind {directory} has died", "try again") from error
+            continue
+        if is_file:
             if os.access(path, os.X_OK):
                 return path
             seen = seen or path
@@ -117,7 +213,7 @@ def _execute(path: str, command: Sequence[str], variables: Mapping[str, str]) ->
             os.execve(_SHELL, [_SHELL, path, *command[1:]], variables)  # noqa: S606
         reason = error.strerror
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-            if not os.path.exists(path):  # noqa: PTH110
+            if not os.path.exists(path):
                 raise CommandNotFoundError(f"command not found: {path}") from error
             reason = "its interpreter is missing"
         raise NotExecutableError(f"cannot execute {path}: {reason}") from error
@@ -130,7 +226,9 @@ def _given_variables() -> dict[str, str]:
     """
     variables = dict(os.environ)
     if variables.pop("LC_CTYPE", None) is not None:
-        for item in Path("/proc/self/environ").read_bytes().split(b"\0"):
+        with open("/proc/self/environ", "rb") as file:
+            items = file.read().split(b"\0")
+        for item in items:
             name, _, value = item.partition(b"=")
             if name == b"LC_CTYPE":
                 variables["LC_CTYPE"] = os.fsdecode(value)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
-from condainer.units import human
-
+TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,7 +19,7 @@ MOST = 64_000_000
 """Bytes: more than any file has that condainer or an installer writes."""
 
 
-def read(path: Path, *, within: Path | None = None, most: int = MOST) -> bytes:
+def read(path: str | Path, *, within: Path | None = None, most: int = MOST) -> bytes:
     """Read a small regular file.
 
     Args:
@@ -36,7 +34,7 @@ def read(path: Path, *, within: Path | None = None, most: int = MOST) -> bytes:
     # A pipe or a device is not to keep us waiting, nor to become the controlling terminal.
     further = os.O_NONBLOCK | os.O_NOCTTY
     if within is not None:
-        _refuse_links(path, within)
+        _refuse_links(within, path)
         further |= os.O_NOFOLLOW
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | further)) as file:
         status = os.fstat(file.fileno())
@@ -44,13 +42,15 @@ def read(path: Path, *, within: Path | None = None, most: int = MOST) -> bytes:
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         content = b"" if status.st_size > most else file.read(most + 1)
         if status.st_size > most or len(content) > most:
+            from condainer.units import human
+
             raise OSError(errno.EFBIG, f"it is larger than {human(most)}", str(path))
     return content
 
 
-def _refuse_links(path: Path, top: Path) -> None:
-    for part in (path, *path.parents):
-        if part == top:
-            return
-        if part.is_symlink():
+def _refuse_links(top: Path, path: str | Path) -> None:
+    part = os.fspath(path)
+    while part not in {os.fspath(top), os.path.dirname(part)}:
+        if os.path.islink(part):
             raise OSError(errno.ELOOP, f"{part} is a symbolic link", str(path))
+        part = os.path.dirname(part)

@@ -27,6 +27,8 @@ _MAGIC = 0x73717368
 _NO_TABLE = 0xFFFFFFFFFFFFFFFF
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _MIN_BLOCK_LOG, _MAX_BLOCK_LOG = 12, 20
+_TABLES = 64 << 10
+"""Bytes at the end of an image."""
 _MANIFEST_MAX = 64 << 20
 _KINDS = {"name": str, "built": str, "packages": list, "pip": list, "tools": dict}
 """What others read of a manifest, and of which type it is."""
@@ -68,6 +70,28 @@ def read_superblock(path: Path) -> Superblock:
     except OSError as error:
         raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
     return _checked(path, data, status.st_size)
+
+
+def fingerprint(path: Path) -> str:
+    """What tells the content of an image from that of others, without reading all of it.
+
+    Made of the superblock and the end, where the tables are: these tell the place and the size on
+    disk of all that the image holds.
+
+    Raises:
+        ImageError: where it cannot be read.
+    """
+    import hashlib
+
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256(file.read(_SUPERBLOCK.size))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TABLES))
+            digest.update(file.read())
+    except OSError as error:
+        raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
+    return f"{size}-{digest.hexdigest()}"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -2,24 +2,24 @@
 
 The kernel drops a lock however its holder ends, so nothing here has to be cleaned up by hand. The
 directory lies in a shared place such as /tmp, so it is trusted only where it is a real directory,
-owned by this user and closed to everybody else.
+owned by this user and closed to everybody else. Every `exec` comes through here, so nothing is
+imported that takes long.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
 
 from condainer.errors import CondainerError
 
+TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.1
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.02
 _ATTEMPTS = 100
 
 
@@ -27,7 +27,29 @@ class BusyError(CondainerError):
     """Somebody else holds a lock."""
 
 
-def acquire(path: Path, *, shared: bool = False, timeout: float = 0.0) -> int:
+class Turn:
+    """A lock that this process holds alone, until it is its turn no more; its file goes then.
+
+    Args:
+        path: the lock file.
+
+    Raises:
+        BusyError: where somebody else holds it.
+        CondainerError: where its directory is not this user's own.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._descriptor = acquire(path)
+
+    def end(self) -> None:
+        """Drop the lock; does nothing the second time."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            discard(self._path, descriptor)
+
+
+def acquire(path: str | Path, *, shared: bool = False, timeout: float = 0.0) -> int:
     """Take a lock and give the descriptor that holds it; closing it drops the lock.
 
     Args:
@@ -52,20 +74,25 @@ def acquire(path: Path, *, shared: bool = False, timeout: float = 0.0) -> int:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             continue
-        if _is_current(path, descriptor):
+        if is_current(path, descriptor):
             return descriptor
         os.close(descriptor)  # removed by its last holder while we waited
 
 
-def is_held(path: Path) -> bool:
-    """Whether somebody holds a lock, together with others or alone; makes no file.
+def is_held(path: str | Path, *, shared: bool = False) -> bool:
+    """Whether somebody holds a lock; makes no file.
+
+    Args:
+        path: the lock file.
+        shared: whether to look only for one who holds it alone.
 
     Raises:
         CondainerError: where the directory is not this user's own.
     """
-    if not os.path.lexists(path.parent):
+    directory = os.path.dirname(path)
+    if not os.path.lexists(directory):
         return False
-    ensure_directory(path.parent)
+    ensure_directory(directory)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -73,7 +100,7 @@ def is_held(path: Path) -> bool:
     except OSError as error:
         raise CondainerError(f"cannot open {path}: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
@@ -81,40 +108,61 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def discard(path: Path, descriptor: int) -> None:
+def discard(path: str | Path, descriptor: int) -> None:
     """Remove a lock file that this process holds alone, drop the lock, and tidy up behind it."""
-    with contextlib.suppress(OSError):
-        path.unlink()
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
     os.close(descriptor)
-    tidy(path.parent)
+    tidy(os.path.dirname(path))
 
 
-def tidy(directory: Path) -> None:
+def release(path: str | Path, descriptor: int) -> None:
+    """Drop a lock, and remove its file where nobody else holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return
+    if is_current(path, descriptor):
+        discard(path, descriptor)
+    else:
+        os.close(descriptor)
+
+
+def tidy(directory: str | Path) -> None:
     """Remove the directory of the locks once nothing is left in it."""
-    with contextlib.suppress(OSError):
-        directory.rmdir()
+    try:
+        os.rmdir(directory)
+    except OSError:
+        pass
 
 
-def ensure_directory(directory: Path) -> None:
+def ensure_directory(directory: str | Path) -> None:
     """Make the directory of the locks, or check that it is what it should be.
 
     Raises:
         CondainerError: where it cannot be made, or belongs to somebody else.
     """
-    with contextlib.suppress(FileExistsError):  # made by another process, or long ago
+    try:
+        status = os.lstat(directory)
+    except FileNotFoundError:
         try:
-            directory.mkdir(mode=0o700)
-        except FileExistsError:
-            raise
+            os.mkdir(directory, 0o700)
+        except FileExistsError:  # made by another process
+            pass
         except OSError as error:
             raise CondainerError(
                 f"cannot make the directory {directory}: {error.strerror}",
-                f"mount_base_directory ({directory.parent}) must exist and be writable",
+                f"mount_base_directory ({os.path.dirname(directory)}) must exist and be writable",
             ) from error
-    try:
-        status = directory.lstat()
-    except FileNotFoundError:
-        return  # tidied by another process this very moment: the caller tries again
+        try:
+            status = os.lstat(directory)
+        except FileNotFoundError:
+            return  # tidied by another process this very moment: the caller tries again
+    except OSError as error:
+        raise CondainerError(f"cannot look at {directory}: {error.strerror}") from error
     private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not private or status.st_mode & 0o077:
         raise CondainerError(
@@ -122,11 +170,13 @@ def ensure_directory(directory: Path) -> None:
             "somebody else may have made it; ask its owner or an administrator to remove it",
         )
     if status.st_mode & 0o700 != 0o700:  # noqa: PLR2004
-        with contextlib.suppress(FileNotFoundError):
+        try:
             set_mode(directory, 0o700)
+        except FileNotFoundError:
+            pass
 
 
-def set_mode(path: Path, mode: int) -> None:
+def set_mode(path: str | Path, mode: int) -> None:
     """Give what this user has made its mode, whatever an odd umask has left of it.
 
     What somebody else has put in its place meanwhile is left alone.
@@ -137,18 +187,18 @@ def set_mode(path: Path, mode: int) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if os.fstat(descriptor).st_uid == os.getuid():
-            os.chmod(f"/proc/self/fd/{descriptor}", mode)  # noqa: PTH101
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)
     finally:
         os.close(descriptor)
 
 
-def check_base(base: Path) -> None:
+def check_base(base: str | Path) -> None:
     """See that what this user makes in a directory stays this user's.
 
     Raises:
         CondainerError: where everybody may rename and replace it.
     """
-    status = base.stat()
+    status = os.stat(base)
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         raise CondainerError(
             f"in mount_base_directory {base} everybody may replace what is yours: it is writable "
@@ -157,9 +207,9 @@ def check_base(base: Path) -> None:
         )
 
 
-def _open(path: Path) -> int:
+def _open(path: str | Path) -> int:
     for _ in range(_ATTEMPTS):
-        ensure_directory(path.parent)
+        ensure_directory(os.path.dirname(path))
         try:
             return _open_own(path)
         except FileNotFoundError:
@@ -169,7 +219,7 @@ def _open(path: Path) -> int:
     raise CondainerError(f"cannot open {path}: its directory keeps vanishing")
 
 
-def _open_own(path: Path) -> int:
+def _open_own(path: str | Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags, 0o600)
@@ -181,10 +231,11 @@ def _open_own(path: Path) -> int:
     return descriptor
 
 
-def _is_current(path: Path, descriptor: int) -> bool:
+def is_current(path: str | Path, descriptor: int) -> bool:
+    """Whether a descriptor is of the file that has this name now."""
     mine = os.fstat(descriptor)
     try:
-        there = path.lstat()
+        there = os.lstat(path)
     except FileNotFoundError:
         return False
     return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)

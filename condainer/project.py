@@ -1,7 +1,7 @@
-"""Where the files of a project are. The only place that builds such paths; it opens nothing.
+"""Where the files of a project are. It opens nothing.
 
 Beside `condainer.yml` lie the image and what belongs to it. On each node, below the mount base
-directory, lie the mountpoint and a directory of this user's own for locks and logs.
+directory, lie the mountpoint and a directory of this user's own for locks and logs: `places`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from condainer import config as config_module
 from condainer.errors import ConfigError
+from condainer.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,10 +31,12 @@ class Project:
     Args:
         directory: absolute path of the project directory.
         config: its parsed `condainer.yml`.
+        text: what that file holds.
     """
 
     directory: Path
     config: Config
+    text: str = ""
 
     @property
     def label(self) -> str:
@@ -53,7 +56,7 @@ class Project:
     @property
     def prefix(self) -> Path:
         """Where the environment is installed, and where its image is mounted."""
-        return self.config.mount_base_directory / self.config.basename
+        return Path(self.places.prefix)
 
     @property
     def image(self) -> Path:
@@ -81,34 +84,49 @@ class Project:
         return self.directory / "deactivate"
 
     @property
+    def places(self) -> Places:
+        """What belongs to the mount, on this node."""
+        return Places(str(self.config.mount_base_directory), self.config.uuid)
+
+    @property
     def runtime_directory(self) -> Path:
         """This user's locks and logs on this node."""
-        return self.config.mount_base_directory / f".condainer-{os.getuid()}"
+        return Path(self.places.runtime_directory)
 
     @property
     def build_lock(self) -> Path:
         """Held by a running build; says which directory is its staging."""
-        return self.runtime_directory / f"{self.config.uuid}.build"
+        return Path(self.places.build_lock)
 
     @property
     def mount_lock(self) -> Path:
         """Held while the image is being mounted."""
-        return self.runtime_directory / f"{self.config.uuid}.mounting"
+        return Path(self.places.mount_lock)
 
     @property
     def use_lock(self) -> Path:
         """Shared by all that use the mount, held alone to unmount it."""
-        return self.runtime_directory / f"{self.config.uuid}.use"
+        return Path(self.places.use_lock)
+
+    @property
+    def keeper_lock(self) -> Path:
+        """Held by the process that keeps the mount."""
+        return Path(self.places.keeper_lock)
+
+    @property
+    def record(self) -> Path:
+        """What the mount serves."""
+        return Path(self.places.record)
 
     @property
     def pin(self) -> Path:
         """There while a mount is to stay without users."""
-        return self.runtime_directory / f"{self.config.uuid}.pin"
+        return Path(self.places.pin)
 
     @property
     def mount_log(self) -> Path:
         """What the mount's daemon has to say."""
-        return self.runtime_directory / f"{self.config.uuid}.log"
+        return Path(self.places.log)
 
 
 def absolute(path: Path) -> Path:
@@ -133,7 +151,10 @@ def open_project(directory: Path) -> Project:
         ConfigError: where there is none, or its `condainer.yml` is broken.
     """
     directory = absolute(directory)
-    return Project(directory, config_module.load(directory))
+    text = config_module.read(directory)
+    return Project(
+        directory, config_module.parse(directory / config_module.CONFIG_NAME, text), text
+    )
 
 
 def open_projects(directories: Iterable[Path]) -> list[Project]:

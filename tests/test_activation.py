@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condainer import activation
+from condainer import activation, variables
 from condainer.activation import Snapshot
 from condainer.errors import ImageError
 
@@ -73,27 +73,27 @@ def test_no_snapshot(tmp_path: Path) -> None:
 
 def test_variables_are_set_and_unset_and_others_kept() -> None:
     given_variables = {"KEPT": "1", "SET": "old", "GONE": "x"}
-    found = activation.apply(snapshot(SET="new", GONE=None, NEVER=None), given_variables)
+    found = variables.apply(snapshot(SET="new", GONE=None, NEVER=None).variables, given_variables)
     assert found == {"KEPT": "1", "SET": "new", "PYTHONNOUSERSITE": "1"}
     assert given_variables == {"KEPT": "1", "SET": "old", "GONE": "x"}
 
 
-@pytest.mark.parametrize("name", activation.FOREIGN)
+@pytest.mark.parametrize("name", variables.FOREIGN)
 def test_what_belongs_to_another_python_goes(name: str) -> None:
-    assert name not in activation.apply(snapshot(), {name: "x"})
-    assert activation.apply(snapshot(), {name: "x"}, keep_python_path=True)[name] == "x"
-    assert activation.apply(snapshot(**{name: "own"}), {name: "x"})[name] == "own"
+    assert name not in variables.apply(snapshot().variables, {name: "x"})
+    assert variables.apply(snapshot().variables, {name: "x"}, keep_python_path=True)[name] == "x"
+    assert variables.apply(snapshot(**{name: "own"}).variables, {name: "x"})[name] == "own"
 
 
 def test_the_users_site_on_request() -> None:
-    assert activation.apply(snapshot(), {}, user_site=True) == {}
-    assert activation.apply(snapshot(), {"PYTHONNOUSERSITE": "1"}, user_site=True) == {
+    assert variables.apply(snapshot().variables, {}, user_site=True) == {}
+    assert variables.apply(snapshot().variables, {"PYTHONNOUSERSITE": "1"}, user_site=True) == {
         "PYTHONNOUSERSITE": "1"
     }
 
 
 @pytest.mark.parametrize(
-    ("value", "variables", "expected"),
+    ("value", "given_variables", "expected"),
     [
         ("plain:value", {}, "plain:value"),
         ("\0HOME\0/x", {"HOME": "/h"}, "/h/x"),
@@ -109,13 +109,13 @@ def test_the_users_site_on_request() -> None:
         ("a\nb 'q' \"d\" größe", {}, "a\nb 'q' \"d\" größe"),
     ],
 )
-def test_places_are_filled(value: str, variables: dict[str, str], expected: str) -> None:
-    assert activation.expand(value, variables) == expected
+def test_places_are_filled(value: str, given_variables: dict[str, str], expected: str) -> None:
+    assert variables.expand(value, given_variables) == expected
 
 
 @given(st.text().filter(lambda text: "\0" not in text), st.dictionaries(NAME, st.text()))
-def test_values_without_places_stay(value: str, variables: dict[str, str]) -> None:
-    assert activation.expand(value, variables) == value
+def test_values_without_places_stay(value: str, given_variables: dict[str, str]) -> None:
+    assert variables.expand(value, given_variables) == value
 
 
 def test_values_that_hold_the_home_directory_are_the_callers(

@@ -99,7 +99,8 @@ def test_nobody_imports_tests_or_benchmarks() -> None:
 
 
 def test_nobody_imports_the_command_line() -> None:
-    assert importers("condainer.cli") == {"condainer.__main__"}
+    assert importers("condainer.cli") == {"condainer.start"}
+    assert importers("condainer.start") == {"condainer.__main__"}
 
 
 def test_nobody_imports_the_file_system() -> None:
@@ -113,10 +114,12 @@ def test_errors_import_nothing_of_the_house() -> None:
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("condainer.config", {"errors", "yamlfile"}),
+        ("condainer.config", {"errors", "places", "yamlfile"}),
         ("condainer.environment", {"errors", "yamlfile"}),
         ("condainer.yamlfile", {"errors", "files"}),
-        ("condainer.project", {"config", "errors"}),
+        ("condainer.places", set()),
+        ("condainer.variables", set()),
+        ("condainer.project", {"config", "errors", "places"}),
         ("condainer.image", {"errors"}),
         ("condainer.process", {"errors"}),
         ("condainer.tools", {"process", "errors"}),
@@ -125,7 +128,10 @@ def test_errors_import_nothing_of_the_house() -> None:
         ("condainer.units", set()),
         ("condainer.files", {"units"}),
         ("condainer.activation", {"errors", "files", "project"}),
-        ("condainer.execution", {"activation", "errors", "mounting"}),
+        (
+            "condainer.execution",
+            {"activation", "errors", "files", "locks", "mounting", "places", "variables"},
+        ),
         ("condainer.progress", {"pipeline", "units"}),
     ],
 )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from condainer import config
 from condainer.config import KEYS, Config
 from condainer.errors import ConfigError
+from condainer.places import Places
 
 if TYPE_CHECKING:
     from tests.support import Workshop
@@ -289,7 +290,7 @@ def test_any_value_is_read_or_refused(name: str, value: str) -> None:
     except ConfigError as error:
         assert str(PATH) in error.message  # noqa: PT017  (some are accepted)
     else:
-        assert len(str(found.mount_base_directory / found.basename)) <= 255
+        assert len(Places(str(found.mount_base_directory), found.uuid).prefix) <= 255
 
 
 # init

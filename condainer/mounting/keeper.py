@@ -1,5 +1,8 @@
 """The process that keeps a mount: starts its daemon, and unmounts it after the last use.
 
+While it lives it holds a lock. A second one, its shadow, waits for that lock and takes over where
+the first is killed; where both are, the next `exec` starts another.
+
 It runs in a session of its own, without a terminal, a working directory or inherited files, so
 that nothing meant for the command that needed the mount reaches it.
 """
@@ -12,11 +15,12 @@ import os
 import select
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from condainer import locks, mounttable, process
+from condainer import activation, image, locks, mounttable, process
 from condainer.errors import CondainerError, MountError
-from condainer.mounting import backends, lifetime
+from condainer.mounting import backends, lifetime, live
 
 if TYPE_CHECKING:
     import subprocess
@@ -34,6 +38,11 @@ _LOG = 2
 
 _MOUNT_POLL = 0.004
 _IDLE_POLL = 0.25
+_PATIENCE = 5.0
+"""Seconds to wait for the keeper of an earlier mount, and for a daemon, to end."""
+
+_MOST = 25.0
+"""Seconds that mounting may take: fewer than those for which the parent waits."""
 
 
 def start(project: Project, backend: Backend) -> None:
@@ -42,6 +51,28 @@ def start(project: Project, backend: Backend) -> None:
     Raises:
         MountError: with what the daemon said.
     """
+    answer = _begin(project, backend)
+    if answer != _READY:
+        reason = answer.decode("utf-8", "replace") or "its keeper ended without a word"
+        raise MountError(
+            f"cannot mount {project.image} with {backend.name}: {reason}",
+            "'condainer prereq' tells what this machine can do",
+        )
+
+
+def adopt(project: Project) -> None:
+    """Start a keeper for a live mount whose own has been killed; the caller holds the mount lock.
+
+    Raises:
+        MountError: where that cannot be done.
+    """
+    answer = _begin(project, None)
+    if answer != _READY:
+        raise MountError(f"cannot keep {project.prefix}: {answer.decode('utf-8', 'replace')}")
+
+
+def _begin(project: Project, backend: Backend | None) -> bytes:
+    """Start a keeper, and give its answer."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
@@ -49,15 +80,9 @@ def start(project: Project, backend: Backend) -> None:
     os.close(sender)
     os.waitpid(child, 0)
     try:
-        answer = _receive(receiver, time.monotonic() + lifetime.DEADLINE)
+        return _receive(receiver, time.monotonic() + lifetime.DEADLINE)
     finally:
         os.close(receiver)
-    if answer != _READY:
-        reason = answer.decode("utf-8", "replace") or "its keeper ended without a word"
-        raise MountError(
-            f"cannot mount {project.image} with {backend.name}: {reason}",
-            "'condainer prereq' tells what this machine can do",
-        )
 
 
 def _receive(receiver: int, deadline: float) -> bytes:
@@ -72,7 +97,7 @@ def _receive(receiver: int, deadline: float) -> bytes:
         answer += chunk
 
 
-def _detach_and_keep(project: Project, backend: Backend, sender: int) -> NoReturn:
+def _detach_and_keep(project: Project, backend: Backend | None, sender: int) -> NoReturn:
     """In the child: become a daemon, keep the mount, and end without returning."""
     status = 1
     try:
@@ -114,9 +139,14 @@ def _high(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
 
 
-def _keep(project: Project, backend: Backend, sender: int) -> None:
+def _keep(project: Project, backend: Backend | None, sender: int) -> None:
     try:
-        daemon = _mount(project, backend)
+        keeper = locks.acquire(project.keeper_lock, timeout=_PATIENCE)
+        try:
+            daemon = _mount(project, backend) if backend is not None else _daemon_of(project)
+        except BaseException:
+            locks.discard(project.keeper_lock, keeper)
+            raise
     except CondainerError as error:
         os.write(sender, error.message.encode())
         return
@@ -125,27 +155,39 @@ def _keep(project: Project, backend: Backend, sender: int) -> None:
         return
     os.write(sender, _READY)
     os.close(sender)
-    _serve(project, daemon)
+    _serve(project, daemon, keeper)
 
 
-def _mount(project: Project, backend: Backend) -> subprocess.Popen[bytes] | None:
-    """Mount, and wait until the mount table shows it.
+def _daemon_of(project: Project) -> int:
+    """The process that serves a mount, as was noted; 0 where nobody knows."""
+    record = live.read(project.places)
+    return record.daemon if record is not None else 0
+
+
+def _mount(project: Project, backend: Backend) -> int:
+    """Mount, wait until the mount table shows it, and note what it serves.
 
     Returns:
-        the daemon, or None where the kernel serves the mount itself.
+        the daemon's process id, or 0 where the kernel serves the mount itself.
 
     Raises:
         MountError: with the daemon's last words.
     """
+    identity = live.identity(str(project.image))
     command = backend.mount_command(project.image, project.prefix)
     if not backend.is_daemon:
         answer = process.call(command)
         if answer.returncode != 0:
             raise MountError(answer.stderr.strip() or f"exit status {answer.returncode}")
-        return None
-    daemon = process.spawn(command, log=2, env=dict(os.environ))
+        _note(project, backend, 0, identity)
+        return 0
+    daemon = process.spawn(command, log=_LOG, env=dict(os.environ))
     try:
         _wait_until_live(project, daemon)
+        try:
+            _note(project, backend, daemon.pid, identity)
+        except OSError as error:
+            raise MountError(f"it was mounted, but then: {error.strerror}") from error
     except BaseException:
         daemon.kill()
         daemon.wait()
@@ -153,17 +195,35 @@ def _mount(project: Project, backend: Backend) -> subprocess.Popen[bytes] | None
         if situation.state is lifetime.State.DEAD and situation.mount is not None:
             lifetime.remove_dead(project, situation.mount)
         raise
-    return daemon
+    daemon.returncode = 0  # it is waited for by its number: whoever takes over has no other
+    return daemon.pid
+
+
+def _note(project: Project, backend: Backend, daemon: int, before: tuple[int, ...]) -> None:
+    """Note what the mount serves, for all that come after."""
+    identity = live.identity(str(project.image))
+    if identity != before:
+        raise MountError(f"{project.image} was replaced while it was being mounted")
+    variables = None
+    with contextlib.suppress(CondainerError):
+        variables = activation.load(project.prefix).variables
+    config = project.config
+    record = live.Record(
+        *(identity, image.fingerprint(project.image), live.root_of(str(project.prefix))),
+        *(backend.name, daemon, project.text),
+        *(config.user_site_packages, config.keep_python_path, variables),
+    )
+    live.write(str(project.record), record)
 
 
 def _wait_until_live(project: Project, daemon: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + lifetime.DEADLINE
+    deadline = time.monotonic() + _MOST
     while lifetime.look(project).state is not lifetime.State.LIVE:
         if daemon.poll() is not None:
             words = lifetime.log_tail(project.mount_log)
             raise MountError(words or f"it ended with exit status {daemon.returncode}")
         if time.monotonic() > deadline:
-            raise MountError(f"nothing was mounted within {lifetime.DEADLINE:.0f} s")
+            raise MountError(f"nothing was mounted within {_MOST:.0f} s")
         time.sleep(_MOUNT_POLL)
     try:
         os.listdir(project.prefix)  # noqa: PTH208
@@ -171,34 +231,84 @@ def _wait_until_live(project: Project, daemon: subprocess.Popen[bytes]) -> None:
         raise MountError(f"the image is damaged: its root: {error.strerror}") from error
 
 
-def _serve(project: Project, daemon: subprocess.Popen[bytes] | None) -> None:
-    """Wait until the mount has gone, or unmount it when it has been idle for long enough."""
+def _serve(project: Project, daemon: int, keeper: int) -> None:
+    """Wait until the mount has gone, or unmount it when it has been idle for long enough.
+
+    Args:
+        project: whose mount.
+        daemon: the process that serves it, or 0.
+        keeper: the descriptor that holds the keeper lock.
+    """
     asked_to_end = False
 
     def end(_signum: int, _frame: object) -> None:
         nonlocal asked_to_end
         asked_to_end = True
 
-    signal.signal(signal.SIGTERM, end)
+    birth = _birth(daemon)
+    shadow = 0
     ours = mounttable.mount_at(project.prefix)
     idle_since = time.monotonic()
-    while _is_served(project, daemon):
+    signal.signal(signal.SIGTERM, end)
+    while _is_served(project, ours, daemon, birth):
+        shadow = _shadow(shadow, project, daemon, keeper)
         patience = 0.0 if asked_to_end else project.config.unmount_after
         pinned = project.pin.exists() and not asked_to_end
         if pinned or _in_use(project):
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since >= patience:
-            if _unmount_if_idle(project, ours, daemon):
+            if _unmount_if_idle(project, ours, daemon, birth):
+                locks.discard(project.keeper_lock, keeper)
                 return
             idle_since = time.monotonic()
         time.sleep(_IDLE_POLL)
+    if shadow:
+        os.kill(shadow, signal.SIGKILL)
+        os.waitpid(shadow, 0)
+    locks.discard(project.keeper_lock, keeper)
     _clean_up(project)
 
 
-def _is_served(project: Project, daemon: subprocess.Popen[bytes] | None) -> bool:
-    if daemon is not None:
-        return daemon.poll() is None
-    return mounttable.mount_at(project.prefix) is not None
+def _shadow(shadow: int, project: Project, daemon: int, keeper: int) -> int:
+    """See that there is a process that takes over where this one is killed; gives its id."""
+    if shadow and os.waitpid(shadow, os.WNOHANG)[0] == 0:
+        return shadow
+    child = os.fork()
+    if child != 0:
+        return child
+    status = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.close(keeper)
+        _wait_to_take_over(project, daemon)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _wait_to_take_over(project: Project, daemon: int) -> None:
+    """Wait for the keeper lock, which the keeper removes unless it is killed."""
+    keeper = os.open(project.keeper_lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fcntl.flock(keeper, fcntl.LOCK_EX)
+    if locks.is_current(project.keeper_lock, keeper):
+        _serve(project, daemon, keeper)
+
+
+def _birth(pid: int) -> str:
+    """When a process was started, in the kernel's ticks; empty where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in {b"Z", b"X"} else fields[19].decode()
+
+
+def _is_served(project: Project, ours: Mount | None, daemon: int, birth: str) -> bool:
+    if daemon == 0:
+        return ours is not None and mounttable.mount_at(project.prefix) == ours
+    with contextlib.suppress(ChildProcessError):  # it was started by the one before us
+        os.waitpid(daemon, os.WNOHANG)
+    return bool(birth) and _birth(daemon) == birth
 
 
 def _in_use(project: Project) -> bool:
@@ -209,9 +319,7 @@ def _in_use(project: Project) -> bool:
     return False
 
 
-def _unmount_if_idle(
-    project: Project, ours: Mount | None, daemon: subprocess.Popen[bytes] | None
-) -> bool:
+def _unmount_if_idle(project: Project, ours: Mount | None, daemon: int, birth: str) -> bool:
     """Unmount while nobody can begin to use the mount; False where somebody does already."""
     try:
         descriptor = locks.acquire(project.use_lock)
@@ -222,8 +330,9 @@ def _unmount_if_idle(
         # Something else was mounted over it, or runs from it without holding the lock.
         os.close(descriptor)
         return False
-    if daemon is not None:
-        daemon.wait()
+    deadline = time.monotonic() + _PATIENCE  # a container that was started meanwhile may need it
+    while daemon and _is_served(project, ours, daemon, birth) and time.monotonic() < deadline:
+        time.sleep(_MOUNT_POLL)
     lifetime.tidy(project)
     locks.discard(project.use_lock, descriptor)
     return True

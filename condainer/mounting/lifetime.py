@@ -23,21 +23,22 @@ from typing import TYPE_CHECKING
 
 from condainer import image, locks, mounttable
 from condainer.errors import CondainerError, ImageError, MountError
+from condainer.mounting import live
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from condainer.locks import Turn
     from condainer.mounting.backends import Backend
+    from condainer.mounting.live import Record
     from condainer.mounttable import Mount
     from condainer.project import Project
     from condainer.users import User
 
     OnNote = Callable[[str], None]
 
-DEADLINE = 30.0
-"""Seconds after which a mount that does not come is an error."""
-
+DEADLINE = live.DEADLINE
 _POLL = 0.02
 _A_MOMENT = 0.1
 """Seconds to wait for a lock that the keeper takes for an instant now and then, to see whether
@@ -62,6 +63,20 @@ class Situation:
 
     state: State
     mount: Mount | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """A mount that is held.
+
+    Attributes:
+        descriptor: of the lock: while it is open, here or in a program it was passed on to, the
+            mount stays.
+        record: what it serves; None where that was not noted.
+    """
+
+    descriptor: int
+    record: Record | None
 
 
 def look(project: Project) -> Situation:
@@ -96,31 +111,109 @@ def look(project: Project) -> Situation:
     return Situation(State.LIVE, mount)
 
 
-def use(project: Project, backend: str = "auto", on_note: OnNote | None = None) -> int:
+def use(
+    project: Project,
+    backend: str = "auto",
+    *,
+    on_note: OnNote | None = None,
+    on_warning: OnNote | None = None,
+    turn: Turn | None = None,
+) -> Held:
     """See that an image is mounted, and hold it.
 
     Args:
         project: whose image.
         backend: name of the backend, where it has to be mounted first.
         on_note: takes a line about each backend that cannot be used, and the one that is.
+        on_warning: takes a line where an older image is used than there is.
+        turn: to mount it, where that has fallen to this process already.
 
     Returns:
-        the descriptor of the lock: while it is open, here or in a program it was passed on to,
-        the mount stays.
+        what holds the mount.
 
     Raises:
         ImageError: where the image is not whole.
         MountError: where it cannot be mounted.
     """
     check_image(project)
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        if turn is None:
+            found = _enter(project, deadline)
+            if isinstance(found, tuple):
+                return Held(*found)
+            turn = found
+        try:
+            held = _see_to(project, backend, on_note or _say_nothing, on_warning or _say_nothing)
+        finally:
+            turn.end()
+        if held is not None:
+            return held
+        turn = None  # it was mounted and has gone again
+    raise _too_late(project)
+
+
+def _say_nothing(_text: str) -> None:
+    """What takes lines that nobody wants."""
+
+
+def _enter(project: Project, deadline: float) -> tuple[int, Record] | Turn:
+    identity = live.identity(str(project.image))
+    try:
+        return live.enter(project.places, lambda record: record.image == identity, deadline)
+    except locks.BusyError:
+        raise _too_late(project) from None
+
+
+def _too_late(project: Project) -> MountError:
+    return MountError(
+        f"{project.prefix} did not get mounted within {DEADLINE:.0f} s",
+        f"another process has tried for as long; see {project.mount_log}, then try again",
+    )
+
+
+def _see_to(project: Project, backend: str, on_note: OnNote, on_warning: OnNote) -> Held | None:
+    """Make of what is at the mountpoint what should be there, and hold it; others wait."""
+    from condainer.mounting import keeper
+
+    pinned = project.pin.exists()
     descriptor = _hold(project)
     try:
-        if look(project).state is not State.LIVE:
-            _mount(project, backend, on_note)
+        situation = look(project)
+        if situation.state is State.LIVE and not locks.is_held(project.keeper_lock):
+            on_note(f"{project.prefix} is mounted, but nobody keeps it: doing so again")
+            keeper.adopt(project)
+        if situation.state is State.LIVE and not _serves(project):
+            os.close(descriptor)
+            problem = _unmount_idle(project, situation)
+            if problem:
+                on_warning(
+                    f"{project.prefix} is in use and holds the image from before the last build; "
+                    "so does this command"
+                )
+            descriptor = _hold(project)
+            situation = look(project)
+        if situation.state is not State.LIVE:
+            _mount(project, situation, backend, on_note)
+            if pinned:
+                pin(project)
+        if look(project).state is State.LIVE:
+            return Held(descriptor, live.read(project.places))
     except BaseException:
         _let_go(project, descriptor)
         raise
-    return descriptor
+    _let_go(project, descriptor)
+    return None
+
+
+def _serves(project: Project) -> bool:
+    """Whether what is mounted is a project's image as it is now; also where that is not known."""
+    record = live.read(project.places)
+    if record is None or not record.fingerprint:
+        return True
+    if record.image == live.identity(str(project.image)):
+        return True
+    return record.fingerprint == image.fingerprint(project.image)
 
 
 def offer(project: Project) -> Path:
@@ -181,13 +274,15 @@ def unmount(project: Project) -> bool:
         MountError: where it is in use, and by whom.
     """
     from condainer import users
-    from condainer.mounting import backends
 
     situation = look(project)
     if situation.mount is None:
         return False
     if situation.state is State.DEAD:
-        descriptor = _lock_mounting(project)
+        try:
+            descriptor = locks.acquire(project.mount_lock, timeout=DEADLINE)
+        except locks.BusyError:
+            raise _too_late(project) from None
         try:
             now = look(project)  # another process may have repaired it in between
             if now.state is State.DEAD and now.mount is not None:
@@ -196,17 +291,29 @@ def unmount(project: Project) -> bool:
         finally:
             locks.discard(project.mount_lock, descriptor)
         return unmount(project)
+    problem = _unmount_idle(project, situation)
+    if problem:
+        raise _in_use(project, users.users_of(project.prefix, project.use_lock), problem)
+    return True
+
+
+def _unmount_idle(project: Project, situation: Situation) -> str:
+    """Unmount what nobody uses; gives an empty text, or why it cannot be done."""
+    from condainer.mounting import backends
+
+    if situation.mount is None:
+        return ""
     try:
         descriptor = locks.acquire(project.use_lock, timeout=_A_MOMENT)
     except locks.BusyError:
-        raise _in_use(project, users.users_of(project.prefix, project.use_lock)) from None
+        return "a process of another user"
     problem = backends.unmount(project.prefix, situation.mount.kind)
     if problem and mounttable.mount_at(project.prefix) is not None:
         os.close(descriptor)
-        raise _in_use(project, users.users_of(project.prefix, project.use_lock), problem)
+        return problem
     tidy(project)
     locks.discard(project.use_lock, descriptor)
-    return True
+    return ""
 
 
 def unmount_if_idle(project: Project) -> None:
@@ -249,8 +356,8 @@ def remove_dead(project: Project, mount: Mount) -> None:
 
 
 def tidy(project: Project) -> None:
-    """Remove what a mount leaves behind: the pin, its log, and the empty mountpoint."""
-    for path in (project.pin, project.mount_log):
+    """Remove what a mount leaves behind: what was noted of it, and the empty mountpoint."""
+    for path in (project.record, project.pin, project.mount_log):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         project.prefix.rmdir()
@@ -305,14 +412,11 @@ def _hold(project: Project) -> int:
 
 def _let_go(project: Project, descriptor: int) -> None:
     """Drop the hold on a mount that did not come, and remove the lock file after the last one."""
-    os.close(descriptor)
-    with contextlib.suppress(CondainerError):
-        descriptor = locks.acquire(project.use_lock)
-        if _is_ours(project):
-            os.close(descriptor)
-        else:
-            project.mount_log.unlink(missing_ok=True)
-            locks.discard(project.use_lock, descriptor)
+    if _is_ours(project):
+        os.close(descriptor)
+    else:
+        project.mount_log.unlink(missing_ok=True)
+        locks.release(project.use_lock, descriptor)
 
 
 def _is_ours(project: Project) -> bool:
@@ -323,40 +427,23 @@ def _is_ours(project: Project) -> bool:
         return False
 
 
-def _lock_mounting(project: Project) -> int:
-    try:
-        return locks.acquire(project.mount_lock, timeout=DEADLINE)
-    except locks.BusyError:
-        raise MountError(
-            f"{project.prefix} did not get mounted within {DEADLINE:.0f} s", "try again"
-        ) from None
-
-
-def _mount(project: Project, backend: str, on_note: OnNote | None) -> None:
-    """Mount, or wait until somebody else has."""
+def _mount(project: Project, situation: Situation, backend: str, on_note: OnNote) -> None:
+    """Mount, where nothing lives; the caller holds the mount lock and the mount."""
     from condainer.mounting import backends
 
-    on_note = on_note or (lambda _: None)
     candidates = backends.candidates(backend, on_note)
-    descriptor = _lock_mounting(project)
+    if situation.state is State.DEAD and situation.mount is not None:
+        on_note(f"the daemon behind {project.prefix} has died: mounting anew")
+        remove_dead(project, situation.mount)
+        locks.ensure_directory(project.runtime_directory)
+    if locks.is_held(project.build_lock):
+        raise _being_built(project)
     try:
-        situation = look(project)
-        if situation.state is State.LIVE:
-            return
-        if situation.state is State.DEAD and situation.mount is not None:
-            remove_dead(project, situation.mount)
-            locks.ensure_directory(project.runtime_directory)
-        if locks.is_held(project.build_lock):
-            raise _being_built(project)
-        prepare_mountpoint(project)
-        try:
-            _start_first(project, candidates, on_note)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                project.prefix.rmdir()
-            raise
-    finally:
-        locks.discard(project.mount_lock, descriptor)
+        _start_first(project, candidates, on_note)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            project.prefix.rmdir()
+        raise
 
 
 def _start_first(project: Project, candidates: list[Backend], on_note: OnNote) -> None:
@@ -366,6 +453,7 @@ def _start_first(project: Project, candidates: list[Backend], on_note: OnNote) -
     deadline = time.monotonic() + DEADLINE
     problems: list[str] = []
     for backend in candidates:
+        prepare_mountpoint(project)
         try:
             keeper.start(project, backend)
         except MountError as error:

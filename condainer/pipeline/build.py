@@ -392,7 +392,7 @@ class Build:
                 pip=tuple(added),
                 tools=plan.tools,
                 snapshot=await snapshot.capture(
-                    project.prefix, name or project.config.basename, variables, workplace
+                    project.prefix, name or project.prefix.name, variables, workplace
                 ),
             )
             with self._site.watching(space.Place(project.prefix, "the manifest", 0)):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from condainer.activation import FOREIGN
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials, parts, space
 from condainer.pipeline.events import (
@@ -23,6 +22,7 @@ from condainer.pipeline.events import (
     Unit,
 )
 from condainer.pipeline.installers import Workplace
+from condainer.variables import FOREIGN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

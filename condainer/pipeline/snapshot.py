@@ -186,7 +186,7 @@ async def _source(
 
 
 def _template(value: str, *, home: str) -> str:
-    """Turn the marks in a value into places that `activation.expand` fills."""
+    """Turn the marks in a value into places that `variables.expand` fills."""
     value = value.replace(home, "\0HOME\0")
     value = value.replace(f"{_SYSTEM_PATH}:{_MARK.format('PATH')}", "\0PATH\0")
     for key in _MARKED:

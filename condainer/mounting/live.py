@@ -1,0 +1,185 @@
+"""The way to a live mount: what it serves, holding it, and who makes one where there is none.
+
+Every `exec` comes through here, hundreds at the same moment, so nothing is imported that takes
+long. What has to be done where there is no mount, or something is wrong with it, is the business
+of `lifetime`.
+
+The keeper of a mount notes in a record what the mount serves. It lies in the runtime directory,
+which is this user's own, and is written with `marshal`: whoever could write there could as well
+change this program.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import time
+
+from condainer import files, locks
+from condainer.errors import CondainerError
+
+TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from condainer.places import Places
+
+DEADLINE = 30.0
+"""Seconds after which a mount that does not come is an error."""
+
+_HEAD = b"condainer mount 1\n"
+_MARSHAL = 4
+"""The format, which all Pythons that condainer runs with can read."""
+_MOST = 8 << 20
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 0.02
+
+
+class Record:
+    """What a mount serves.
+
+    Attributes:
+        image: `identity` of the image's file.
+        fingerprint: tells its content from that of others; empty where it is not known.
+        root: device and inode of the root of the mount.
+        backend: the name of what serves it.
+        daemon: the process that serves it, 0 where the kernel does.
+        config: the text of the `condainer.yml` that it was mounted for.
+        user_site_packages: as in `condainer.yml`.
+        keep_python_path: as in `condainer.yml`.
+        variables: what activation changes, as in `activation.Snapshot`; None where the image has
+            no sound snapshot.
+    """
+
+    __slots__ = (
+        *("image", "fingerprint", "root", "backend", "daemon"),
+        *("config", "user_site_packages", "keep_python_path", "variables"),
+    )
+    image: tuple[int, int, int, int]
+    fingerprint: str
+    root: tuple[int, int]
+    backend: str
+    daemon: int
+    config: str
+    user_site_packages: bool
+    keep_python_path: bool
+    variables: tuple[tuple[str, str | None], ...] | None
+
+    def __init__(self, *values: object) -> None:
+        for name, value in zip(self.__slots__, values, strict=True):
+            setattr(self, name, value)
+
+
+def identity(image: str) -> tuple[int, int, int, int]:
+    """What tells one file from another, and from what it was before.
+
+    Raises:
+        OSError: where there is none.
+    """
+    status = os.stat(image)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def root_of(prefix: str) -> tuple[int, int]:
+    """What tells the root of one mount from that of another.
+
+    Raises:
+        OSError: where it cannot be looked at.
+    """
+    status = os.stat(prefix)
+    return status.st_dev, status.st_ino
+
+
+def write(path: str, record: Record) -> None:
+    """Note what a mount serves."""
+    values = tuple(getattr(record, name) for name in Record.__slots__)
+    temporary = f"{path}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(_HEAD + marshal.dumps(values, _MARSHAL))
+    os.replace(temporary, path)
+
+
+def read(places: Places) -> Record | None:
+    """What the mount of a project serves, as was noted; None where nothing is noted.
+
+    Raises:
+        CondainerError: where the directory it lies in is not this user's own.
+    """
+    if not os.path.lexists(places.record):
+        return None
+    locks.ensure_directory(places.runtime_directory)
+    try:
+        data = files.read(places.record, most=_MOST)
+    except OSError:
+        return None
+    if not data.startswith(_HEAD):
+        return None  # of another version
+    try:
+        return Record(*marshal.loads(data[len(_HEAD) :]))  # noqa: S302  (see above)
+    except (ValueError, TypeError, EOFError):
+        return None
+
+
+def is_live(places: Places, record: Record) -> bool:
+    """Whether the mount that was noted is there, and is being served and kept."""
+    try:
+        if root_of(places.prefix) != record.root:
+            return False
+        os.statvfs(places.prefix)  # the kernel asks the daemon; to stat it knows the answer itself
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # the daemon lives to say that it cannot tell
+            return False
+    return locks.is_held(places.keeper_lock, shared=True)
+
+
+def enter(
+    places: Places, fits: Callable[[Record], bool], deadline: float
+) -> tuple[int, Record] | locks.Turn:
+    """Hold the mount that is there, or become the one that makes it, while all others wait.
+
+    Args:
+        places: of the mount.
+        fits: whether what a mount serves is what is wanted.
+        deadline: on the monotonic clock.
+
+    Returns:
+        the descriptor that holds the mount, and what it serves; or the turn to make it, which the
+        caller has to end.
+
+    Raises:
+        BusyError: where it has not come by then.
+        CondainerError: where the runtime directory is not this user's own.
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        held = _hold(places, fits)
+        if held is not None:
+            return held
+        try:
+            return locks.Turn(places.mount_lock)
+        except locks.BusyError:
+            if time.monotonic() >= deadline:
+                raise
+        while locks.is_held(places.mount_lock, shared=True) and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _hold(places: Places, fits: Callable[[Record], bool]) -> tuple[int, Record] | None:
+    record = read(places)
+    if record is None or not fits(record):
+        return None
+    try:
+        descriptor = locks.acquire(places.use_lock, shared=True, timeout=1.0)
+    except locks.BusyError:
+        return None
+    try:
+        record = read(places)  # it may have gone before it was held
+        if record is not None and fits(record) and is_live(places, record):
+            return descriptor, record
+    except CondainerError:
+        os.close(descriptor)
+        raise
+    locks.release(places.use_lock, descriptor)
+    return None
