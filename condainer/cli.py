@@ -20,7 +20,6 @@ from condainer.errors import CondainerError, InterruptedBySignalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from condainer.locks import Turn
     from condainer.project import Project
 
 _WRONG_USAGE = 2
@@ -41,37 +40,28 @@ A command's own help: condainer COMMAND --help
 """
 
 
-def entry(turn: Turn | None = None, failure: CondainerError | None = None) -> NoReturn:
+def entry(failure: BaseException | None = None) -> NoReturn:
     """Run the command of this process, and end it.
 
     Args:
-        turn: to make the mount that an `exec` needs.
-        failure: of the `exec` that this process was to become.
+        failure: of the `exec` that this process was to become, to be told.
 
     Does not go through the interpreter's own end: the installer that comes with condainer has
     threads that may still be at work then, and has been seen to crash it.
     """
-    status = main(turn=turn, failure=failure)
-    if turn is not None:
-        turn.end()
+    status = main(failure=failure)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def main(
-    argv: Sequence[str] | None = None,
-    *,
-    turn: Turn | None = None,
-    failure: CondainerError | None = None,
-) -> int:
+def main(argv: Sequence[str] | None = None, failure: BaseException | None = None) -> int:
     """Run one command.
 
     Args:
         argv: the arguments; those of the process by default.
-        turn: to make the mount that an `exec` needs.
-        failure: of an `exec`, to be told.
+        failure: what has come of it already.
 
     Returns:
         the exit status.
@@ -82,26 +72,26 @@ def main(
         arguments = _parse(argv)
         if failure is not None:
             raise failure  # noqa: TRY301  (below is where errors are told)
-        status: int = _exec(arguments, turn) if turn else arguments.run(arguments)
+        status: int = arguments.run(arguments)
         _print()
     except CondainerError as error:
-        failure = error
+        told = error
     except KeyboardInterrupt:
-        failure = InterruptedBySignalError(signal.SIGINT)
+        told = InterruptedBySignalError(signal.SIGINT)
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  (the boundary: no traceback reaches a user unasked)
         what = f"{type(error).__name__}: {error}"
         hint = "this is a bug in condainer; run again with -v for a traceback to report"
-        failure = CondainerError(what, hint)
-        failure.__cause__ = error
+        told = CondainerError(what, hint)
+        told.__cause__ = error
     else:
         return status
-    _say_error(failure, verbose=arguments.verbose)
-    if arguments.command == "exec" and failure.exit_status < _EXEC_FAILED:
+    _say_error(told, verbose=arguments.verbose)
+    if arguments.command == "exec" and told.exit_status < _EXEC_FAILED:
         return _EXEC_FAILED
-    return failure.exit_status
+    return told.exit_status
 
 
 def _prepare_streams() -> None:
@@ -161,6 +151,11 @@ def _tell(text: str) -> None:
     from condainer.units import printable
 
     sys.stderr.write(printable(text))
+
+
+def warn(text: str) -> None:
+    """Tell what a user should know, and that nothing fails for."""
+    _tell(f"condainer: warning: {text}\n")
 
 
 def _say_error(error: CondainerError, *, verbose: bool) -> None:
@@ -426,11 +421,6 @@ def _notes(arguments: argparse.Namespace) -> Callable[[str], None] | None:
     return (lambda text: _inform(arguments, f"condainer: {text}")) if arguments.verbose else None
 
 
-def _warnings(arguments: argparse.Namespace) -> Callable[[str], None]:
-    """What takes the lines that --quiet leaves out."""
-    return lambda text: _inform(arguments, f"condainer: warning: {text}")
-
-
 def _init(arguments: argparse.Namespace) -> int:
     from condainer import initialise, project
 
@@ -488,7 +478,7 @@ def _unmount_idle(arguments: argparse.Namespace, projects: Iterable[Project]) ->
     return frozenset(left)
 
 
-def _exec(arguments: argparse.Namespace, turn: Turn | None = None) -> int:
+def _exec(arguments: argparse.Namespace) -> int:
     from condainer import execution
 
     command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
@@ -501,8 +491,7 @@ def _exec(arguments: argparse.Namespace, turn: Turn | None = None) -> int:
         execution.become(
             *(project, command),
             on_note=_notes(arguments),
-            on_warning=_warnings(arguments),
-            turn=turn,
+            on_warning=None if arguments.quiet else warn,
         )
     return 0
 
@@ -522,7 +511,10 @@ def _mount(arguments: argparse.Namespace) -> int:
         _print(f"{lifetime.offer(project)}\n")
         return 0
     held = lifetime.use(
-        project, arguments.backend, on_note=_notes(arguments), on_warning=_warnings(arguments)
+        project,
+        arguments.backend,
+        on_note=_notes(arguments),
+        on_warning=None if arguments.quiet else warn,
     )
     mount = lifetime.look(project).mount
     backend = backends.name_of(mount.kind) if mount else arguments.backend

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import places, yamlfile
+from condainer import files, places
 from condainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
     import yaml
 
+    from condainer import yamlfile
+
 CONFIG_NAME = "condainer.yml"
 
 COMPRESSORS = {"zstd": (1, 22), "gzip": (1, 9), "xz": None, "lzo": (1, 9), "lz4": None}
 """The algorithms an image can be written with, each with the range of its levels."""
 
+_PLAIN_LINE = re.compile(r"([a-z_]+):(?: +([A-Za-z0-9_./][A-Za-z0-9_./-]*)?)? *")
+_NULLS = {"null", "Null", "NULL"}
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _SIZE = re.compile(r"(\d+)([KkMm]?)")
 _MIN_BLOCK, _MAX_BLOCK = 4096, 1 << 20
@@ -239,20 +243,15 @@ def parse(path: Path, text: str) -> Config:
     Raises:
         ConfigError: with file, line and reason.
     """
-    document = yamlfile.YamlFile(path, text)
-    document.check_keys(key.name for key in KEYS)
-    values: dict[str, Any] = {}
-    for key in KEYS:
-        node = document.value(key.name)
-        if node is not None:
-            values[key.name] = _read(document, node, key)
+    values = _plain_values(text)
+    if values is None:
+        values = _yaml_values(path, text)
     if "uuid" not in values:
         raise ConfigError(
             f"{path}: the key 'uuid' is missing",
             "take the file that came with the image, or run 'condainer init' in a new directory",
         )
     config = Config(**values)
-    _check_level(document, config)
     prefix = places.Places(str(config.mount_base_directory), config.uuid).prefix
     if len(os.fsencode(prefix)) > _PREFIX_MAX:
         raise ConfigError(
@@ -278,12 +277,12 @@ def read(directory: Path) -> str:
         ConfigError: where there is none, or it cannot be read.
     """
     path = directory / CONFIG_NAME
-    if yamlfile.is_missing(path):
+    if files.is_missing(path):
         raise ConfigError(
             f"no condainer project in {directory} (there is no {CONFIG_NAME})",
             "run 'condainer init' there, or name the project directory with -d DIR",
         )
-    return yamlfile.read_text(path)
+    return files.read_text(path)
 
 
 def template(uuid: str, *, chosen: dict[str, str] | None = None) -> str:
@@ -305,13 +304,61 @@ def template(uuid: str, *, chosen: dict[str, str] | None = None) -> str:
 
 def _plain(text: str) -> str:
     """A value as YAML: quoted, unless it can be read in no other way than as it stands."""
-    if re.fullmatch(r"([A-Za-z0-9_./][A-Za-z0-9_./-]*)?", text) and text not in {
-        "null",
-        "Null",
-        "NULL",
-    }:
+    if re.fullmatch(r"([A-Za-z0-9_./][A-Za-z0-9_./-]*)?", text) and text not in _NULLS:
         return text
     return json.dumps(text, ensure_ascii=False)
+
+
+def _plain_values(text: str) -> dict[str, Any] | None:
+    """Read what is as plain as `init` writes it: a parser of YAML takes long to load.
+
+    Returns:
+        the values; None where anything in the text is less plain, or wrong: `_yaml_values` reads
+        all that is YAML, and knows how to tell what is wrong.
+    """
+    keys = {key.name: key for key in KEYS}
+    values: dict[str, Any] = {}
+    seen = set()
+    for line in text.split("\n"):
+        if not line or (line[0] == "#" and line.isprintable()):
+            continue
+        match = _PLAIN_LINE.fullmatch(line)
+        if match is None or match[1] not in keys or match[1] in seen:
+            return None
+        name, value = match.groups()
+        seen.add(name)
+        try:
+            if value and value not in _NULLS:
+                values[name] = keys[name].read(value)
+        except ValueError:
+            return None
+    return values if _is_level(values.get("compression"), values.get("compression_level")) else None
+
+
+def _yaml_values(path: Path, text: str) -> dict[str, Any]:
+    """Read any YAML.
+
+    Raises:
+        ConfigError: with file, line and reason.
+    """
+    from condainer import yamlfile
+
+    document = yamlfile.YamlFile(path, text)
+    document.check_keys(key.name for key in KEYS)
+    values: dict[str, Any] = {}
+    for key in KEYS:
+        node = document.value(key.name)
+        if node is not None:
+            values[key.name] = _read(document, node, key)
+    algorithm, level = values.get("compression"), values.get("compression_level")
+    if not _is_level(algorithm, level):
+        node = document.items["compression_level"][1]
+        name = algorithm or "zstd"
+        levels = COMPRESSORS[name]
+        if levels is None:
+            raise document.error(node, f"{name} has no levels", "remove the key compression_level")
+        raise document.error(node, f"{name} has levels {levels[0]} to {levels[1]}")
+    return values
 
 
 def _read(document: yamlfile.YamlFile, node: yaml.Node, key: Key) -> object:
@@ -325,16 +372,10 @@ def _read(document: yamlfile.YamlFile, node: yaml.Node, key: Key) -> object:
         raise document.error(node, f"{key.name}: '{text}' {reason}") from None
 
 
-def _check_level(document: yamlfile.YamlFile, config: Config) -> None:
-    if config.compression_level is None:
-        return
-    algorithm = config.compression or "zstd"
-    levels = COMPRESSORS[algorithm]
-    node = document.items["compression_level"][1]
-    if levels is None:
-        raise document.error(node, f"{algorithm} has no levels", "remove the key compression_level")
-    if not levels[0] <= config.compression_level <= levels[1]:
-        raise document.error(node, f"{algorithm} has levels {levels[0]} to {levels[1]}")
+def _is_level(algorithm: str | None, level: int | None) -> bool:
+    """Whether an algorithm has a level."""
+    levels = COMPRESSORS[algorithm or "zstd"]
+    return level is None or (levels is not None and levels[0] <= level <= levels[1])
 
 
 if {field.name for field in fields(Config)} != {key.name for key in KEYS}:  # pragma: no cover

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from condainer import yamlfile
+from condainer import files, yamlfile
 from condainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ def load(path: Path) -> Environment:
     Raises:
         ConfigError: where there is none, or where it is broken: file, line, reason.
     """
-    if yamlfile.is_missing(path):
+    if files.is_missing(path):
         raise ConfigError(
             f"there is no {path}",
             "write one, or name another with the key environment_yml of condainer.yml",
         )
-    return parse(path, yamlfile.read_text(path))
+    return parse(path, files.read_text(path))
 
 
 def parse(path: Path, text: str) -> Environment:

@@ -11,12 +11,17 @@ import errno
 import os
 import stat
 
+from condainer.errors import ConfigError
+
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
     from pathlib import Path
 
 MOST = 64_000_000
 """Bytes: more than any file has that condainer or an installer writes."""
+
+_MOST_OF_PEOPLE = 4_000_000
+"""Bytes of a file that people write: larger ones are something else, and take long to parse."""
 
 
 def read(path: str | Path, *, within: Path | None = None, most: int = MOST) -> bytes:
@@ -46,6 +51,31 @@ def read(path: str | Path, *, within: Path | None = None, most: int = MOST) -> b
 
             raise OSError(errno.EFBIG, f"it is larger than {human(most)}", str(path))
     return content
+
+
+def read_text(path: Path) -> str:
+    """Read a file a user wrote.
+
+    Raises:
+        ConfigError: where it cannot be read, is too large for one, or is not UTF-8.
+    """
+    try:
+        return read(path, most=_MOST_OF_PEOPLE).decode()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+
+
+def is_missing(path: Path) -> bool:
+    """Whether there is no such file; one that nobody may look at counts as there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _refuse_links(top: Path, path: str | Path) -> None:

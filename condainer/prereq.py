@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from condainer import mounttable, process, tools, yamlfile
+from condainer import files, mounttable, process, tools
 from condainer.config import CONFIG_NAME, Config, load
 from condainer.errors import CondainerError
 from condainer.mounting import backends
@@ -55,7 +55,7 @@ def probe(directory: Path) -> dict[str, Any]:
     Args:
         directory: of a project, whose settings are taken; it need not be one.
     """
-    there = not yamlfile.is_missing(directory / CONFIG_NAME)
+    there = not files.is_missing(directory / CONFIG_NAME)
     config = load(directory) if there else Config(uuid=_NO_PROJECT)
     building = [_mksquashfs(), _installer(config), _base_directory(config)]
     helpers = [_device(), _fusermount()]

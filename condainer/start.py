@@ -14,47 +14,71 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-_SIGINT = 2
-
-
 def entry() -> NoReturn:
     """Run the command of this process, and end it."""
-    from condainer.errors import CondainerError, InterruptedBySignalError, MountError
-
-    turn, failure = None, None
+    failure = None
     asked = simple_exec(sys.argv[1:])
     if asked is not None:
-        from condainer import execution
-
         try:
-            turn = execution.at_once(*asked)
-        except MountError:
-            pass  # its daemon has died just now: mending that is the ordinary way's business
-        except CondainerError as error:
+            _exec(*asked)
+        except BaseException as error:  # noqa: BLE001  (told where all errors are)
             failure = error
-        except KeyboardInterrupt:
-            failure = InterruptedBySignalError(_SIGINT)
     from condainer import cli
 
-    cli.entry(turn, failure)
+    cli.entry(failure)
 
 
-def simple_exec(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The project directory and the command of `[-q] [-d DIR] exec [--] CMD ...`.
+def _exec(directory: str, command: list[str], warns: bool) -> NoReturn:  # noqa: FBT001
+    from condainer import execution
+    from condainer.errors import MountError
+
+    turn = None
+    try:
+        try:
+            turn = execution.at_once(directory, command)
+        except MountError:
+            pass  # its daemon has died just now: that is mended below
+        from pathlib import Path
+
+        from condainer import project
+
+        execution.become(
+            *(project.open_project(Path(directory)), command),
+            on_warning=_warn if warns else None,
+            turn=turn,
+        )
+    finally:
+        if turn is not None:
+            turn.end()
+
+
+def _warn(text: str) -> None:
+    from condainer import cli
+
+    cli.warn(text)
+
+
+def simple_exec(arguments: Sequence[str]) -> tuple[str, list[str], bool] | None:
+    """What `[-q] [-d DIR] exec [--] CMD ...` asks for.
 
     Returns:
-        them, or None where the command line is another one.
+        the project directory, the command, and whether to warn; None where the command line is
+        another one.
     """
-    directory = "."
+    directory, warns = ".", True
     rest = iter(arguments)
     for word in rest:
         if word == "exec":
             command = list(rest)
+            plain = bool(command) and command[0][:1] != "-"
             if command[:1] == ["--"]:
-                return (directory, command[1:]) if command[1:] else None
-            return (directory, command) if command and command[0][:1] != "-" else None
+                command = command[1:]
+                plain = bool(command)
+            return (directory, command, warns) if plain else None
         if word in {"-d", "--directory"}:
             directory = next(rest, "")
-        elif word not in {"-q", "--quiet"}:
+        elif word in {"-q", "--quiet"}:
+            warns = False
+        else:
             return None
     return None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from condainer import files
 from condainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,36 +19,9 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _DEEPEST = 30
-_MOST = 4_000_000
-"""Bytes of a file that people write: larger ones are something else, and take long to parse."""
 
 # The C parser is five times as fast, but not every PyYAML was built with it.
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def is_missing(path: Path) -> bool:
-    """Whether there is no such file; one that nobody may look at counts as there."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def read_text(path: Path) -> str:
-    """Read a file a user wrote.
-
-    Raises:
-        ConfigError: where it cannot be read, is too large for one, or is not UTF-8.
-    """
-    try:
-        return files.read(path, most=_MOST).decode()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
 
 
 class YamlFile:

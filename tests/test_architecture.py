@@ -114,9 +114,9 @@ def test_errors_import_nothing_of_the_house() -> None:
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("condainer.config", {"errors", "places", "yamlfile"}),
-        ("condainer.environment", {"errors", "yamlfile"}),
-        ("condainer.yamlfile", {"errors", "files"}),
+        ("condainer.config", {"errors", "files", "places", "yamlfile"}),
+        ("condainer.environment", {"errors", "files", "yamlfile"}),
+        ("condainer.yamlfile", {"errors"}),
         ("condainer.places", set()),
         ("condainer.variables", set()),
         ("condainer.project", {"config", "errors", "places"}),
@@ -126,7 +126,7 @@ def test_errors_import_nothing_of_the_house() -> None:
         ("condainer.locks", {"errors"}),
         ("condainer.mounttable", set()),
         ("condainer.units", set()),
-        ("condainer.files", {"units"}),
+        ("condainer.files", {"errors", "units"}),
         ("condainer.activation", {"errors", "files", "project"}),
         (
             "condainer.execution",

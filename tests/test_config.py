@@ -454,3 +454,35 @@ def workshop_shell(workshop: Workshop, script: str, *words: str) -> str:
     )
     assert done.returncode == 1
     return done.stderr
+
+
+PLAIN = st.sampled_from(
+    [
+        *("", "# a comment", "uuid: 123E4567-e89b-42d3-a456-426614174000", "uuid:", "uuid: null"),
+        *("conda_exe: micromamba", "conda_exe: ~/bin/mamba", "conda_exe: ~", "conda_exe: 'x y'"),
+        *("unmount_after: 3", "unmount_after: 3.5 # short", "unmount_after: no", "block_size: 64K"),
+        *("compression: gzip", "compression_level: 9", "compression_level: 22", "user_env_name: 1"),
+        *(
+            "non_conda_application: yes",
+            "user_env_name:  3.10 ",
+            "  indented",
+            "---",
+            "nonsense: 1",
+        ),
+        *("mount_base_directory: /scratch/me/", "package_cache: a:b", "# bell \a", "\t", "{}"),
+    ]
+)
+
+
+@given(st.lists(PLAIN, max_size=6))
+def test_plain_lines_mean_what_they_mean_in_yaml(lines: list[str]) -> None:
+    """The mark of a document is YAML, too, but not as plain as what is read without a parser."""
+    text = "\n".join(["uuid: 123e4567-e89b-42d3-a456-426614174000", *lines])
+    assert what_comes_of(text) == what_comes_of(f"---\n{text}")
+
+
+def what_comes_of(text: str) -> Config | str:
+    try:
+        return config.parse(PATH, text)
+    except ConfigError as error:
+        return re.sub(r", (line|position) \d+", "", error.message)

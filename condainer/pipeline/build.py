@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 
 from condainer import environment as environment_module
-from condainer import shell, tools, yamlfile
+from condainer import files, shell, tools
 from condainer.errors import BuildError
 from condainer.pipeline import (
     bytecode,
@@ -233,7 +233,7 @@ class Build:
         return Plan(
             environment=environment,
             requirements=requirements,
-            requirements_text=yamlfile.read_text(requirements) if requirements else None,
+            requirements_text=files.read_text(requirements) if requirements else None,
             lock=lock,
             installer=installer,
             image=image,
