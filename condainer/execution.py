@@ -225,6 +225,7 @@ def _given_variables() -> dict[str, str]:
     In the C locale Python sets LC_CTYPE for itself (PEP 538); the command did not ask for that.
     """
     variables = dict(os.environ)
+    variables.pop("", None)  # which some systems pass on, and `execve` does not take
     if variables.pop("LC_CTYPE", None) is not None:
         with open("/proc/self/environ", "rb") as file:
             items = file.read().split(b"\0")

@@ -78,7 +78,10 @@ def _begin(project: Project, backend: Backend | None) -> bytes:
     if child == 0:
         _detach_and_keep(project, backend, sender)
     os.close(sender)
-    os.waitpid(child, 0)
+    with contextlib.suppress(ChildProcessError):  # where the caller ignores SIGCHLD
+        os.waitpid(child, 0)
+    if signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        signal.sigtimedwait((signal.SIGCHLD,), 0)  # it is ours, not the command's
     try:
         return _receive(receiver, time.monotonic() + lifetime.DEADLINE)
     finally:
@@ -121,6 +124,8 @@ def _shed(project: Project, sender: int) -> int:
     process.name_keeper()
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     null = _high(os.open(os.devnull, os.O_RDWR))
     log = _high(os.open(project.mount_log, flags, 0o600))
@@ -155,6 +160,7 @@ def _keep(project: Project, backend: Backend | None, sender: int) -> None:
         return
     os.write(sender, _READY)
     os.close(sender)
+    process.show_as(f"condainer-keep {project.image} at {project.prefix}")
     _serve(project, daemon, keeper)
 
 

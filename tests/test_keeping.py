@@ -1,0 +1,196 @@
+"""Who keeps a mount, and which image it serves: killed keepers, replaced images."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import daemons_of, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support import Workshop
+
+
+def keepers_of(workshop: Workshop) -> list[int]:
+    """The keeper of a workshop's mount, and its shadow; `ps` shows what they keep."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().rstrip(b"\0").decode()
+            except OSError:
+                continue
+            if line.startswith("condainer-keep") and str(workshop.directory)[:20] in line:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def holds_the_lock(workshop: Workshop, pid: int) -> bool:
+    path = str(workshop.runtime / f"{workshop.uuid}.keeper")
+    try:
+        for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+            target = os.readlink(f"/proc/{pid}/fd/{entry.name}")  # noqa: PTH115
+            if target == path and "FLOCK" in entry.read_text():
+                return True
+    except OSError:
+        return False  # it ends just now
+    return False
+
+
+def pair_of(workshop: Workshop, without: int = 0) -> tuple[int, int]:
+    """The keeper and its shadow, once there are both, and one has gone."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = sorted(keepers_of(workshop), key=lambda pid: not holds_the_lock(workshop, pid))
+        # For an instant the shadow has the keeper's own descriptor.
+        holders = [pid for pid in found if holds_the_lock(workshop, pid)]
+        return len(found) == 2 and without not in found and holders == found[:1]
+
+    wait_for(is_there, "there are not two of them")
+    return found[0], found[1]
+
+
+def use(workshop: Workshop) -> subprocess.Popen[str]:
+    """Start a command that runs from the mount until its standard input ends."""
+    user = workshop.start("exec", "--", "sh", "-c", "echo runs; cat", stdin=subprocess.PIPE)
+    assert user.stdout is not None
+    assert user.stdout.readline() == "runs\n"
+    return user
+
+
+def rebuild(workshop: Workshop, word: str) -> None:
+    """Put another image in the place of the one there is, as a build does."""
+    tree, image = workshop.temporary / "tree", workshop.temporary / "new.squashfs"
+    command = ["unsquashfs", "-quiet", "-no-progress", "-dest", str(tree), str(workshop.image)]
+    subprocess.run(command, check=True, capture_output=True)
+    (tree / "word").write_text(word)
+    command = ["mksquashfs", str(tree), str(image), "-quiet", "-no-progress", "-all-root"]
+    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(["rm", "-r", str(tree)], check=True)
+    image.replace(workshop.image)
+
+
+def word_of(workshop: Workshop) -> str:
+    return workshop.run("exec", "--", "sh", "-c", 'cat "$CONDA_PREFIX/word"', status=None).stdout
+
+
+@pytest.fixture
+def own(ready: Workshop) -> Iterator[Workshop]:
+    """The project, whose image a test may replace: it is put back afterwards."""
+    content = ready.image.read_bytes()
+    yield ready
+    ready.image.write_bytes(content)
+
+
+def test_ps_shows_what_a_keeper_keeps(ready: Workshop) -> None:
+    ready.run("mount")
+    wait_for(lambda: len(keepers_of(ready)) == 2)
+    ready.run("umount")
+    ready.wait_until_clean()
+
+
+def test_a_shadow_takes_over_where_the_keeper_is_killed(ready: Workshop) -> None:
+    user = use(ready)
+    keeper, _ = pair_of(ready)
+    os.kill(keeper, signal.SIGKILL)
+    user.communicate()
+    ready.wait_until_clean()
+
+
+def test_a_keeper_gets_another_shadow(ready: Workshop) -> None:
+    user = use(ready)
+    for _ in range(3):
+        keeper, _ = pair_of(ready)
+        os.kill(keeper, signal.SIGKILL)
+        _, shadow = pair_of(ready, without=keeper)
+        os.kill(shadow, signal.SIGKILL)
+        pair_of(ready, without=shadow)
+    assert ready.is_mounted()
+    user.communicate()
+    ready.wait_until_clean()
+
+
+def test_a_mount_that_nobody_keeps_is_kept_by_the_next_exec(ready: Workshop) -> None:
+    user = use(ready)
+    daemon = daemons_of(ready)
+    wait_for(lambda: len(keepers_of(ready)) == 2)
+    for pid in keepers_of(ready):
+        os.kill(pid, signal.SIGSTOP)
+    for pid in keepers_of(ready):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not keepers_of(ready))
+    answer = ready.run("-v", "exec", "--", "hard-activated")
+    assert answer.stdout == "activated\n"
+    assert "nobody keeps it" in answer.stderr
+    assert daemons_of(ready) == daemon
+    user.communicate()
+    ready.wait_until_clean()
+
+
+def test_what_is_noted_of_a_mount_may_be_lost_or_damaged(ready: Workshop) -> None:
+    user = use(ready)
+    record = ready.runtime / f"{ready.uuid}.mount"
+    whole = record.read_bytes()
+    for content in (b"", whole[:40], b"condainer mount 0\n", whole[:18] + b"\xff" * 40, None):
+        if content is None:
+            record.unlink()
+        else:
+            record.write_bytes(content)
+        assert ready.run("exec", "--", "hard-activated").stdout == "activated\n"
+    user.communicate()
+    ready.wait_until_clean()
+
+
+def test_a_changed_configuration_counts_at_once(ready: Workshop) -> None:
+    user = use(ready)
+    command = ("exec", "--", "sh", "-c", "echo ${PYTHONNOUSERSITE-none}")
+    assert ready.run(*command).stdout == "1\n"
+    ready.configure(user_site_packages="true")
+    try:
+        assert ready.run(*command).stdout == "none\n"
+    finally:
+        ready.configure()
+    user.communicate()
+    ready.wait_until_clean()
+
+
+def test_a_new_image_is_used_at_once_where_nobody_uses_the_old_one(own: Workshop) -> None:
+    own.run("mount")
+    rebuild(own, "new")
+    assert word_of(own) == "new"
+    assert json.loads(own.run("status", "--json").stdout)["mount"]["pinned"]
+    own.run("umount")
+    own.wait_until_clean()
+
+
+def test_a_running_program_never_sees_its_files_change(own: Workshop) -> None:
+    rebuild(own, "first")
+    user = use(own)
+    rebuild(own, "second")
+    answer = own.run("exec", "--", "sh", "-c", 'cat "$CONDA_PREFIX/word"')
+    assert answer.stdout == "first"
+    assert "holds the image from before the last build" in answer.stderr
+    assert own.run("-q", "exec", "--", "true").stderr == ""
+    user.communicate()
+    own.wait_until_clean()
+    assert word_of(own) == "second"
+
+
+def test_the_same_image_in_another_file_is_the_same(own: Workshop) -> None:
+    user = use(own)
+    copy = own.temporary / "copy"
+    copy.write_bytes(own.image.read_bytes())
+    copy.replace(own.image)
+    answer = own.run("exec", "--", "true")
+    assert answer.stderr == ""
+    user.communicate()
+    own.wait_until_clean()
