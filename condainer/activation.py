@@ -83,15 +83,20 @@ def _is_text(text: str) -> bool:
         return False
 
 
-def load(prefix: Path) -> Snapshot:
+def load(mounted: Path, prefix: Path | None = None) -> Snapshot:
     """Read the snapshot of a mounted environment.
+
+    Args:
+        mounted: where this process sees it.
+        prefix: where it belongs, if that is another path.
 
     Raises:
         ImageError: where there is none, or it cannot be read.
     """
-    path = prefix / SNAPSHOT
+    prefix = prefix or mounted
+    path = mounted / SNAPSHOT
     try:
-        data = json.loads(files.read(path, within=prefix))
+        data = json.loads(files.read(path, within=mounted))
     except FileNotFoundError:
         raise ImageError(
             f"the image at {prefix} has no {SNAPSHOT}: it was not built by this condainer",

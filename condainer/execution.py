@@ -23,7 +23,7 @@ from condainer.errors import (
 )
 from condainer.locks import Turn
 from condainer.mounting import live
-from condainer.places import DEFAULT_BASE, Places
+from condainer.places import DEFAULT_BASE, Places, private_instance
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _OUT_OF_THE_WAY = (200, 64, 24, 10)
 """Numbers for the descriptor that holds the mount, by preference: scripts use those below 10,
 shells keep their own from 10 on and at 255, and a limit may be low."""
 
+_ATTEMPTS = 3
 _CONFIG_NAME = "condainer.yml"
 _MOST = 1 << 16
 """Bytes of a `condainer.yml` that is read here."""
@@ -80,9 +81,11 @@ def at_once(directory: str, command: Sequence[str]) -> Turn | None:
     def fits(record: live.Record) -> bool:
         return record.image == image and record.config == text and record.variables is not None
 
-    found = live.enter(Places(base, uuid), fits, time.monotonic() + live.DEADLINE)
+    choices = [Places(base, uuid), Places(base, uuid, private_instance(image))]
+    found = live.enter(choices, fits, time.monotonic() + live.DEADLINE)
     if not isinstance(found, Turn):
         descriptor, record = found
+        live.step_in(choices[0].prefix, record)
         _run(command, descriptor, record.variables or (), record)
     return found
 
@@ -130,15 +133,20 @@ def become(
     from condainer import activation
     from condainer.mounting import lifetime
 
-    held = lifetime.use(project, on_note=on_note, on_warning=on_warning, turn=turn)
-    try:
-        changes = activation.load(project.prefix).variables
-    except ImageError:
-        if lifetime.look(project).state is lifetime.State.LIVE:
-            raise
-        os.close(held.descriptor)  # its daemon has died since
-        held = lifetime.use(project, on_note=on_note, on_warning=on_warning)
-        changes = activation.load(project.prefix).variables
+    for attempt in range(_ATTEMPTS):
+        held = lifetime.use(
+            project, on_note=on_note, on_warning=on_warning, turn=turn, may_be_private=True
+        )
+        turn = None
+        try:
+            held.step_in(project)
+            changes = activation.load(project.prefix).variables
+            break
+        except (ImageError, MountError):
+            last = attempt == _ATTEMPTS - 1
+            if last or lifetime.look(project).state is lifetime.State.LIVE:
+                raise
+            os.close(held.descriptor)  # its daemon has died since
     _run(command, held.descriptor, changes, project.config)
 
 

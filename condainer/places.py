@@ -17,6 +17,7 @@ class Places:
     Args:
         base: the mount base directory.
         uuid: the project's.
+        instance: empty for the mount that all see, or `private_instance`.
 
     Attributes:
         prefix: where the environment is installed, and where its image is mounted.
@@ -30,14 +31,25 @@ class Places:
         log: what the mount's daemon has to say.
     """
 
-    def __init__(self, base: str, uuid: str) -> None:
+    def __init__(self, base: str, uuid: str, instance: str = "") -> None:
         self.prefix = os.path.join(base, f"condainer-{uuid}")
         self.runtime_directory = os.path.join(base, f".condainer-{os.getuid()}")
         stem = f"{self.runtime_directory}/{uuid}"
         self.build_lock = f"{stem}.build"
         self.mount_lock = f"{stem}.mounting"
+        stem += instance
         self.use_lock = f"{stem}.use"
         self.keeper_lock = f"{stem}.keeper"
         self.record = f"{stem}.mount"
         self.pin = f"{stem}.pin"
         self.log = f"{stem}.log"
+
+
+def private_instance(image: tuple[int, int, int, int]) -> str:
+    """The name of a mount in a namespace of its own: there may be one for each state of an image.
+
+    Args:
+        image: device, inode, size and time of change of its file.
+    """
+    _, inode, _, changed = image
+    return f".{inode:x}-{changed:x}"

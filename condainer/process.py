@@ -257,13 +257,16 @@ def show_as(text: str) -> None:
             ctypes.memmove(start, os.fsencode(text)[:room].ljust(room + 1, b"\0"), room + 1)
 
 
-def spawn(argv: Sequence[str], *, log: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def spawn(
+    argv: Sequence[str], *, log: int, env: Mapping[str, str], descriptors: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
     """Start a daemon that stays in the foreground of its own session.
 
     Args:
         argv: the command.
         log: descriptor that takes its output.
         env: its environment.
+        descriptors: further ones that it is given.
 
     Raises:
         ToolError: where it cannot be started.
@@ -277,6 +280,7 @@ def spawn(argv: Sequence[str], *, log: int, env: Mapping[str, str]) -> subproces
             stdout=log,
             stderr=log,
             start_new_session=True,
+            pass_fds=descriptors,
         )
     except OSError as error:
         raise ToolError(f"cannot run {argv[0]}: {error.strerror}") from error

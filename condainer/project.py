@@ -32,11 +32,13 @@ class Project:
         directory: absolute path of the project directory.
         config: its parsed `condainer.yml`.
         text: what that file holds.
+        instance: which of the mounts of its image is meant, as in `places`.
     """
 
     directory: Path
     config: Config
     text: str = ""
+    instance: str = ""
 
     @property
     def label(self) -> str:
@@ -86,7 +88,7 @@ class Project:
     @property
     def places(self) -> Places:
         """What belongs to the mount, on this node."""
-        return Places(str(self.config.mount_base_directory), self.config.uuid)
+        return Places(str(self.config.mount_base_directory), self.config.uuid, self.instance)
 
     @property
     def runtime_directory(self) -> Path:

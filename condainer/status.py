@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from condainer import image, users
 from condainer.errors import CondainerError
-from condainer.mounting import backends, lifetime
+from condainer.mounting import backends, lifetime, live
 from condainer.units import human
 
 if TYPE_CHECKING:
@@ -35,15 +35,21 @@ def render(status: dict[str, Any]) -> str:
     if mount["state"] == lifetime.State.LIVE.value:
         stays = ", stays until 'condainer umount'" if mount["pinned"] else ""
         lines.append(f"mounted     with {mount['backend']}{stays}")
-        used = ", ".join(f"{user['command']} ({user['pid']})" for user in mount["users"])
-        lines.append(f"used by     {used or 'nobody'}")
+        lines.append(f"used by     {_names(mount)}")
         if "problem" in mount:
             lines.append(f"problem     {mount['problem']}")
     elif mount["state"] == lifetime.State.DEAD.value:
         lines.append("mounted     no: its daemon has died; the next exec or mount repairs that")
     else:
         lines.append(f"mounted     {mount.get('problem') or 'no'}")
+    for private in mount.get("private", ()):
+        with_what = private.get("backend", "something")
+        lines.append(f"mounted     with {with_what} in a namespace, used by {_names(private)}")
     return "\n".join(lines)
+
+
+def _names(mount: dict[str, Any]) -> str:
+    return ", ".join(f"{user['command']} ({user['pid']})" for user in mount["users"]) or "nobody"
 
 
 def _image(project: Project) -> dict[str, Any]:
@@ -92,21 +98,37 @@ def _moment(text: str) -> str:
 
 
 def _mount(project: Project) -> dict[str, Any]:
+    problem = ""
     try:
         situation = lifetime.look(project)
     except CondainerError as error:
-        return {"state": lifetime.State.ABSENT.value, "problem": str(error)}
+        situation = lifetime.Situation(lifetime.State.ABSENT, None)
+        problem = str(error)
     about: dict[str, Any] = {"state": situation.state.value}
+    if problem:
+        about["problem"] = problem
     if situation.mount is not None:
         about["backend"] = backends.name_of(situation.mount.kind)
         about["pinned"] = project.pin.exists()
         if _is_of_another_image(project):
             about["problem"] = "what is mounted is not this image, but a copy's or an older one"
-        about["users"] = [
-            {"pid": user.pid, "command": user.command}
-            for user in users.users_of(project.prefix, project.use_lock)
-        ]
+        about["users"] = _users(project)
+    private = [_private(each) for each in lifetime.private_mounts(project)]
+    if private:
+        about["private"] = private
     return about
+
+
+def _private(project: Project) -> dict[str, Any]:
+    """A mount in a namespace of its own."""
+    record = live.read(project.places)
+    about: dict[str, Any] = {"backend": record.backend} if record is not None else {}
+    return {**about, "users": _users(project)}
+
+
+def _users(project: Project) -> list[dict[str, Any]]:
+    found = users.users_of(project.prefix, project.use_lock)
+    return [{"pid": user.pid, "command": user.command} for user in found]
 
 
 def _is_of_another_image(project: Project) -> bool:

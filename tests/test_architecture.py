@@ -88,6 +88,7 @@ def test_only_process_starts_programs() -> None:
         "condainer.process": {"anyio.open_process"},
         "condainer.execution": {"os.execve"},
         "condainer.mounting.keeper": {"os.fork"},
+        "condainer.mounting.namespace": {"os.fork"},  # a namespace is a process's own
         # A program of its own, which is to start fast and may import nothing of the rest.
         "condainer.fuse.__main__": {"os.fork"},
         "condainer.fuse.attach": {"os.posix_spawn"},

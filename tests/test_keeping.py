@@ -173,16 +173,21 @@ def test_a_new_image_is_used_at_once_where_nobody_uses_the_old_one(own: Workshop
 
 
 def test_a_running_program_never_sees_its_files_change(own: Workshop) -> None:
+    """Whoever comes after a build has the new image, in a namespace of its own."""
     rebuild(own, "first")
-    user = use(own)
-    rebuild(own, "second")
-    answer = own.run("exec", "--", "sh", "-c", 'cat "$CONDA_PREFIX/word"')
-    assert answer.stdout == "first"
-    assert "holds the image from before the last build" in answer.stderr
-    assert own.run("-q", "exec", "--", "true").stderr == ""
-    user.communicate()
+    with own.start(
+        *("exec", "--", "sh", "-c", 'echo runs; read x; cat "$CONDA_PREFIX/word"'),
+        stdin=subprocess.PIPE,
+    ) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline() == "runs\n"
+        rebuild(own, "second")
+        answer = own.run("exec", "--", "sh", "-c", 'cat "$CONDA_PREFIX/word"')
+        assert (answer.stdout, answer.stderr) == ("second", "")
+        assert user.communicate("go\n")[0] == "first"
     own.wait_until_clean()
     assert word_of(own) == "second"
+    own.wait_until_clean()
 
 
 def test_the_same_image_in_another_file_is_the_same(own: Workshop) -> None:

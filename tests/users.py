@@ -80,7 +80,9 @@ class Place:
         **variables: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program as some user."""
-        with self.start(user, *argv, cwd=cwd, umask=umask, **variables) as process:
+        with self.start(
+            user, *argv, cwd=cwd, umask=umask, stdin=subprocess.DEVNULL, **variables
+        ) as process:
             out, errors = process.communicate(timeout=support.PATIENCE * 2)
         return subprocess.CompletedProcess(argv, process.returncode, out, errors)
 
@@ -90,6 +92,7 @@ class Place:
         *argv: str,
         cwd: Path = Path("/"),
         umask: int = 0o022,
+        stdin: int = subprocess.DEVNULL,
         **variables: str,
     ) -> subprocess.Popen[str]:
         """Start a program as some user and go on."""
@@ -108,7 +111,7 @@ class Place:
                 *argv,
             ],
             env=given,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             umask=umask,

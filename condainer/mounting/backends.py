@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,14 @@ class Backend:
             return [str(self.executable), "-t", "squashfs", "-o", f"loop,{_OPTIONS}", *places]
         own = ["-m", "condainer.fuse"] if self.name == PYTHON else []
         return [str(self.executable), *own, "-f", "-o", _OPTIONS, *places]
+
+
+def needs_namespace() -> bool:
+    """Whether this user can mount in a namespace of their own only: fusermount is not setuid."""
+    fusermount = tools.find_fusermount()
+    if os.getuid() == 0:
+        return False
+    return fusermount is None or not fusermount.stat().st_mode & stat.S_ISUID
 
 
 def choose(name: str) -> Backend:

@@ -15,12 +15,13 @@ import os
 import select
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from condainer import activation, image, locks, mounttable, process
 from condainer.errors import CondainerError, MountError
-from condainer.mounting import backends, lifetime, live
+from condainer.mounting import backends, lifetime, live, namespace
 
 if TYPE_CHECKING:
     import subprocess
@@ -38,6 +39,7 @@ _LOG = 2
 
 _MOUNT_POLL = 0.004
 _IDLE_POLL = 0.25
+_OTHERS_POLL = 1.0
 _PATIENCE = 5.0
 """Seconds to wait for the keeper of an earlier mount, and for a daemon, to end."""
 
@@ -144,11 +146,30 @@ def _high(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """The mount that is kept.
+
+    Attributes:
+        daemon: the process that serves it; 0 where the kernel does, or nobody knows.
+        birth: when that was started, as `_birth` tells it.
+        mount: its line in the mount table; None where it is not for all to see.
+        made: the namespace that it is in instead.
+        claim: on another user's directory, as `lifetime.claim_mountpoint` gives it.
+    """
+
+    daemon: int
+    birth: str
+    mount: Mount | None
+    made: namespace.Made | None = None
+    claim: int = -1
+
+
 def _keep(project: Project, backend: Backend | None, sender: int) -> None:
     try:
         keeper = locks.acquire(project.keeper_lock, timeout=_PATIENCE)
         try:
-            daemon = _mount(project, backend) if backend is not None else _daemon_of(project)
+            kept = _mount(project, backend) if backend is not None else _adopted(project)
         except BaseException:
             locks.discard(project.keeper_lock, keeper)
             raise
@@ -161,63 +182,150 @@ def _keep(project: Project, backend: Backend | None, sender: int) -> None:
     os.write(sender, _READY)
     os.close(sender)
     process.show_as(f"condainer-keep {project.image} at {project.prefix}")
-    _serve(project, daemon, keeper)
+    _serve(project, kept, keeper)
 
 
-def _daemon_of(project: Project) -> int:
-    """The process that serves a mount, as was noted; 0 where nobody knows."""
+def _adopted(project: Project) -> _Kept:
     record = live.read(project.places)
-    return record.daemon if record is not None else 0
+    daemon = record.daemon if record is not None else 0
+    return _Kept(daemon, _birth(daemon), mounttable.mount_at(project.prefix))
 
 
-def _mount(project: Project, backend: Backend) -> int:
-    """Mount, wait until the mount table shows it, and note what it serves.
-
-    Returns:
-        the daemon's process id, or 0 where the kernel serves the mount itself.
+def _mount(project: Project, backend: Backend) -> _Kept:
+    """Mount, wait until the mount is live, and note what it serves.
 
     Raises:
         MountError: with the daemon's last words.
     """
     identity = live.identity(str(project.image))
+    if project.instance:
+        return _mount_privately(project, backend, identity)
     command = backend.mount_command(project.image, project.prefix)
     if not backend.is_daemon:
         answer = process.call(command)
         if answer.returncode != 0:
             raise MountError(answer.stderr.strip() or f"exit status {answer.returncode}")
-        _note(project, backend, 0, identity)
-        return 0
+        _note(project, project.prefix, backend.name, 0, identity)
+        return _Kept(0, "", mounttable.mount_at(project.prefix))
     daemon = process.spawn(command, log=_LOG, env=dict(os.environ))
     try:
         _wait_until_live(project, daemon)
-        try:
-            _note(project, backend, daemon.pid, identity)
-        except OSError as error:
-            raise MountError(f"it was mounted, but then: {error.strerror}") from error
+        _note(project, project.prefix, backend.name, daemon.pid, identity)
     except BaseException:
-        daemon.kill()
-        daemon.wait()
+        _end(daemon)
         situation = lifetime.look(project)
         if situation.state is lifetime.State.DEAD and situation.mount is not None:
             lifetime.remove_dead(project, situation.mount)
         raise
     daemon.returncode = 0  # it is waited for by its number: whoever takes over has no other
+    return _Kept(daemon.pid, _birth(daemon.pid), mounttable.mount_at(project.prefix))
+
+
+def _mount_privately(project: Project, backend: Backend, identity: tuple[int, ...]) -> _Kept:
+    claim = lifetime.claim_mountpoint(project)
+    try:
+        made = namespace.make(f"fuse.{backend.name}", str(project.image), str(project.prefix))
+        try:
+            daemon = _serve_inside(project, backend, made, identity)
+        except BaseException:
+            made.leave()
+            made.close()
+            raise
+    except BaseException:
+        lifetime.disclaim_mountpoint(project, claim)
+        raise
+    made.leave()
+    return _Kept(daemon, _birth(daemon), None, made, claim)
+
+
+def _serve_inside(
+    project: Project, backend: Backend, made: namespace.Made, identity: tuple[int, ...]
+) -> int:
+    """Start the daemon of a mount in a namespace; gives its process id."""
+    command = backend.mount_command(project.image, Path(f"/dev/fd/{made.device}"))
+    inside = Path(f"{made.root}{project.prefix}")
+    daemon = process.spawn(command, log=_LOG, env=dict(os.environ), descriptors=(made.device,))
+    os.close(made.device)
+    try:
+        _wait_until_it_answers(inside, daemon, project.mount_log)
+        _note(project, inside, backend.name, daemon.pid, identity, made.place().values())
+    except BaseException:
+        _end(daemon)
+        raise
+    daemon.returncode = 0
     return daemon.pid
 
 
-def _note(project: Project, backend: Backend, daemon: int, before: tuple[int, ...]) -> None:
-    """Note what the mount serves, for all that come after."""
-    identity = live.identity(str(project.image))
+def _end(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.kill()
+    daemon.wait()
+
+
+def _wait_until_it_answers(inside: Path, daemon: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the first answer of a mount in another namespace.
+
+    The kernel holds the question until there is somebody to answer, so a process of its own asks.
+    """
+    asker = os.fork()
+    if asker == 0:
+        status = 1
+        try:
+            os.listdir(inside)  # noqa: PTH208
+            status = 0
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + _MOST
+    problem = ""
+    while True:
+        ended, status = os.waitpid(asker, os.WNOHANG)
+        if ended:
+            if status == 0:
+                return
+            problem = "the image is damaged: its root cannot be read"
+        elif daemon.poll() is not None:
+            problem = f"it ended with exit status {daemon.returncode}"
+        elif time.monotonic() > deadline:
+            problem = f"nothing was mounted within {_MOST:.0f} s"
+        if problem:
+            break
+        time.sleep(_MOUNT_POLL)
+    if not ended:
+        os.kill(asker, signal.SIGKILL)
+    raise MountError(lifetime.log_tail(log) or problem)
+
+
+def _note(
+    project: Project,
+    inside: Path,
+    backend: str,
+    daemon: int,
+    before: tuple[int, ...],
+    place: tuple[int, int, int, int] | None = None,
+) -> None:
+    """Note what the mount serves, for all that come after.
+
+    Args:
+        project: whose mount.
+        inside: where this process sees the mount.
+        backend: the name of what serves it.
+        daemon: the process that does.
+        before: which image there was before it was mounted.
+        place: of its namespace.
+    """
+    try:
+        identity = live.identity(str(project.image))
+        root = live.root_of(str(inside))
+    except OSError as error:
+        raise MountError(f"it was mounted, but then: {error.strerror}") from error
     if identity != before:
         raise MountError(f"{project.image} was replaced while it was being mounted")
     variables = None
     with contextlib.suppress(CondainerError):
-        variables = activation.load(project.prefix).variables
+        variables = activation.load(inside, prefix=project.prefix).variables
     config = project.config
     record = live.Record(
-        *(identity, image.fingerprint(project.image), live.root_of(str(project.prefix))),
-        *(backend.name, daemon, project.text),
-        *(config.user_site_packages, config.keep_python_path, variables),
+        *(identity, image.fingerprint(project.image), root, backend, daemon, project.text),
+        *(config.user_site_packages, config.keep_python_path, variables, place),
     )
     live.write(str(project.record), record)
 
@@ -237,12 +345,12 @@ def _wait_until_live(project: Project, daemon: subprocess.Popen[bytes]) -> None:
         raise MountError(f"the image is damaged: its root: {error.strerror}") from error
 
 
-def _serve(project: Project, daemon: int, keeper: int) -> None:
+def _serve(project: Project, kept: _Kept, keeper: int) -> None:
     """Wait until the mount has gone, or unmount it when it has been idle for long enough.
 
     Args:
         project: whose mount.
-        daemon: the process that serves it, or 0.
+        kept: the mount.
         keeper: the descriptor that holds the keeper lock.
     """
     asked_to_end = False
@@ -251,31 +359,39 @@ def _serve(project: Project, daemon: int, keeper: int) -> None:
         nonlocal asked_to_end
         asked_to_end = True
 
-    birth = _birth(daemon)
     shadow = 0
-    ours = mounttable.mount_at(project.prefix)
     idle_since = time.monotonic()
     signal.signal(signal.SIGTERM, end)
-    while _is_served(project, ours, daemon, birth):
-        shadow = _shadow(shadow, project, daemon, keeper)
+    while _is_served(project, kept):
+        shadow = _shadow(shadow, project, kept, keeper)
         patience = 0.0 if asked_to_end else project.config.unmount_after
         pinned = project.pin.exists() and not asked_to_end
         if pinned or _in_use(project):
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since >= patience:
-            if _unmount_if_idle(project, ours, daemon, birth):
+            if _unmount_if_idle(project, kept, shadow):
                 locks.discard(project.keeper_lock, keeper)
+                _outlast_others(project)
                 return
             idle_since = time.monotonic()
         time.sleep(_IDLE_POLL)
-    if shadow:
-        os.kill(shadow, signal.SIGKILL)
-        os.waitpid(shadow, 0)
+    _end_shadow(shadow)
+    if kept.made is not None:
+        kept.made.close()
+        lifetime.disclaim_mountpoint(project, kept.claim)
+        project.record.unlink(missing_ok=True)
     locks.discard(project.keeper_lock, keeper)
     _clean_up(project)
 
 
-def _shadow(shadow: int, project: Project, daemon: int, keeper: int) -> int:
+def _outlast_others(project: Project) -> None:
+    """Stay while another user needs the directory of the mountpoint, then remove it."""
+    while lifetime.is_needed_by_others(project):
+        time.sleep(_OTHERS_POLL)
+    lifetime.remove_mountpoint(project)
+
+
+def _shadow(shadow: int, project: Project, kept: _Kept, keeper: int) -> int:
     """See that there is a process that takes over where this one is killed; gives its id."""
     if shadow and os.waitpid(shadow, os.WNOHANG)[0] == 0:
         return shadow
@@ -286,18 +402,29 @@ def _shadow(shadow: int, project: Project, daemon: int, keeper: int) -> int:
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.close(keeper)
-        _wait_to_take_over(project, daemon)
+        _wait_to_take_over(project, kept)
         status = 0
     finally:
         os._exit(status)
 
 
-def _wait_to_take_over(project: Project, daemon: int) -> None:
+def _end_shadow(shadow: int) -> None:
+    if shadow:
+        os.kill(shadow, signal.SIGKILL)
+        os.waitpid(shadow, 0)
+
+
+def _wait_to_take_over(project: Project, kept: _Kept) -> None:
     """Wait for the keeper lock, which the keeper removes unless it is killed."""
     keeper = os.open(project.keeper_lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     fcntl.flock(keeper, fcntl.LOCK_EX)
-    if locks.is_current(project.keeper_lock, keeper):
-        _serve(project, daemon, keeper)
+    if not locks.is_current(project.keeper_lock, keeper):
+        return
+    record = live.read(project.places)
+    if kept.made is not None and record is not None:
+        record.namespace = kept.made.place().values()  # which is found by our number from now on
+        live.write(str(project.record), record)
+    _serve(project, kept, keeper)
 
 
 def _birth(pid: int) -> str:
@@ -309,12 +436,12 @@ def _birth(pid: int) -> str:
     return "" if fields[0] in {b"Z", b"X"} else fields[19].decode()
 
 
-def _is_served(project: Project, ours: Mount | None, daemon: int, birth: str) -> bool:
-    if daemon == 0:
-        return ours is not None and mounttable.mount_at(project.prefix) == ours
+def _is_served(project: Project, kept: _Kept) -> bool:
+    if kept.daemon == 0:
+        return kept.mount is not None and mounttable.mount_at(project.prefix) == kept.mount
     with contextlib.suppress(ChildProcessError):  # it was started by the one before us
-        os.waitpid(daemon, os.WNOHANG)
-    return bool(birth) and _birth(daemon) == birth
+        os.waitpid(kept.daemon, os.WNOHANG)
+    return bool(kept.birth) and _birth(kept.daemon) == kept.birth
 
 
 def _in_use(project: Project) -> bool:
@@ -325,19 +452,24 @@ def _in_use(project: Project) -> bool:
     return False
 
 
-def _unmount_if_idle(project: Project, ours: Mount | None, daemon: int, birth: str) -> bool:
+def _unmount_if_idle(project: Project, kept: _Kept, shadow: int) -> bool:
     """Unmount while nobody can begin to use the mount; False where somebody does already."""
     try:
         descriptor = locks.acquire(project.use_lock)
     except locks.BusyError:
         return False
-    mount = mounttable.mount_at(project.prefix)
-    if mount is None or mount != ours or backends.unmount(project.prefix, mount.kind):
-        # Something else was mounted over it, or runs from it without holding the lock.
-        os.close(descriptor)
-        return False
+    if kept.made is not None:
+        _end_shadow(shadow)  # which holds the namespace as well
+        kept.made.close()
+        lifetime.disclaim_mountpoint(project, kept.claim)
+    else:
+        mount = mounttable.mount_at(project.prefix)
+        if mount is None or mount != kept.mount or backends.unmount(project.prefix, mount.kind):
+            # Something else was mounted over it, or runs from it without holding the lock.
+            os.close(descriptor)
+            return False
     deadline = time.monotonic() + _PATIENCE  # a container that was started meanwhile may need it
-    while daemon and _is_served(project, ours, daemon, birth) and time.monotonic() < deadline:
+    while kept.daemon and _is_served(project, kept) and time.monotonic() < deadline:
         time.sleep(_MOUNT_POLL)
     lifetime.tidy(project)
     locks.discard(project.use_lock, descriptor)

@@ -12,6 +12,7 @@ What a mountpoint holds is never removed; an empty one is, with rmdir.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import errno
 import fcntl
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING
 
 from condainer import image, locks, mounttable
 from condainer.errors import CondainerError, ImageError, MountError
-from condainer.mounting import live
+from condainer.mounting import backends, live
+from condainer.places import private_instance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 DEADLINE = live.DEADLINE
 _POLL = 0.02
+_TAKE_OVER = 5.0
+"""Seconds for the shadow of a killed keeper to take its place."""
 _A_MOMENT = 0.1
 """Seconds to wait for a lock that the keeper takes for an instant now and then, to see whether
 anybody holds it."""
@@ -47,6 +51,10 @@ _IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll", "fu
 """File system types in the mount table that an image may have."""
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
+
+
+class BeingBuiltError(MountError):
+    """An image cannot be mounted while it is being built."""
 
 
 class State(enum.Enum):
@@ -66,6 +74,15 @@ class Situation:
 
 
 @dataclass(frozen=True)
+class _Wishes:
+    """How to mount, and to whom to tell what."""
+
+    backend: str
+    on_note: OnNote
+    on_warning: OnNote
+
+
+@dataclass(frozen=True)
 class Held:
     """A mount that is held.
 
@@ -77,6 +94,15 @@ class Held:
 
     descriptor: int
     record: Record | None
+
+    def step_in(self, project: Project) -> None:
+        """See the mount at its place: where it has a namespace of its own, enter that.
+
+        Raises:
+            MountError: where it is not there any more.
+        """
+        if self.record is not None:
+            live.step_in(str(project.prefix), self.record)
 
 
 def look(project: Project) -> Situation:
@@ -118,6 +144,7 @@ def use(
     on_note: OnNote | None = None,
     on_warning: OnNote | None = None,
     turn: Turn | None = None,
+    may_be_private: bool = False,
 ) -> Held:
     """See that an image is mounted, and hold it.
 
@@ -127,6 +154,8 @@ def use(
         on_note: takes a line about each backend that cannot be used, and the one that is.
         on_warning: takes a line where an older image is used than there is.
         turn: to mount it, where that has fallen to this process already.
+        may_be_private: whether the mount may be in a namespace of its own, which this process has
+            to step into; where it cannot be seen by all.
 
     Returns:
         what holds the mount.
@@ -136,15 +165,17 @@ def use(
         MountError: where it cannot be mounted.
     """
     check_image(project)
+    private = _private(project) if may_be_private else None
+    wishes = _Wishes(backend, on_note or _say_nothing, on_warning or _say_nothing)
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
         if turn is None:
-            found = _enter(project, deadline)
+            found = _enter(project, private, deadline)
             if isinstance(found, tuple):
                 return Held(*found)
             turn = found
         try:
-            held = _see_to(project, backend, on_note or _say_nothing, on_warning or _say_nothing)
+            held = _see_to(project, private, wishes)
         finally:
             turn.end()
         if held is not None:
@@ -157,10 +188,27 @@ def _say_nothing(_text: str) -> None:
     """What takes lines that nobody wants."""
 
 
-def _enter(project: Project, deadline: float) -> tuple[int, Record] | Turn:
+def _private(project: Project) -> Project:
+    """The same project with the mount that its image has in a namespace of its own."""
+    instance = private_instance(live.identity(str(project.image)))
+    return dataclasses.replace(project, instance=instance)
+
+
+def private_mounts(project: Project) -> list[Project]:
+    """The mounts of a project's images that are in namespaces of their own, of this user."""
+    uuid, suffix = project.config.uuid, ".keeper"
+    return [
+        dataclasses.replace(project, instance=path.name[len(uuid) : -len(suffix)])
+        for path in sorted(project.runtime_directory.glob(f"{uuid}.?*-*{suffix}"))
+        if locks.is_held(path)
+    ]
+
+
+def _enter(project: Project, private: Project | None, deadline: float) -> tuple[int, Record] | Turn:
     identity = live.identity(str(project.image))
+    choices = [project.places, *([private.places] if private else [])]
     try:
-        return live.enter(project.places, lambda record: record.image == identity, deadline)
+        return live.enter(choices, lambda record: record.image == identity, deadline)
     except locks.BusyError:
         raise _too_late(project) from None
 
@@ -172,8 +220,27 @@ def _too_late(project: Project) -> MountError:
     )
 
 
-def _see_to(project: Project, backend: str, on_note: OnNote, on_warning: OnNote) -> Held | None:
+def _see_to(project: Project, private: Project | None, wishes: _Wishes) -> Held | None:
     """Make of what is at the mountpoint what should be there, and hold it; others wait."""
+    if private is None:
+        return _see_to_shared(project, wishes, stand_in=None)
+    if backends.needs_namespace():
+        wishes.on_note("there is no setuid fusermount: mounting in a namespace of its own")
+        return _see_to_private(private, wishes)
+    try:
+        return _see_to_shared(project, wishes, stand_in=private)
+    except BeingBuiltError:
+        raise
+    except MountError as error:
+        wishes.on_note(f"{error.message}; mounting in a namespace of its own")
+        try:
+            return _see_to_private(private, wishes)
+        except MountError as further:
+            wishes.on_note(further.message)
+            raise error from further
+
+
+def _see_to_shared(project: Project, wishes: _Wishes, stand_in: Project | None) -> Held | None:
     from condainer.mounting import keeper
 
     pinned = project.pin.exists()
@@ -181,20 +248,20 @@ def _see_to(project: Project, backend: str, on_note: OnNote, on_warning: OnNote)
     try:
         situation = look(project)
         if situation.state is State.LIVE and not locks.is_held(project.keeper_lock):
-            on_note(f"{project.prefix} is mounted, but nobody keeps it: doing so again")
+            wishes.on_note(f"{project.prefix} is mounted, but nobody keeps it: doing so again")
             keeper.adopt(project)
         if situation.state is State.LIVE and not _serves(project):
             os.close(descriptor)
             problem = _unmount_idle(project, situation)
-            if problem:
-                on_warning(
-                    f"{project.prefix} is in use and holds the image from before the last build; "
-                    "so does this command"
-                )
             descriptor = _hold(project)
             situation = look(project)
+            if problem and stand_in is not None:
+                held = _beside_the_old(project, stand_in, wishes)
+                if held is not None:
+                    os.close(descriptor)
+                    return held
         if situation.state is not State.LIVE:
-            _mount(project, situation, backend, on_note)
+            _mount(project, situation, wishes)
             if pinned:
                 pin(project)
         if look(project).state is State.LIVE:
@@ -204,6 +271,43 @@ def _see_to(project: Project, backend: str, on_note: OnNote, on_warning: OnNote)
         raise
     _let_go(project, descriptor)
     return None
+
+
+def _beside_the_old(project: Project, stand_in: Project, wishes: _Wishes) -> Held | None:
+    """The new image in a namespace of its own, or else None: then the old one has to do."""
+    try:
+        return _see_to_private(stand_in, wishes)
+    except MountError as error:
+        wishes.on_note(error.message)
+    wishes.on_warning(
+        f"{project.prefix} is in use and holds the image from before the last build; so does this "
+        "command"
+    )
+    return None
+
+
+def _see_to_private(private: Project, wishes: _Wishes) -> Held:
+    """Mount in a namespace of its own, or hold what is mounted there."""
+    descriptor = _hold(private)
+    try:
+        if not locks.is_held(private.keeper_lock):
+            check_private_mountpoint(private)
+            _start_first(private, backends.candidates(wishes.backend, wishes.on_note), wishes)
+        return Held(descriptor, _wait_for_record(private))
+    except BaseException:
+        _let_go(private, descriptor)
+        raise
+
+
+def _wait_for_record(private: Project) -> Record:
+    """What a mount in a namespace of its own serves; its keeper may be one that takes over."""
+    deadline = time.monotonic() + _TAKE_OVER
+    while time.monotonic() < deadline:
+        record = live.read(private.places)
+        if record is not None and live.is_live(private.places, record):
+            return record
+        time.sleep(_POLL)
+    raise MountError(f"what is mounted at {private.prefix} is just going", "try again")
 
 
 def _serves(project: Project) -> bool:
@@ -299,8 +403,6 @@ def unmount(project: Project) -> bool:
 
 def _unmount_idle(project: Project, situation: Situation) -> str:
     """Unmount what nobody uses; gives an empty text, or why it cannot be done."""
-    from condainer.mounting import backends
-
     if situation.mount is None:
         return ""
     try:
@@ -344,8 +446,6 @@ def remove_dead(project: Project, mount: Mount) -> None:
     Raises:
         MountError: where that cannot be done.
     """
-    from condainer.mounting import backends
-
     problem = backends.unmount(project.prefix, mount.kind, dead=True)
     if problem and mounttable.mount_at(project.prefix) is not None:
         raise MountError(
@@ -359,12 +459,92 @@ def tidy(project: Project) -> None:
     """Remove what a mount leaves behind: what was noted of it, and the empty mountpoint."""
     for path in (project.record, project.pin, project.mount_log):
         path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        project.prefix.rmdir()
+    remove_mountpoint(project)
     if project.mount_lock.exists():  # left by one that was killed while it waited for the mount
         with contextlib.suppress(CondainerError):
             locks.discard(project.mount_lock, locks.acquire(project.mount_lock))
     locks.tidy(project.runtime_directory)
+
+
+def remove_mountpoint(project: Project) -> None:
+    """Remove the empty mountpoint, unless a mount in another namespace needs it.
+
+    The kernel would take such a mount away with the directory.
+    """
+    own = project.use_lock
+    others = [path for path in own.parent.glob(f"{project.config.uuid}*.use") if path != own]
+    with contextlib.suppress(OSError, CondainerError):
+        if not any(locks.is_held(path) for path in others) and not is_needed_by_others(project):
+            project.prefix.rmdir()
+
+
+def is_needed_by_others(project: Project) -> bool:
+    """Whether another user has mounted over a project's mountpoint, in a namespace of theirs."""
+    prefix = project.prefix
+    for path in prefix.parent.glob(f"{prefix.name}.*"):
+        with contextlib.suppress(OSError):
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+            descriptor = os.open(path, flags)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(descriptor)
+    return False
+
+
+def claim_mountpoint(project: Project) -> int:
+    """Let the user whose directory the mountpoint is know that it is needed.
+
+    Returns:
+        the descriptor that says so while it is open; -1 where the directory is this user's own.
+
+    Raises:
+        MountError: where something stands in the way.
+    """
+    if project.prefix.lstat().st_uid == os.getuid():
+        return -1
+    path = _claim(project)
+    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        descriptor = os.open(path, flags, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        raise MountError(f"cannot make and lock {path}: {error.strerror}") from error
+    return descriptor
+
+
+def disclaim_mountpoint(project: Project, descriptor: int) -> None:
+    """Take back what `claim_mountpoint` has said."""
+    if descriptor >= 0:
+        with contextlib.suppress(OSError):
+            _claim(project).unlink()
+        os.close(descriptor)
+
+
+def _claim(project: Project) -> Path:
+    return project.prefix.with_name(f"{project.prefix.name}.{os.getuid()}")
+
+
+def check_private_mountpoint(project: Project) -> None:
+    """Make the directory to mount at in a namespace of its own, or see that the one there will do.
+
+    Raises:
+        MountError: where something else is there.
+    """
+    prefix = project.prefix
+    try:
+        status = prefix.lstat()
+    except FileNotFoundError:
+        prepare_mountpoint(project)
+        return
+    except OSError as error:
+        raise MountError(f"cannot look at {prefix}: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"the mountpoint {prefix} is not a directory", "look what it is")
+    if status.st_uid == os.getuid() and mounttable.mount_at(prefix) is None:
+        prepare_mountpoint(project)
 
 
 def prepare_mountpoint(project: Project) -> None:
@@ -427,42 +607,40 @@ def _is_ours(project: Project) -> bool:
         return False
 
 
-def _mount(project: Project, situation: Situation, backend: str, on_note: OnNote) -> None:
+def _mount(project: Project, situation: Situation, wishes: _Wishes) -> None:
     """Mount, where nothing lives; the caller holds the mount lock and the mount."""
-    from condainer.mounting import backends
-
-    candidates = backends.candidates(backend, on_note)
+    candidates = backends.candidates(wishes.backend, wishes.on_note)
     if situation.state is State.DEAD and situation.mount is not None:
-        on_note(f"the daemon behind {project.prefix} has died: mounting anew")
+        wishes.on_note(f"the daemon behind {project.prefix} has died: mounting anew")
         remove_dead(project, situation.mount)
         locks.ensure_directory(project.runtime_directory)
     if locks.is_held(project.build_lock):
         raise _being_built(project)
-    try:
-        _start_first(project, candidates, on_note)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            project.prefix.rmdir()
-        raise
+    _start_first(project, candidates, wishes)
 
 
-def _start_first(project: Project, candidates: list[Backend], on_note: OnNote) -> None:
+def _start_first(project: Project, candidates: list[Backend], wishes: _Wishes) -> None:
     """Mount with the first backend that can: one may be there and know no zstd, for example."""
     from condainer.mounting import keeper
 
     deadline = time.monotonic() + DEADLINE
     problems: list[str] = []
     for backend in candidates:
-        prepare_mountpoint(project)
+        if not project.instance:
+            prepare_mountpoint(project)
         try:
             keeper.start(project, backend)
         except MountError as error:
-            on_note(error.message)
+            remove_mountpoint(project)
+            wishes.on_note(error.message)
             problems.append(error.message)
             if backend is candidates[-1] or time.monotonic() > deadline:
                 raise MountError("; ".join(problems), error.hint) from error
+        except BaseException:
+            remove_mountpoint(project)
+            raise
         else:
-            on_note(f"mounted with {backend.name}")
+            wishes.on_note(f"mounted with {backend.name}")
             return
 
 
@@ -483,11 +661,11 @@ def log_tail(path: Path, most: int = 3) -> str:
     return "; ".join(line.strip() for line in text.splitlines()[-most:] if line.strip())
 
 
-def _being_built(project: Project) -> MountError:
+def _being_built(project: Project) -> BeingBuiltError:
     from condainer.users import describe, users_of
 
     who = describe(users_of(project.prefix, project.build_lock)) or "another process"
-    return MountError(
+    return BeingBuiltError(
         f"the image of {project.directory} is being built by {who}", "wait until that has ended"
     )
 

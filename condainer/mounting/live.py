@@ -17,18 +17,19 @@ import os
 import time
 
 from condainer import files, locks
-from condainer.errors import CondainerError
+from condainer.errors import CondainerError, MountError
+from condainer.mounting import namespace
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from condainer.places import Places
 
 DEADLINE = 30.0
 """Seconds after which a mount that does not come is an error."""
 
-_HEAD = b"condainer mount 1\n"
+_HEAD = b"condainer mount 2\n"
 _MARSHAL = 4
 """The format, which all Pythons that condainer runs with can read."""
 _MOST = 8 << 20
@@ -49,11 +50,12 @@ class Record:
         keep_python_path: as in `condainer.yml`.
         variables: what activation changes, as in `activation.Snapshot`; None where the image has
             no sound snapshot.
+        namespace: of a mount that is not for all to see, as `namespace.Place` has it; else None.
     """
 
     __slots__ = (
         *("image", "fingerprint", "root", "backend", "daemon"),
-        *("config", "user_site_packages", "keep_python_path", "variables"),
+        *("config", "user_site_packages", "keep_python_path", "variables", "namespace"),
     )
     image: tuple[int, int, int, int]
     fingerprint: str
@@ -64,6 +66,7 @@ class Record:
     user_site_packages: bool
     keep_python_path: bool
     variables: tuple[tuple[str, str | None], ...] | None
+    namespace: tuple[int, int, int, int] | None
 
     def __init__(self, *values: object) -> None:
         for name, value in zip(self.__slots__, values, strict=True):
@@ -123,23 +126,46 @@ def read(places: Places) -> Record | None:
 
 def is_live(places: Places, record: Record) -> bool:
     """Whether the mount that was noted is there, and is being served and kept."""
-    try:
-        if root_of(places.prefix) != record.root:
+    place = namespace.Place(*record.namespace) if record.namespace is not None else None
+    if place is not None and not place.is_here():
+        try:
+            place.close(*place.open())
+        except MountError:
             return False
-        os.statvfs(places.prefix)  # the kernel asks the daemon; to stat it knows the answer itself
-    except OSError as error:
-        if error.errno != errno.ENOSYS:  # the daemon lives to say that it cannot tell
-            return False
+    elif not _answers(places.prefix, record):
+        return False
     return locks.is_held(places.keeper_lock, shared=True)
 
 
+def _answers(prefix: str, record: Record) -> bool:
+    try:
+        if root_of(prefix) != record.root:
+            return False
+        os.statvfs(prefix)  # the kernel asks the daemon; to stat it knows the answer itself
+    except OSError as error:
+        return error.errno == errno.ENOSYS  # the daemon lives to say that it cannot tell
+    return True
+
+
+def step_in(prefix: str, record: Record) -> None:
+    """See what a mount serves: enter its namespace, where it has one of its own.
+
+    Raises:
+        MountError: where it is not there any more.
+    """
+    if record.namespace is not None:
+        namespace.Place(*record.namespace).enter()
+        if not _answers(prefix, record):
+            raise MountError(f"the daemon behind {prefix} has died", "try again")
+
+
 def enter(
-    places: Places, fits: Callable[[Record], bool], deadline: float
+    choices: Sequence[Places], fits: Callable[[Record], bool], deadline: float
 ) -> tuple[int, Record] | locks.Turn:
-    """Hold the mount that is there, or become the one that makes it, while all others wait.
+    """Hold a mount that is there, or become the one that makes it, while all others wait.
 
     Args:
-        places: of the mount.
+        choices: of the mounts of one project that will do, the best first.
         fits: whether what a mount serves is what is wanted.
         deadline: on the monotonic clock.
 
@@ -153,20 +179,27 @@ def enter(
     """
     pause = _FIRST_PAUSE
     while True:
-        held = _hold(places, fits)
-        if held is not None:
-            return held
+        for places in choices:
+            held = hold(places, fits)
+            if held is not None:
+                return held
+        lock = choices[0].mount_lock
         try:
-            return locks.Turn(places.mount_lock)
+            return locks.Turn(lock)
         except locks.BusyError:
             if time.monotonic() >= deadline:
                 raise
-        while locks.is_held(places.mount_lock, shared=True) and time.monotonic() < deadline:
+        while locks.is_held(lock, shared=True) and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _hold(places: Places, fits: Callable[[Record], bool]) -> tuple[int, Record] | None:
+def hold(places: Places, fits: Callable[[Record], bool]) -> tuple[int, Record] | None:
+    """Hold a mount, where it is there and serves what is wanted.
+
+    Raises:
+        CondainerError: where the runtime directory is not this user's own.
+    """
     record = read(places)
     if record is None or not fits(record):
         return None

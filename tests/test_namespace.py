@@ -1,0 +1,216 @@
+"""Mounts in a namespace of their own: without a setuid fusermount, and beside other users."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import support, users
+from tests.users import ANN, BOB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.users import Place
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become other users")
+
+EACH = "for file in $(type -aP fusermount3 fusermount); do "
+SLOW = 'echo runs; cat >/dev/null; ls "$CONDA_PREFIX/bin/hard-hello"'
+"""A command that uses the environment again when its standard input ends."""
+
+
+@pytest.fixture(scope="module")
+def place(hard_channel: Path) -> Iterator[Place]:
+    """A project that two users share."""
+    with users.namespace(channel=hard_channel) as made:
+        base = made.directory / "base"
+        base.mkdir()
+        base.chmod(0o1777)
+        directory = made.project(ANN)
+        (directory / "condainer.yml").write_text(
+            f"uuid: {uuid.uuid4()}\nmount_base_directory: {base}\nunmount_after: 0.5\n"
+        )
+        (directory / "environment.yml").write_text(
+            f"name: theirs\nchannels: [{made.directory}/channel, nodefaults]\n"
+            "dependencies: [python, hard-hello]\n"
+        )
+        made.run(ANN, "build", "-q", cwd=directory)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def left(place: Place) -> Iterator[None]:
+    """Nothing is left behind."""
+    yield
+    base = place.directory / "base"
+    support.wait_for(lambda: not list(base.iterdir()), f"left: {list(base.iterdir())}")
+
+
+@pytest.fixture
+def bare(place: Place) -> Iterator[Place]:
+    """The same where there is no `fusermount`."""
+    hide = f'{EACH} mount --bind /dev/null "$file"; done'
+    assert place.enter(0, "bash", "-c", hide).returncode == 0
+    yield place
+    assert place.enter(0, "bash", "-c", f'{EACH} umount "$file"; done').returncode == 0
+
+
+def project_of(place: Place) -> Path:
+    return place.directory / f"home-{ANN}" / "project"
+
+
+def prefix_of(place: Place) -> Path:
+    identity = (project_of(place) / "condainer.yml").read_text().split()[1]
+    return place.directory / "base" / f"condainer-{identity}"
+
+
+def start(place: Place, user: int, *argv: str) -> subprocess.Popen[str]:
+    """Start a command and wait until it runs."""
+    program = (users.PYTHON, "-m", "condainer", "exec", "--", *argv)
+    process = place.start(user, *program, cwd=project_of(place), stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "runs\n"
+    return process
+
+
+def namespace_of(place: Place, user: int = ANN) -> str:
+    command = ("exec", "--", "readlink", "/proc/self/ns/mnt")
+    return place.run(user, *command, cwd=project_of(place)).stdout
+
+
+def test_exec_without_fusermount(bare: Place) -> None:
+    done = bare.run(ANN, "-v", "exec", "hard-hello", cwd=project_of(bare))
+    assert done.stdout.startswith(f"hello from {prefix_of(bare)}")
+    assert "in a namespace of its own" in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python"])
+def test_backends_without_fusermount(bare: Place, backend: str) -> None:
+    others = [name for name in ("squashfuse_ll", "squashfuse") if name != backend]
+    hide = "".join(f'mount --bind /dev/null "$(type -P {name})"; ' for name in others)
+    show = "".join(f'umount "$(type -P {name})"; ' for name in others)
+    try:
+        assert bare.enter(0, "bash", "-c", hide).returncode == 0
+        done = bare.run(ANN, "-v", "exec", "hard-hello", cwd=project_of(bare))
+        assert done.stdout.startswith(f"hello from {prefix_of(bare)}")
+        assert f"mounted with {backend}" in done.stderr
+    finally:
+        bare.enter(0, "bash", "-c", show)
+
+
+def test_all_of_a_user_share_one_namespace(bare: Place) -> None:
+    first = start(bare, ANN, "sh", "-c", f"{SLOW}; readlink /proc/self/ns/mnt")
+    seen = {namespace_of(bare) for _ in range(3)}
+    out, _ = first.communicate()
+    assert seen == {out.splitlines()[-1] + "\n"}
+    assert first.returncode == 0
+
+
+def test_many_at_once_share_one_namespace(bare: Place) -> None:
+    program = (users.PYTHON, "-m", "condainer", "exec", "--", "readlink", "/proc/self/ns/mnt")
+    started = [bare.start(ANN, *program, cwd=project_of(bare)) for _ in range(16)]
+    answers = [process.communicate() for process in started]
+    assert {process.returncode for process in started} == {0}, answers
+    assert len({out for out, _ in answers}) == 1
+
+
+def test_a_killed_keeper_does_not_take_the_namespace_with_it(bare: Place) -> None:
+    user = start(bare, ANN, "sh", "-c", f"{SLOW}; readlink /proc/self/ns/mnt")
+    first = namespace_of(bare)
+    for _ in range(2):
+        keepers = [
+            int(line.split()[0])
+            for line in bare.enter(ANN, "pgrep", "-fa", "^condainer-keep").stdout.splitlines()
+            if str(bare.directory) in line
+        ]
+        os.kill(min(keepers), signal.SIGKILL)
+        assert namespace_of(bare) == first
+    out, _ = user.communicate()
+    assert out.splitlines()[-1] + "\n" == first
+
+
+def test_the_working_directory_stays(bare: Place) -> None:
+    where = project_of(bare)
+    assert bare.run(ANN, "exec", "pwd", cwd=where).stdout == f"{where}\n"
+    gone = where.parent / "gone"
+    gone.mkdir(mode=0o755)
+    os.chown(gone, ANN, ANN)
+    command = f'rmdir "$PWD"; {users.PYTHON} -m condainer -d {where} exec -- hard-hello'
+    done = bare.enter(ANN, "sh", "-c", command, cwd=gone)
+    assert done.stdout.startswith("hello"), done.stderr
+
+
+def test_an_exec_within_an_exec(bare: Place) -> None:
+    inner = f"{users.PYTHON} -I -c 'import os; print(os.readlink(\"/proc/self/ns/mnt\"))'"
+    program = f"{users.PYTHON} -m condainer exec -- sh -c"
+    command = f"readlink /proc/self/ns/mnt; {program} {shlex.quote(inner)}"
+    path = f"{bare.directory}/checkout:{bare.directory}/packages"
+    done = bare.run(
+        *(ANN, "exec", "--", "env", f"PYTHONPATH={path}", "sh", "-c", command),
+        cwd=project_of(bare),
+    )
+    first, second = done.stdout.split()
+    assert first == second
+
+
+def test_mount_says_why_it_cannot(bare: Place) -> None:
+    answer = bare.run(ANN, "mount", cwd=project_of(bare), status=1)
+    assert "condainer: error: " in answer.stderr
+    assert not prefix_of(bare).exists()
+
+
+def test_status_tells_of_a_mount_in_a_namespace(bare: Place) -> None:
+    user = start(bare, ANN, "sh", "-c", SLOW)
+    found = json.loads(bare.run(ANN, "status", "--json", cwd=project_of(bare)).stdout)
+    (private,) = found["mount"]["private"]
+    assert user.pid in [each["pid"] for each in private["users"]]
+    assert private["backend"] == "squashfuse_ll"
+    told = bare.run(ANN, "status", cwd=project_of(bare)).stdout
+    assert "in a namespace" in told
+    user.communicate()
+
+
+def test_two_users_of_one_project_do_not_meet(place: Place) -> None:
+    """The first mounts for all to see; the directory is theirs, and goes after the second."""
+    ann = start(place, ANN, "sh", "-c", SLOW)
+    bob = start(place, BOB, "sh", "-c", SLOW)
+    assert namespace_of(place, ANN) != namespace_of(place, BOB)
+    out, errors = ann.communicate()
+    assert (ann.returncode, errors) == (0, ""), out
+    support.wait_for(lambda: f" {prefix_of(place)} " not in mounts(place))
+    out, errors = bob.communicate()
+    assert (bob.returncode, errors) == (0, ""), out
+    assert out.strip() == f"{prefix_of(place)}/bin/hard-hello"
+
+
+def test_two_users_without_fusermount(bare: Place) -> None:
+    ann, bob = (start(bare, user, "sh", "-c", SLOW) for user in (ANN, BOB))
+    for process in (ann, bob):
+        out, errors = process.communicate()
+        assert (process.returncode, errors) == (0, ""), out
+
+
+def mounts(place: Place) -> str:
+    return place.enter(0, "cat", "/proc/self/mountinfo").stdout
+
+
+def test_without_namespaces_there_is_a_word_for_it(bare: Place) -> None:
+    """A user namespace may forbid further ones."""
+    drop = "setpriv --ambient-caps=-all --inh-caps=-all"
+    command = f"{drop} {users.PYTHON} -m condainer exec true; echo $?"
+    done = bare.enter(
+        *(ANN, "unshare", "-U", "--map-current-user", "--keep-caps", "sh", "-c"),
+        f"echo 0 > /proc/sys/user/max_user_namespaces; {command}",
+        cwd=project_of(bare),
+    )
+    assert done.stdout == "125\n", done.stderr
+    assert "a namespace of its own: No space left on device" in done.stderr
