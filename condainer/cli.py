@@ -383,6 +383,14 @@ def _add_telling(commands: Any) -> None:  # noqa: ANN401
         "  condainer cache && condainer exec -- python script.py\n"
         "  srun --ntasks-per-node=1 condainer -d /project/env cache    once on each node\n",
     )
+    _add(
+        commands,
+        "gc",
+        _gc,
+        "take away what killed jobs have left on this node: dead mounts, locks, empty directories",
+        "  condainer gc\n  condainer -n gc                   only say what it would do\n"
+        "  srun --ntasks-per-node=1 condainer gc    on each node of a job\n",
+    )
     _add(commands, "version", _version, "print the version", "  condainer version\n")
 
 
@@ -596,6 +604,23 @@ def _cache(arguments: argparse.Namespace) -> int:
     if live:
         sys.stderr.write("\r")
     _inform(arguments, f"read {human(size)} of {project.image}")
+    return 0
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from condainer import config, files, leftovers
+
+    there = not files.is_missing(arguments.directory / config.CONFIG_NAME)
+    base = _open(arguments).config.mount_base_directory if there else None
+    done = []
+
+    def tell(text: str) -> None:
+        done.append(text)
+        _inform(arguments, f"would {text}" if arguments.dry_run else text)
+
+    leftovers.collect(base, tell, dry_run=arguments.dry_run)
+    if not done:
+        _inform(arguments, "nothing of yours is left behind on this node")
     return 0
 
 

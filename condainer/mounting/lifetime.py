@@ -460,9 +460,10 @@ def tidy(project: Project) -> None:
     for path in (project.record, project.pin, project.mount_log):
         path.unlink(missing_ok=True)
     remove_mountpoint(project)
-    if project.mount_lock.exists():  # left by one that was killed while it waited for the mount
-        with contextlib.suppress(CondainerError):
-            locks.discard(project.mount_lock, locks.acquire(project.mount_lock))
+    for path in (project.mount_lock, project.keeper_lock):  # left by those that were killed
+        if path.exists():
+            with contextlib.suppress(CondainerError):
+                locks.discard(path, locks.acquire(path))
     locks.tidy(project.runtime_directory)
 
 
