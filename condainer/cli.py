@@ -346,8 +346,8 @@ def _add_running(commands: Any) -> None:  # noqa: ANN401
     mount.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "squashfuse_ll", "squashfuse", "python", "kernel"),
-        help="what mounts (default: the first that works; kernel is for root)",
+        choices=("auto", "squashfuse_ll", "squashfuse", "python", "extract", "kernel"),
+        help="what mounts (default: the first that works; extract unpacks; kernel is for root)",
     )
     _add(
         commands,

@@ -56,6 +56,7 @@ class Config:
     user_site_packages: bool = False
     keep_python_path: bool = False
     unmount_after: float = 10.0
+    keep_extracted: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,13 @@ KEYS = (
         _seconds,
         "10",
         "Seconds for which a mount made by 'exec' is kept after its last use.",
+    ),
+    Key(
+        "keep_extracted",
+        _boolean,
+        "false",
+        "true: on nodes without FUSE, where the image is unpacked, the files stay after the last\n"
+        "use, until 'condainer umount'.",
     ),
 )
 

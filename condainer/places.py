@@ -29,6 +29,7 @@ class Places:
         record: what the mount serves.
         pin: there while a mount is to stay without users.
         log: what the mount's daemon has to say.
+        unpacking: where the image is unpacked, on a node without FUSE.
     """
 
     def __init__(self, base: str, uuid: str, instance: str = "") -> None:
@@ -43,6 +44,7 @@ class Places:
         self.record = f"{stem}.mount"
         self.pin = f"{stem}.pin"
         self.log = f"{stem}.log"
+        self.unpacking = f"{stem}.unpacking"
 
 
 def private_instance(image: tuple[int, int, int, int]) -> str:

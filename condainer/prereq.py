@@ -59,7 +59,7 @@ def probe(directory: Path) -> dict[str, Any]:
     config = load(directory) if there else Config(uuid=_NO_PROJECT)
     building = [_mksquashfs(), _installer(config), _base_directory(config)]
     helpers = [_device(), _fusermount()]
-    mounting = [_backend(name) for name in backends.AUTOMATIC]
+    mounting = [*(_backend(name) for name in backends.AUTOMATIC), _unpacking(building[-1])]
     return {
         "can_build": all(check.ok for check in building),
         "can_mount": building[-1].ok and any(check.ok for check in mounting),
@@ -142,6 +142,13 @@ def _fusermount() -> Check:
         detail = f"{path} gains no privileges here (no_new_privs)"
         return Check("fusermount", ok=False, detail=detail, hint=hint)
     return Check("fusermount", ok=True, detail=str(path))
+
+
+def _unpacking(base: Check) -> Check:
+    """Where nothing can be mounted, images are unpacked."""
+    program = tools.which("unsquashfs")
+    how = f"{program} unpacks" if program is not None else "unpacking in Python"
+    return Check("extract", ok=base.ok, detail=f"{how}, where nothing can be mounted")
 
 
 def _backend(name: str) -> Check:

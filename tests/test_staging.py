@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.pipeline import staging
+from condainer import removal
 from tests import building
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def test_directories_of_any_depth_are_removed(tmp_path: Path, name: str) -> None
             (directory / "hard link").hardlink_to(outside / "file")
             (directory / "sibling/below").mkdir(parents=True)
             (directory / "sibling/below").chmod(0)
-        staging.remove_tree(top)
+        removal.remove_tree(top)
         assert not top.exists()
         top.mkdir()
     assert (outside / "file").read_text() == "precious\n"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from condainer import process, tools
 from condainer.errors import MountError
+from condainer.mounting import extract
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,7 @@ PYTHON = "python"
 KERNEL = "kernel"
 
 AUTOMATIC = ("squashfuse_ll", "squashfuse", PYTHON)
-"""What `auto` tries, in this order."""
+"""What `auto` tries, in this order; where none of them can mount, it unpacks."""
 
 _OWN_KIND = "fuse.condainer"
 """File system type of the one in Python."""
@@ -42,7 +43,7 @@ class Backend:
     @property
     def is_daemon(self) -> bool:
         """Whether a process of ours serves the mount as long as it lasts."""
-        return self.name != KERNEL
+        return self.name not in {KERNEL, extract.NAME}
 
     def mount_command(self, image: Path, mountpoint: Path) -> list[str]:
         """The command that mounts; a daemon stays in the foreground."""
@@ -85,6 +86,8 @@ def candidates(name: str, on_note: Callable[[str], None] = lambda _: None) -> li
         if os.getuid() != 0 or mount is None:
             raise MountError("the backend 'kernel' is for root only", "use '--backend auto'")
         return [Backend(KERNEL, mount)]
+    if name == extract.NAME:
+        return [Backend(extract.NAME, Path(sys.executable))]
     found = []
     for each in AUTOMATIC if name == "auto" else (name,):
         executable = Path(sys.executable) if each == PYTHON else tools.which(each)

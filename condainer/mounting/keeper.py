@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from condainer import activation, image, locks, mounttable, process
 from condainer.errors import CondainerError, MountError
-from condainer.mounting import backends, lifetime, live, namespace
+from condainer.mounting import extract, lifetime, live, namespace
 
 if TYPE_CHECKING:
     import subprocess
@@ -53,7 +53,8 @@ def start(project: Project, backend: Backend) -> None:
     Raises:
         MountError: with what the daemon said.
     """
-    answer = _begin(project, backend)
+    unpacks = backend.name == extract.NAME
+    answer = _begin(project, backend, extract.PATIENCE if unpacks else lifetime.DEADLINE)
     if answer != _READY:
         reason = answer.decode("utf-8", "replace") or "its keeper ended without a word"
         raise MountError(
@@ -73,7 +74,7 @@ def adopt(project: Project) -> None:
         raise MountError(f"cannot keep {project.prefix}: {answer.decode('utf-8', 'replace')}")
 
 
-def _begin(project: Project, backend: Backend | None) -> bytes:
+def _begin(project: Project, backend: Backend | None, patience: float = lifetime.DEADLINE) -> bytes:
     """Start a keeper, and give its answer."""
     receiver, sender = os.pipe()
     child = os.fork()
@@ -85,7 +86,7 @@ def _begin(project: Project, backend: Backend | None) -> bytes:
     if signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         signal.sigtimedwait((signal.SIGCHLD,), 0)  # it is ours, not the command's
     try:
-        return _receive(receiver, time.monotonic() + lifetime.DEADLINE)
+        return _receive(receiver, time.monotonic() + patience)
     finally:
         os.close(receiver)
 
@@ -126,6 +127,9 @@ def _shed(project: Project, sender: int) -> int:
     process.name_keeper()
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(signum, signal.SIG_IGN)
+    # A batch system ends a job with SIGTERM to all of it. The daemon is to outlast the command,
+    # which may still save its work; libfuse leaves alone what is ignored.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
@@ -188,7 +192,7 @@ def _keep(project: Project, backend: Backend | None, sender: int) -> None:
 def _adopted(project: Project) -> _Kept:
     record = live.read(project.places)
     daemon = record.daemon if record is not None else 0
-    return _Kept(daemon, _birth(daemon), mounttable.mount_at(project.prefix))
+    return _Kept(daemon, _birth(daemon), lifetime.look(project).mount)
 
 
 def _mount(project: Project, backend: Backend) -> _Kept:
@@ -200,6 +204,10 @@ def _mount(project: Project, backend: Backend) -> _Kept:
     identity = live.identity(str(project.image))
     if project.instance:
         return _mount_privately(project, backend, identity)
+    if backend.name == extract.NAME:
+        extract.unpack(project)
+        _note(project, project.prefix, backend.name, 0, identity)
+        return _Kept(0, "", lifetime.look(project).mount)
     command = backend.mount_command(project.image, project.prefix)
     if not backend.is_daemon:
         answer = process.call(command)
@@ -365,7 +373,7 @@ def _serve(project: Project, kept: _Kept, keeper: int) -> None:
     while _is_served(project, kept):
         shadow = _shadow(shadow, project, kept, keeper)
         patience = 0.0 if asked_to_end else project.config.unmount_after
-        pinned = project.pin.exists() and not asked_to_end
+        pinned = _stays(project, kept) and not asked_to_end
         if pinned or _in_use(project):
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since >= patience:
@@ -382,6 +390,12 @@ def _serve(project: Project, kept: _Kept, keeper: int) -> None:
         project.record.unlink(missing_ok=True)
     locks.discard(project.keeper_lock, keeper)
     _clean_up(project)
+
+
+def _stays(project: Project, kept: _Kept) -> bool:
+    """Whether the mount is to stay without users."""
+    is_unpacked = kept.mount is not None and kept.mount.kind == extract.NAME
+    return project.pin.exists() or (is_unpacked and project.config.keep_extracted)
 
 
 def _outlast_others(project: Project) -> None:
@@ -438,7 +452,7 @@ def _birth(pid: int) -> str:
 
 def _is_served(project: Project, kept: _Kept) -> bool:
     if kept.daemon == 0:
-        return kept.mount is not None and mounttable.mount_at(project.prefix) == kept.mount
+        return kept.mount is not None and lifetime.look(project).mount == kept.mount
     with contextlib.suppress(ChildProcessError):  # it was started by the one before us
         os.waitpid(kept.daemon, os.WNOHANG)
     return bool(kept.birth) and _birth(kept.daemon) == kept.birth
@@ -463,8 +477,8 @@ def _unmount_if_idle(project: Project, kept: _Kept, shadow: int) -> bool:
         kept.made.close()
         lifetime.disclaim_mountpoint(project, kept.claim)
     else:
-        mount = mounttable.mount_at(project.prefix)
-        if mount is None or mount != kept.mount or backends.unmount(project.prefix, mount.kind):
+        mount = lifetime.look(project).mount
+        if mount is None or mount != kept.mount or lifetime.take_away(project, mount.kind):
             # Something else was mounted over it, or runs from it without holding the lock.
             os.close(descriptor)
             return False

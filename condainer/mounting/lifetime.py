@@ -12,19 +12,19 @@ What a mountpoint holds is never removed; an empty one is, with rmdir.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import enum
 import errno
 import fcntl
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from condainer import image, locks, mounttable
 from condainer.errors import CondainerError, ImageError, MountError
-from condainer.mounting import backends, live
+from condainer.mounting import backends, extract, live
+from condainer.mounttable import Mount
 from condainer.places import private_instance
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from condainer.locks import Turn
     from condainer.mounting.backends import Backend
     from condainer.mounting.live import Record
-    from condainer.mounttable import Mount
     from condainer.project import Project
     from condainer.users import User
 
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
 
 DEADLINE = live.DEADLINE
 _POLL = 0.02
+_PATIENCE = 3.0
+"""Seconds for another user's directory to go, or to become a mount."""
 _TAKE_OVER = 5.0
 """Seconds for the shadow of a killed keeper to take its place."""
 _A_MOMENT = 0.1
@@ -53,8 +54,8 @@ _IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll", "fu
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
 
 
-class BeingBuiltError(MountError):
-    """An image cannot be mounted while it is being built."""
+class RefusedError(MountError):
+    """An image is not to be mounted now, in a namespace of its own neither."""
 
 
 class State(enum.Enum):
@@ -113,9 +114,9 @@ def look(project: Project) -> Situation:
     """
     mount = mounttable.mount_at(project.prefix)
     if mount is None:
-        return Situation(State.ABSENT, None)
+        return _look_for_unpacked(project)
     if mount.kind not in _IMAGE_KINDS:
-        raise MountError(
+        raise RefusedError(
             f"something else is mounted at {project.prefix}: {mount.source} ({mount.kind})",
             "it is left alone; unmount it yourself, or choose another mount_base_directory",
         )
@@ -188,17 +189,35 @@ def _say_nothing(_text: str) -> None:
     """What takes lines that nobody wants."""
 
 
+def _look_for_unpacked(project: Project) -> Situation:
+    record = live.read(project.places)
+    if record is not None and record.backend == extract.NAME:
+        with contextlib.suppress(OSError):
+            if live.root_of(str(project.prefix)) == record.root:
+                mount = Mount(0, project.prefix, extract.NAME, str(project.image), os.getuid())
+                return Situation(State.LIVE, mount)
+    return Situation(State.ABSENT, None)
+
+
+def take_away(project: Project, kind: str) -> str:
+    """Take away what is at the mountpoint; gives an empty text, or why that cannot be done."""
+    if kind == extract.NAME:
+        return extract.remove(project)
+    problem = backends.unmount(project.prefix, kind)
+    return problem if problem and mounttable.mount_at(project.prefix) is not None else ""
+
+
 def _private(project: Project) -> Project:
     """The same project with the mount that its image has in a namespace of its own."""
     instance = private_instance(live.identity(str(project.image)))
-    return dataclasses.replace(project, instance=instance)
+    return replace(project, instance=instance)
 
 
 def private_mounts(project: Project) -> list[Project]:
     """The mounts of a project's images that are in namespaces of their own, of this user."""
     uuid, suffix = project.config.uuid, ".keeper"
     return [
-        dataclasses.replace(project, instance=path.name[len(uuid) : -len(suffix)])
+        replace(project, instance=path.name[len(uuid) : -len(suffix)])
         for path in sorted(project.runtime_directory.glob(f"{uuid}.?*-*{suffix}"))
         if locks.is_held(path)
     ]
@@ -222,14 +241,31 @@ def _too_late(project: Project) -> MountError:
 
 def _see_to(project: Project, private: Project | None, wishes: _Wishes) -> Held | None:
     """Make of what is at the mountpoint what should be there, and hold it; others wait."""
-    if private is None:
-        return _see_to_shared(project, wishes, stand_in=None)
+    try:
+        return _see_to_mount(project, private, wishes)
+    except RefusedError:
+        raise
+    except MountError as error:
+        if wishes.backend != "auto":
+            raise
+        wishes.on_note(error.message)
+        wishes.on_warning(f"nothing can be mounted here: unpacking {project.image} for this node")
+        try:
+            return _see_to_shared(project, replace(wishes, backend=extract.NAME), stand_in=None)
+        except MountError as further:
+            wishes.on_note(further.message)
+            raise error from further
+
+
+def _see_to_mount(project: Project, private: Project | None, wishes: _Wishes) -> Held | None:
+    if private is None or wishes.backend == extract.NAME:
+        return _see_to_shared(project, wishes, stand_in=private)
     if backends.needs_namespace():
         wishes.on_note("there is no setuid fusermount: mounting in a namespace of its own")
         return _see_to_private(private, wishes)
     try:
         return _see_to_shared(project, wishes, stand_in=private)
-    except BeingBuiltError:
+    except RefusedError:
         raise
     except MountError as error:
         wishes.on_note(f"{error.message}; mounting in a namespace of its own")
@@ -291,7 +327,7 @@ def _see_to_private(private: Project, wishes: _Wishes) -> Held:
     descriptor = _hold(private)
     try:
         if not locks.is_held(private.keeper_lock):
-            check_private_mountpoint(private)
+            _check_private_mountpoint(private, wishes)
             _start_first(private, backends.candidates(wishes.backend, wishes.on_note), wishes)
         return Held(descriptor, _wait_for_record(private))
     except BaseException:
@@ -409,8 +445,8 @@ def _unmount_idle(project: Project, situation: Situation) -> str:
         descriptor = locks.acquire(project.use_lock, timeout=_A_MOMENT)
     except locks.BusyError:
         return "a process of another user"
-    problem = backends.unmount(project.prefix, situation.mount.kind)
-    if problem and mounttable.mount_at(project.prefix) is not None:
+    problem = take_away(project, situation.mount.kind)
+    if problem:
         os.close(descriptor)
         return problem
     tidy(project)
@@ -528,24 +564,50 @@ def _claim(project: Project) -> Path:
     return project.prefix.with_name(f"{project.prefix.name}.{os.getuid()}")
 
 
-def check_private_mountpoint(project: Project) -> None:
+def _check_private_mountpoint(project: Project, wishes: _Wishes) -> None:
     """Make the directory to mount at in a namespace of its own, or see that the one there will do.
+
+    Whoever owns the directory can put another in its place, and so decide what programs find there.
 
     Raises:
         MountError: where something else is there.
     """
     prefix = project.prefix
-    try:
-        status = prefix.lstat()
-    except FileNotFoundError:
-        prepare_mountpoint(project)
-        return
-    except OSError as error:
-        raise MountError(f"cannot look at {prefix}: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise MountError(f"the mountpoint {prefix} is not a directory", "look what it is")
-    if status.st_uid == os.getuid() and mounttable.mount_at(prefix) is None:
-        prepare_mountpoint(project)
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            status = prefix.lstat()
+        except FileNotFoundError:
+            prepare_mountpoint(project)
+            return
+        except OSError as error:
+            raise MountError(f"cannot look at {prefix}: {error.strerror}") from error
+        if not stat.S_ISDIR(status.st_mode):
+            break
+        mount = mounttable.mount_at(prefix)
+        owner = status.st_uid if mount is None else mount.owner or 0
+        if owner == os.getuid() and mount is None:
+            prepare_mountpoint(project)
+            return
+        if owner in _trusted(project):
+            return
+        if mount is not None:
+            wishes.on_warning(
+                f"{prefix} belongs to user {owner}, who uses this image as well, and whom you "
+                "trust by going on; a mount_base_directory of your own would be safer"
+            )
+            return
+        time.sleep(_POLL)  # it may just be going, or be about to be mounted
+    raise MountError(f"the mountpoint {prefix} is not yours", "look what it is")
+
+
+def _trusted(project: Project) -> set[int]:
+    """The users who decide in any case what programs of a project do."""
+    found = {0, os.getuid()}
+    for path in (project.image, project.directory):
+        with contextlib.suppress(OSError):
+            found.add(path.stat().st_uid)
+    return found
 
 
 def prepare_mountpoint(project: Project) -> None:
@@ -627,7 +689,7 @@ def _start_first(project: Project, candidates: list[Backend], wishes: _Wishes) -
     deadline = time.monotonic() + DEADLINE
     problems: list[str] = []
     for backend in candidates:
-        if not project.instance:
+        if not project.instance or not os.path.lexists(project.prefix):
             prepare_mountpoint(project)
         try:
             keeper.start(project, backend)
@@ -662,11 +724,11 @@ def log_tail(path: Path, most: int = 3) -> str:
     return "; ".join(line.strip() for line in text.splitlines()[-most:] if line.strip())
 
 
-def _being_built(project: Project) -> BeingBuiltError:
+def _being_built(project: Project) -> RefusedError:
     from condainer.users import describe, users_of
 
     who = describe(users_of(project.prefix, project.build_lock)) or "another process"
-    return BeingBuiltError(
+    return RefusedError(
         f"the image of {project.directory} is being built by {who}", "wait until that has ended"
     )
 

@@ -18,8 +18,9 @@ import rattler
 from anyio import from_thread
 from rattler.install import InstallerReporter
 
+from condainer import removal
 from condainer.errors import BuildError
-from condainer.pipeline import credentials, staging
+from condainer.pipeline import credentials
 from condainer.pipeline.installers import (
     Package,
     Request,
@@ -159,7 +160,7 @@ class _Reporter(InstallerReporter):
             self.refused = error
             aside = self._cache / f".{stem}.refused.{os.getpid()}"
             (self._cache / stem).rename(aside)  # at once, whatever is in it
-            staging.remove_tree(aside)
+            removal.remove_tree(aside)
 
     def on_link_start(self, operation: int, package_name: str) -> int:
         self._names[operation] = package_name

@@ -1,0 +1,131 @@
+"""`python -m condainer.fuse.unpack IMAGE [DIRECTORY]`: unpacks where there is no unsquashfs.
+
+Without DIRECTORY it says how many inodes and bytes of files the image holds. Owners are those of
+whoever runs it, as with unsquashfs; devices, pipes and sockets are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from condainer.fuse import squashfs, vfs
+from condainer.fuse.codecs import CodecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from condainer.fuse.squashfs import Inode
+
+_CHUNK = 1 << 20
+_DEEPEST = 1000
+"""Directories in one another: an image may claim to have no end of them."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Returns:
+        the exit status.
+    """
+    image, *directory = arguments
+    try:
+        descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        files = vfs.FileSystem(squashfs.Image(descriptor))
+        if directory:
+            unpack(files, os.fsencode(directory[0]))
+        else:
+            sys.stdout.write("{} {}\n".format(*measure(files)))
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or image}: {error.strerror}\n")
+        return 1
+    except (squashfs.FormatError, CodecError) as error:
+        sys.stderr.write(f"{image}: {error}\n")
+        return 1
+    return 0
+
+
+def measure(files: vfs.FileSystem) -> tuple[int, int]:
+    """The number of inodes that `unpack` makes, and the bytes of all files."""
+    seen = set()
+    size = 0
+    for _, inode in walk(files):
+        if inode.number not in seen and inode.kind in _MADE:
+            seen.add(inode.number)
+            size += inode.size if inode.kind == squashfs.REGULAR else 0
+    return len(seen), size
+
+
+def unpack(files: vfs.FileSystem, top: bytes) -> None:
+    """Unpack all of an image.
+
+    Args:
+        files: the image.
+        top: the directory to make; it must not be there.
+
+    Raises:
+        OSError: where something cannot be written.
+        FormatError: where the image is damaged.
+        CodecError: where a block is.
+    """
+    first: dict[int, Path] = {}
+    directories = []
+    for name, inode in walk(files):
+        path = Path(os.fsdecode(top + name))
+        if inode.number in first:
+            os.link(first[inode.number], path, follow_symlinks=False)
+            continue
+        if inode.kind == squashfs.DIRECTORY:
+            path.mkdir(0o700)
+            directories.append((path, inode))
+            continue
+        if inode.kind == squashfs.LINK:
+            path.symlink_to(os.fsdecode(files.target(inode)))
+        elif inode.kind == squashfs.REGULAR:
+            _write(files, inode, path)
+        else:
+            continue
+        if inode.links > 1:
+            first[inode.number] = path
+        os.utime(path, (inode.mtime, inode.mtime), follow_symlinks=False)
+    for path, inode in reversed(directories):
+        path.chmod(inode.mode & 0o7777)
+        os.utime(path, (inode.mtime, inode.mtime))
+
+
+def walk(files: vfs.FileSystem) -> Iterator[tuple[bytes, Inode]]:
+    """All paths of an image, a directory before what is in it, each with its inode."""
+    waiting = [(b"", files.root, 0)]
+    while waiting:
+        name, ref, depth = waiting.pop()
+        inode = files.inode(ref)
+        yield name, inode
+        if inode.kind == squashfs.DIRECTORY:
+            if depth > _DEEPEST:
+                raise squashfs.FormatError("its directories have no end")
+            for _, entry in files.listing(ref):
+                waiting.append((name + b"/" + entry.name, entry.ref, depth + 1))
+
+
+def _write(files: vfs.FileSystem, inode: Inode, path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.ftruncate(descriptor, inode.size)  # what is not written is a hole, as in the image
+        for offset in range(0, inode.size, _CHUNK):
+            data = b"".join(files.read(inode, offset, _CHUNK))
+            if data.count(0) != len(data):
+                os.pwrite(descriptor, data, offset)
+        os.fchmod(descriptor, inode.mode & 0o7777)
+    finally:
+        os.close(descriptor)
+
+
+_MADE = {squashfs.DIRECTORY, squashfs.LINK, squashfs.REGULAR}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""Unpacking instead of mounting, on nodes without FUSE: once per node, where the mount would be.
+
+The tree is made beside its place, compared with what the image says of itself, and renamed. It is
+of this user's own, and known by its root directory's inode, which `live` notes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from condainer import process, removal, tools, users
+from condainer.errors import CondainerError, MountError
+from condainer.units import human
+
+if TYPE_CHECKING:
+    from condainer.project import Project
+
+NAME = "extract"
+"""Of the backend."""
+
+PATIENCE = 3600.0
+"""Seconds for which unpacking may take."""
+
+_ROOM = 64 << 20
+"""Bytes to leave free, for directories and for what others write meanwhile."""
+_MODULE = ("-m", "condainer.fuse.unpack")
+
+
+def unpack(project: Project) -> None:
+    """Unpack a project's image at its prefix, where an empty directory is.
+
+    Raises:
+        MountError: where there is no room, programs cannot run there, or the image is damaged.
+    """
+    base = project.prefix.parent
+    if os.statvfs(base).f_flag & os.ST_NOEXEC:
+        raise MountError(
+            f"{base} is mounted noexec: no program would run from there",
+            "choose another mount_base_directory in condainer.yml, and build again",
+        )
+    inodes, size = _measure(project)
+    _require(base, inodes, size)
+    tree = Path(project.places.unpacking)
+    removal.remove_tree(tree)  # what a killed keeper has left
+    try:
+        _fill(project, tree)
+        _compare(project, (inodes, size), _seal(tree))
+        tree.rename(project.prefix)
+    except OSError as error:
+        removal.remove_tree(tree)
+        raise MountError(f"cannot unpack {project.image}: {error.strerror}") from error
+    except BaseException:
+        removal.remove_tree(tree)
+        raise
+
+
+def remove(project: Project) -> str:
+    """Remove what was unpacked, unless something still runs from it.
+
+    Returns:
+        an empty text, or why it stays.
+    """
+    who = users.users_of(project.prefix, project.use_lock)
+    if who:
+        return f"in use by {users.describe(who)}"
+    tree = Path(project.places.unpacking)
+    try:
+        removal.remove_tree(tree)
+        project.prefix.rename(tree)
+        removal.remove_tree(tree)
+    except CondainerError as error:
+        return error.message
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _measure(project: Project) -> tuple[int, int]:
+    """The inodes, and the bytes of files, that an image says it has."""
+    command = [sys.executable, *_MODULE, str(project.image)]
+    answer = process.call(command, timeout=PATIENCE)
+    if answer.returncode != 0:
+        raise MountError(f"cannot read {project.image}: {answer.stderr.strip()[-500:]}")
+    inodes, size = answer.stdout.split()
+    return int(inodes), int(size)
+
+
+def _require(base: Path, inodes: int, size: int) -> None:
+    status = os.statvfs(base)
+    free = status.f_bavail * status.f_frsize
+    if free < size + _ROOM:
+        raise MountError(
+            f"{base} has {human(free)} free, and the image unpacked takes {human(size)}",
+            "make room there, or choose another mount_base_directory and build again",
+        )
+    if status.f_files and status.f_favail < inodes:
+        raise MountError(f"{base} has room for {status.f_favail} files, the image has {inodes}")
+
+
+def _fill(project: Project, tree: Path) -> None:
+    unsquashfs = tools.which("unsquashfs")
+    if unsquashfs is not None:
+        processors = str(len(os.sched_getaffinity(0)))
+        options = ("-quiet", "-no-progress", "-no-xattrs", "-processors", processors)
+        command = [str(unsquashfs), *options, "-dest", str(tree), str(project.image)]
+        if process.call(command, timeout=PATIENCE).returncode == 0:
+            return
+        removal.remove_tree(tree)  # it may not know the compression
+    command = [sys.executable, *_MODULE, str(project.image), str(tree)]
+    answer = process.call(command, timeout=PATIENCE)
+    if answer.returncode != 0:
+        raise MountError(f"cannot unpack {project.image}: {answer.stderr.strip()[-500:]}")
+
+
+def _compare(project: Project, wanted: tuple[int, int], found: tuple[int, int]) -> None:
+    if found != wanted:
+        raise MountError(
+            f"{project.image} was not unpacked as it should be: {found[0]} inodes of {wanted[0]}, "
+            f"{human(found[1])} of {human(wanted[1])}"
+        )
+
+
+def _seal(tree: Path) -> tuple[int, int]:
+    """Close the directories to writing, and count the inodes and the bytes of files."""
+    seen = set()
+    size = 0
+    waiting = [tree]
+    while waiting:
+        directory = waiting.pop()
+        status = directory.lstat()
+        seen.add(status.st_ino)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                    continue
+                found = entry.stat(follow_symlinks=False)
+                if found.st_ino not in seen and stat.S_ISREG(found.st_mode):
+                    size += found.st_size
+                seen.add(found.st_ino)
+        directory.chmod(status.st_mode & 0o7555)
+    return len(seen), size
