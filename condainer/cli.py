@@ -572,7 +572,7 @@ def _prereq(arguments: argparse.Namespace) -> int:
     _leave_missing_directory()
     found = prereq.probe(directory)
     _print_found(found, prereq.render, as_json=arguments.json)
-    return 0 if found["can_build"] and found["can_mount"] else 1
+    return 0 if found["can_build"] and found["exec"] != "no" else 1
 
 
 def _print_found(

@@ -19,8 +19,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from condainer import files, mounttable, process, tools
 from condainer.config import CONFIG_NAME, Config, load
-from condainer.errors import CondainerError
-from condainer.mounting import backends
+from condainer.errors import CondainerError, MountError
+from condainer.mounting import backends, namespace
 from condainer.pipeline import installers, schedule, staging
 
 if TYPE_CHECKING:
@@ -30,6 +30,14 @@ _IMAGE = Path(__file__).parent / "mounting" / "probe.squashfs"
 _CONTENT = b"condainer\n"
 _PATIENCE = 5.0
 _NO_PROJECT = "00000000-0000-4000-8000-000000000000"
+
+
+_WAYS = {
+    "mount": "yes",
+    "namespace": "yes, each image in a namespace of its own, as others cannot see it",
+    "extract": "yes, each image is unpacked once per node",
+}
+"""How `exec` can work, the best way first, and in words."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,15 @@ def probe(directory: Path) -> dict[str, Any]:
     config = load(directory) if there else Config(uuid=_NO_PROJECT)
     building = [_mksquashfs(), _installer(config), _base_directory(config)]
     helpers = [_device(), _fusermount()]
-    mounting = [*(_backend(name) for name in backends.AUTOMATIC), _unpacking(building[-1])]
+    mounting = [_backend(name) for name in backends.AUTOMATIC]
+    others = [_namespace(), _unpacking(building[-1])]
+    ways = (any(check.ok for check in mounting), *(check.ok for check in others))
     return {
         "can_build": all(check.ok for check in building),
-        "can_mount": building[-1].ok and any(check.ok for check in mounting),
+        "can_mount": building[-1].ok and ways[0],
+        "exec": next((way for way, ok in zip(_WAYS, ways, strict=True) if ok), "no"),
         "processors": schedule.default_jobs(),
-        "checks": [asdict(check) for check in (*building, *helpers, *mounting)],
+        "checks": [asdict(check) for check in (*building, *helpers, *mounting, *others)],
     }
 
 
@@ -78,7 +89,10 @@ def render(found: dict[str, Any]) -> str:
             lines.append(f"         {check['hint']}")
     lines.append("")
     lines.append(f"build: {'yes' if found['can_build'] else 'no'}")
-    lines.append(f"exec and mount: {'yes' if found['can_mount'] else 'no'}")
+    lines.append(f"exec: {_WAYS.get(found['exec'], 'no')}")
+    unpacks = found["exec"] != "no"
+    how = "yes" if found["can_mount"] else _WAYS["extract"] if unpacks else "no"
+    lines.append(f"mount and activate: {how}")
     lines.append(f"processors for a build: {found['processors']}")
     return "\n".join(lines)
 
@@ -142,6 +156,22 @@ def _fusermount() -> Check:
         detail = f"{path} gains no privileges here (no_new_privs)"
         return Check("fusermount", ok=False, detail=detail, hint=hint)
     return Check("fusermount", ok=True, detail=str(path))
+
+
+def _namespace() -> Check:
+    """Where nobody may mount for all to see, `exec` mounts in a namespace of its own."""
+    directory = tempfile.mkdtemp(prefix="condainer-")
+    try:
+        made = namespace.make("fuse.condainer", "probe", directory)
+        os.close(made.device)
+        made.leave()
+        made.close()
+    except MountError as error:
+        hint = "an administrator can allow it: sysctl user.max_user_namespaces=100000"
+        return Check("namespace", ok=False, detail=error.message, hint=hint)
+    finally:
+        Path(directory).rmdir()
+    return Check("namespace", ok=True, detail="a mount in a namespace of its own is possible")
 
 
 def _unpacking(base: Check) -> Check:

@@ -49,7 +49,9 @@ def unpack(project: Project) -> None:
     try:
         _fill(project, tree)
         _compare(project, (inodes, size), _seal(tree))
+        tree.chmod(tree.stat().st_mode | stat.S_IWUSR)  # or it could not be moved
         tree.rename(project.prefix)
+        project.prefix.chmod(project.prefix.stat().st_mode & ~0o222)
     except OSError as error:
         removal.remove_tree(tree)
         raise MountError(f"cannot unpack {project.image}: {error.strerror}") from error
@@ -70,6 +72,7 @@ def remove(project: Project) -> str:
     tree = Path(project.places.unpacking)
     try:
         removal.remove_tree(tree)
+        project.prefix.chmod(0o700)
         project.prefix.rename(tree)
         removal.remove_tree(tree)
     except CondainerError as error:

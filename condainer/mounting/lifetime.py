@@ -249,7 +249,6 @@ def _see_to(project: Project, private: Project | None, wishes: _Wishes) -> Held 
         if wishes.backend != "auto":
             raise
         wishes.on_note(error.message)
-        wishes.on_warning(f"nothing can be mounted here: unpacking {project.image} for this node")
         try:
             return _see_to_shared(project, replace(wishes, backend=extract.NAME), stand_in=None)
         except MountError as further:
@@ -327,7 +326,6 @@ def _see_to_private(private: Project, wishes: _Wishes) -> Held:
     descriptor = _hold(private)
     try:
         if not locks.is_held(private.keeper_lock):
-            _check_private_mountpoint(private, wishes)
             _start_first(private, backends.candidates(wishes.backend, wishes.on_note), wishes)
         return Held(descriptor, _wait_for_record(private))
     except BaseException:
@@ -540,8 +538,9 @@ def claim_mountpoint(project: Project) -> int:
     Raises:
         MountError: where something stands in the way.
     """
-    if project.prefix.lstat().st_uid == os.getuid():
-        return -1
+    with contextlib.suppress(PermissionError):  # as another's mount answers
+        if project.prefix.lstat().st_uid == os.getuid():
+            return -1
     path = _claim(project)
     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     try:
@@ -575,17 +574,14 @@ def _check_private_mountpoint(project: Project, wishes: _Wishes) -> None:
     prefix = project.prefix
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
-        try:
-            status = prefix.lstat()
-        except FileNotFoundError:
+        mount = mounttable.mount_at(prefix)
+        if mount is None and not os.path.lexists(prefix):
             prepare_mountpoint(project)
             return
-        except OSError as error:
-            raise MountError(f"cannot look at {prefix}: {error.strerror}") from error
-        if not stat.S_ISDIR(status.st_mode):
+        status = prefix.lstat() if mount is None else None  # which another's mount would refuse
+        if status is not None and not stat.S_ISDIR(status.st_mode):
             break
-        mount = mounttable.mount_at(prefix)
-        owner = status.st_uid if mount is None else mount.owner or 0
+        owner = status.st_uid if status is not None else mount.owner or 0 if mount else 0
         if owner == os.getuid() and mount is None:
             prepare_mountpoint(project)
             return
@@ -689,8 +685,12 @@ def _start_first(project: Project, candidates: list[Backend], wishes: _Wishes) -
     deadline = time.monotonic() + DEADLINE
     problems: list[str] = []
     for backend in candidates:
-        if not project.instance or not os.path.lexists(project.prefix):
+        if project.instance:
+            _check_private_mountpoint(project, wishes)
+        else:
             prepare_mountpoint(project)
+        if backend.name == extract.NAME:
+            wishes.on_warning(f"unpacking {project.image}, once for this node")
         try:
             keeper.start(project, backend)
         except MountError as error:
