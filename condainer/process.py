@@ -242,6 +242,19 @@ def name_keeper() -> None:
         Path("/proc/self/comm").write_text(_KEEPER, encoding="ascii")
 
 
+def running(commands: Sequence[Sequence[str]]) -> list[int]:
+    """This user's processes that run one of some commands: proc(5), cmdline."""
+    wanted = {b"\0".join(map(os.fsencode, command)) + b"\0" for command in commands}
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                ours = entry.stat().st_uid == os.getuid()
+                if ours and (entry / "cmdline").read_bytes() in wanted:
+                    found.append(int(entry.name))
+    return found
+
+
 def show_as(text: str) -> None:
     """Let `ps` show a text as this process's command line, as much of it as there is room for.
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from condainer import activation, image, locks, mounttable, process
 from condainer.errors import CondainerError, MountError
-from condainer.mounting import extract, lifetime, live, namespace
+from condainer.mounting import backends, extract, lifetime, live, namespace
 
 if TYPE_CHECKING:
     import subprocess
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from condainer.mounttable import Mount
     from condainer.project import Project
 
+_ATTEMPTS = 3
 _READY = b"ready"
 _SENDER = 3
 """The descriptor by which a keeper answers, after those of every process."""
@@ -54,13 +55,38 @@ def start(project: Project, backend: Backend) -> None:
         MountError: with what the daemon said.
     """
     unpacks = backend.name == extract.NAME
-    answer = _begin(project, backend, extract.PATIENCE if unpacks else lifetime.DEADLINE)
+    answer = b""
+    for _ in range(_ATTEMPTS):
+        answer = _begin(project, backend, extract.PATIENCE if unpacks else lifetime.DEADLINE)
+        if answer:
+            break
+        end_orphans(project)  # it was killed
     if answer != _READY:
-        reason = answer.decode("utf-8", "replace") or "its keeper ended without a word"
+        reason = answer.decode("utf-8", "replace") or "its keeper was killed, and again"
         raise MountError(
             f"cannot mount {project.image} with {backend.name}: {reason}",
             "'condainer prereq' tells what this machine can do",
         )
+
+
+def end_orphans(project: Project) -> None:
+    """End the daemons of a keeper that was killed while it mounted: they would mount yet."""
+    commands = [backend.mount_command(project.image, project.prefix) for backend in _daemons()]
+    for pid in process.running(commands):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + _PATIENCE
+    while process.running(commands) and time.monotonic() < deadline:
+        time.sleep(_MOUNT_POLL)
+    situation = lifetime.look(project)
+    if situation.state is lifetime.State.DEAD and situation.mount is not None:
+        lifetime.remove_dead(project, situation.mount)
+        locks.ensure_directory(project.runtime_directory)
+        lifetime.prepare_mountpoint(project)
+
+
+def _daemons() -> list[Backend]:
+    return [backend for backend in backends.candidates("auto") if backend.is_daemon]
 
 
 def adopt(project: Project) -> None:

@@ -296,7 +296,16 @@ def _see_to_shared(project: Project, wishes: _Wishes, stand_in: Project | None) 
                     os.close(descriptor)
                     return held
         if situation.state is not State.LIVE:
-            _mount(project, situation, wishes)
+            if project.mount_log.exists() and not locks.is_held(project.keeper_lock):
+                keeper.end_orphans(project)
+                situation = look(project)
+            try:
+                _mount(project, situation, wishes)
+            except MountError:
+                if look(project).state is situation.state:
+                    raise
+                _let_go(project, descriptor)
+                return None  # something was mounted meanwhile
             if pinned:
                 pin(project)
         if look(project).state is State.LIVE:
