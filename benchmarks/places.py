@@ -1,4 +1,4 @@
-"""What the benchmarks work on: a project with 22 scientific packages from the local channel."""
+"""What the benchmarks work on: projects with packages from the local channel."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tests import localchannel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 SPECS = ("python", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "pip")
@@ -63,9 +64,17 @@ class Place:
         subprocess.run([*command, *arguments], check=True, env=environment)
 
 
-def make(directory: Path) -> Place:
-    """Set up a project; the channel is made on first use, and kept."""
-    place = Place(directory, localchannel.ensure("scientific"), str(uuid.uuid4()))
+def make(
+    directory: Path, kind: localchannel.Kind = "scientific", specs: Sequence[str] = SPECS
+) -> Place:
+    """Set up a project; the channel is made on first use, and kept.
+
+    Args:
+        directory: that holds everything.
+        kind: of the channel.
+        specs: what is to be installed; 22 scientific packages, unless something else is named.
+    """
+    place = Place(directory, localchannel.ensure(kind), str(uuid.uuid4()))
     place.project.mkdir()
     place.home.mkdir()
     base = directory / "base"
@@ -73,9 +82,9 @@ def make(directory: Path) -> Place:
     (place.project / "condainer.yml").write_text(
         f"mount_base_directory: {base}\nuuid: {place.uuid}\n"
     )
-    specs = "".join(f"  - {spec}\n" for spec in SPECS)
+    lines = "".join(f"  - {spec}\n" for spec in specs)
     (place.project / "environment.yml").write_text(
         f"name: bench\nchannels:\n  - file://{place.channel}\n  - nodefaults\n"
-        f"dependencies:\n{specs}"
+        f"dependencies:\n{lines}"
     )
     return place

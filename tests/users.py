@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tests import support
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 PYTHON = os.path.realpath(sys.executable)
 """Other users can run it; the link to it in a virtual environment may be closed to them."""
@@ -34,6 +34,7 @@ shift
 mount --make-rprivate /
 mknod -m 666 "$directory/fuse" c 10 229
 mount --bind "$directory/fuse" /dev/fuse
+for file in $(which -a $HIDDEN); do mount --bind /dev/null "$file"; done
 while [ $# -gt 0 ]; do
   mount --bind "$1" "$directory/$2"
   shift 2
@@ -128,10 +129,11 @@ class Place:
 
 
 @contextlib.contextmanager
-def namespace(**shown: Path) -> Iterator[Place]:
+def namespace(hidden: Sequence[str] = (), **shown: Path) -> Iterator[Place]:
     """A place to be other users in.
 
     Args:
+        hidden: programs that nobody can execute in that place, wherever they are on PATH.
         shown: directories that they are to see in that place, by the names they are to have.
     """
     directory = Path(tempfile.mkdtemp(prefix="cndt-", dir="/tmp"))
@@ -143,6 +145,7 @@ def namespace(**shown: Path) -> Iterator[Place]:
     words = [word for name, path in shown.items() for word in (str(path), name)]
     with subprocess.Popen(
         ["unshare", "-m", "sh", "-c", _PREPARE, "sh", str(directory), *words],
+        env={**os.environ, "HIDDEN": " ".join(hidden)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
