@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import pty
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -253,6 +256,10 @@ class Terminal:
     def type(self, text: str) -> None:
         """Press keys."""
         os.write(self._keyboard, text.encode())
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the window another size."""
+        fcntl.ioctl(self._keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def expect(self, text: str) -> str:
         """Read until a text has come; give all that came up to its end, and forget it.
