@@ -253,9 +253,9 @@ class Round:
         deadline = time.monotonic() + PATIENCE
         while not file.exists():
             now = time.monotonic()
-            if now > end.ended + 3 and reads_to_the_end:
-                if self._site.died(end.begun, now, daemon=True):
-                    return  # it has been ended as its parent may be
+            late = reads_to_the_end and now > end.ended + 3
+            if late and self._site.died(end.begun, now, daemon=True):
+                return  # it has been ended as its parent may be
             if now > deadline:
                 self._wrong("its child did not end", end)
                 return
