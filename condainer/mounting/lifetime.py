@@ -296,16 +296,7 @@ def _see_to_shared(project: Project, wishes: _Wishes, stand_in: Project | None) 
                     os.close(descriptor)
                     return held
         if situation.state is not State.LIVE:
-            if project.mount_log.exists() and not locks.is_held(project.keeper_lock):
-                keeper.end_orphans(project)
-                situation = look(project)
-            try:
-                _mount(project, situation, wishes)
-            except MountError:
-                if look(project).state is situation.state:
-                    raise
-                _let_go(project, descriptor)
-                return None  # something was mounted meanwhile
+            _mount_unless_mounted(project, situation, wishes)
             if pinned:
                 pin(project)
         if look(project).state is State.LIVE:
@@ -315,6 +306,20 @@ def _see_to_shared(project: Project, wishes: _Wishes, stand_in: Project | None) 
         raise
     _let_go(project, descriptor)
     return None
+
+
+def _mount_unless_mounted(project: Project, situation: Situation, wishes: _Wishes) -> None:
+    """Mount; where something else has been mounted meanwhile, leave it to be looked at."""
+    from condainer.mounting import keeper
+
+    if project.mount_log.exists() and not locks.is_held(project.keeper_lock):
+        keeper.end_orphans(project)
+        situation = look(project)
+    try:
+        _mount(project, situation, wishes)
+    except MountError:
+        if look(project).state is situation.state:
+            raise
 
 
 def _beside_the_old(project: Project, stand_in: Project, wishes: _Wishes) -> Held | None:
