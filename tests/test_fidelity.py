@@ -328,10 +328,6 @@ UNKNOWABLE = {
     "a broken pipe ignored": "Python ignores SIGPIPE before any of our code runs",
     "a too large file ignored": "Python ignores SIGXFSZ before any of our code runs",
 }
-COLD_ONLY = {
-    "all signals blocked": "a SIGCHLD of the keeper's parent stays pending",
-    "children ignored": "waiting for the keeper's parent fails where nobody waits for children",
-}
 
 
 def settings(failing: Mapping[str, str], *but: str) -> list[object]:
@@ -352,7 +348,7 @@ def test_what_a_process_has_stays(built: Workshop, tmp_path: Path, setting: str)
     compare(built, setting, tmp_path)
 
 
-@pytest.mark.parametrize("setting", settings(COLD_ONLY, *UNKNOWABLE))
+@pytest.mark.parametrize("setting", settings({}, *UNKNOWABLE))
 def test_what_a_process_has_stays_while_it_mounts(
     cold: Workshop, tmp_path: Path, setting: str
 ) -> None:

@@ -361,7 +361,12 @@ def _note(
         *(identity, image.fingerprint(project.image), root, backend, daemon, project.text),
         *(config.user_site_packages, config.keep_python_path, variables, place),
     )
-    live.write(str(project.record), record)
+    try:
+        live.write(str(project.record), record)
+    except OSError as error:
+        if place is not None:
+            raise MountError(f"cannot write {project.record}: {error.strerror}") from error
+        # Without it all works, only slower: the caller may have forbidden to write any files.
 
 
 def _wait_until_live(project: Project, daemon: subprocess.Popen[bytes]) -> None:

@@ -94,13 +94,22 @@ def root_of(prefix: str) -> tuple[int, int]:
 
 
 def write(path: str, record: Record) -> None:
-    """Note what a mount serves."""
+    """Note what a mount serves.
+
+    Raises:
+        OSError: where it cannot be written; nothing is left of it then.
+    """
     values = tuple(getattr(record, name) for name in Record.__slots__)
     temporary = f"{path}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(_HEAD + marshal.dumps(values, _MARSHAL))
-    os.replace(temporary, path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(_HEAD + marshal.dumps(values, _MARSHAL))
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
 
 
 def read(places: Places) -> Record | None:
