@@ -12,10 +12,12 @@ import itertools
 import mmap
 import os
 import platform
+import re
 import resource
 import signal
 import struct
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -313,6 +315,54 @@ def test_debug_is_an_option_as_well(image: Path, place: Path) -> None:
         unmount(place)
         _, errors = process.communicate(timeout=support.PATIENCE)
     assert errors.startswith("operation 26, ")
+
+
+def test_requests_do_not_wait_for_who_reads_of_them(image: Path, place: Path) -> None:
+    """What cannot be printed at once is not; how much that was is told when there is room again."""
+    with in_foreground(image, place, "-d") as process:
+        assert process.stderr is not None
+        ask_often(place)  # for more than a pipe holds
+        os.read(process.stderr.fileno(), 1 << 16)
+        os.statvfs(place)
+        unmount(place)
+        _, errors = process.communicate(timeout=support.PATIENCE)
+    assert re.search(r"^[1-9]\d* lines were lost$", errors, re.MULTILINE)
+
+
+def test_requests_do_not_wait_for_a_reader_that_has_gone(image: Path, place: Path) -> None:
+    with in_foreground(image, place, "-d") as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        ask_often(place)
+        assert (place / "text").read_bytes() == TEXT
+        unmount(place)
+        assert process.wait(support.PATIENCE) == 0
+
+
+def ask_often(place: Path) -> None:
+    """Ask for what the kernel does not keep, in a process that can be ended if need be."""
+    script = "import os, sys\nfor _ in range(5000): os.statvfs(sys.argv[1])"
+    command = [sys.executable, "-c", script, str(place)]
+    subprocess.run(command, timeout=support.PATIENCE, check=True)
+
+
+@pytest.mark.parametrize("options", [(), ("-f",)])
+def test_closed_streams(image: Path, place: Path, options: tuple[str, ...]) -> None:
+    """Nothing that is opened takes their place."""
+    command = [*images.FUSE, *options, str(image), str(place)]
+    script = '"$@" 0<&- 1>&- 2>&-'
+    variables = {**os.environ, "PYTHONPATH": str(support.REPOSITORY)}
+    with subprocess.Popen(["sh", "-c", script, "sh", *command], env=variables) as process:
+        wait_for(lambda: is_mounted(place) or process.poll() is not None)
+        assert (place / "text").read_bytes() == TEXT
+        unmount(place)
+        assert process.wait(support.PATIENCE) == 0
+
+
+def test_closed_streams_change_no_status(image: Path, place: Path) -> None:
+    for arguments, status in (((), 254), (("/nosuch", place), 255), ((image, "/nosuch"), 1)):
+        command = ["sh", "-c", '"$@" 2>&-', "sh", *images.FUSE, *map(str, arguments)]
+        assert subprocess.run(command, cwd=support.REPOSITORY, check=False).returncode == status
 
 
 def test_one_thread_is_enough(collection: images.Collection, place: Path) -> None:
