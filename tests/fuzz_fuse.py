@@ -1,38 +1,48 @@
 """Feeds damaged images to the file system: nothing may come of them but answers and errors.
 
-    python -m tests.fuzz_fuse --count 300 IMAGE...      the same damage each time
-    python -m tests.fuzz_fuse --seconds 20 IMAGE...     damage that coverage leads to, by atheris
-    python -m tests.fuzz_fuse IMAGE...                  the images as they are
+    python -m tests.fuzz_fuse --count 10000     damage of all kinds, the same each time
+    python -m tests.fuzz_fuse --mounted 300     the same, but the images are really mounted
+    python -m tests.fuzz_fuse --seconds 600     damage that coverage leads to, by atheris
+    python -m tests.fuzz_fuse IMAGE...          these images, as they are
 
-Each image is opened, and everything in it is asked for in the way the kernel asks, through a socket
-instead of /dev/fuse. An exception that is no answer, an answer that is no valid one, memory beyond
-a limit, or a request that takes for ever ends the program with a status other than 0.
+The images are small ones of all compressors, with small blocks and large. Each is opened, and
+everything in it is asked for: in the way the kernel asks, through a socket instead of /dev/fuse;
+and by path, as the bindings do. An exception that is no answer, an answer that is no valid one,
+memory beyond a limit, or a request that takes for ever ends the program with a status other than 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import faulthandler
 import os
-import random
 import resource
 import signal
 import socket
+import stat
 import struct
+import subprocess
 import sys
+import tempfile
 import threading
+import traceback
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from condainer.fuse import codecs, kernel, operations, squashfs, vfs
+from tests import damage, images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 MEMORY = 512 << 20
 """Bytes of address space that are enough, whatever an image claims."""
+RESIDENT = 192 << 20
+"""Bytes that may be in use of it."""
 PATIENCE = 20
 """Seconds for one image; it takes a fraction of one."""
 REQUESTS = 2000
@@ -44,6 +54,10 @@ _ANSWERS = {
     *(0, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EINVAL),
     *(errno.ENODATA, errno.EOPNOTSUPP, errno.ERANGE),
 }
+_ANSWERS_WHERE_MOUNTED = {*_ANSWERS, errno.ELOOP, errno.EACCES}
+"""The kernel takes no directory that is in itself."""
+_DEEP = 40
+"""Directories in each other that are gone into."""
 _ROOM = 32768
 """Bytes that a request has room for."""
 _ENTRY = 128
@@ -108,11 +122,12 @@ class Client:
             raise AssertionError("it has not ended well") from self._problem
 
 
-def examine(data: bytes) -> int:
+def examine(data: bytes, threads: int = 0) -> int:
     """Ask for everything that is in an image.
 
     Args:
         data: the image.
+        threads: that read ahead.
 
     Returns:
         how many requests it took; 0 where the image could not even be opened.
@@ -124,7 +139,7 @@ def examine(data: bytes) -> int:
     try:
         os.write(descriptor, data)
         try:
-            files = vfs.FileSystem(squashfs.Image(descriptor), threads=0)
+            files = vfs.FileSystem(squashfs.Image(descriptor), threads=threads)
         except (squashfs.FormatError, codecs.CodecError, OSError):
             return 0
         client = Client(files)
@@ -132,7 +147,7 @@ def examine(data: bytes) -> int:
             _walk(client)
         finally:
             client.close()
-        return client.asked
+        return client.asked + _walk_by_path(operations.Operations(files, None, None, lambda: None))
     finally:
         os.close(descriptor)
 
@@ -189,62 +204,119 @@ def _range(offset: int) -> bytes:
     return struct.pack("<QQIIQII", 0, offset, _ROOM, 0, 0, 0, 0)
 
 
-# Damage
+def _walk_by_path(ask: operations.Operations) -> int:
+    """Ask as the bindings do; gives how many questions it took."""
+    asked = 0
+
+    def answer(method: Callable[..., object], *arguments: object) -> object:
+        nonlocal asked
+        asked += 1
+        try:
+            return method(*arguments)
+        except OSError as error:
+            if error.errno not in _ANSWERS:
+                raise AssertionError(method.__name__) from error
+            return None
+
+    left = ["/"]
+    while left and asked < REQUESTS:
+        path = left.pop()
+        attributes = answer(ask.getattr, path)
+        for name in answer(ask.listxattr, path) or ():  # type: ignore[attr-defined]
+            answer(ask.getxattr, path, name)
+        for kind in (ask.readlink, ask.statfs):
+            answer(kind, path)
+        if isinstance(attributes, dict):
+            for offset in {0, attributes["st_size"] // 2, max(0, attributes["st_size"] - 5)}:
+                answer(ask.read, path, _ROOM, offset, None)
+        if path.count("/") < _DEEP:
+            entries = answer(ask.readdir, path, None) or ((".",), ("..",))
+            left += [f"{path.rstrip('/')}/{entry[0]}" for entry in entries[2:]]  # type: ignore[index]
+    return asked
 
 
-def metadata(image: bytes) -> tuple[int, int]:
-    """Where the tables of an image begin and end: from that of the inodes on."""
-    begin, end = struct.unpack_from("<64xQ", image)[0], struct.unpack_from("<40xQ", image)[0]
-    return begin, end
+# Where it is mounted
 
 
-_VALUES = (
-    b"\xff\xff\xff\xff",
-    b"\0\0\0\0",
-    b"\xff\xff\xff\x7f",
-    b"\0\0\0\x80",
-    b"\xff\xff",
-    b"\0\0",
-)
+def examine_mounted(data: bytes, directory: Path) -> int:
+    """Mount an image, and do with it what programs do.
+
+    Args:
+        data: the image.
+        directory: for the image and its mountpoint.
+
+    Returns:
+        how many names were looked at; 0 where the image could not be mounted.
+
+    Raises:
+        AssertionError: where the program ends otherwise than it should, or takes too much memory.
+    """
+    image, mountpoint = directory / "image.squashfs", directory / "mnt"
+    image.write_bytes(data)
+    mountpoint.mkdir(exist_ok=True)
+    command = [*images.FUSE, "-f", str(image), str(mountpoint)]
+    daemon = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=_limit)  # noqa: PLW1509
+    assert daemon.stderr is not None
+    try:
+        while not images.is_mounted(mountpoint) and daemon.poll() is None:
+            signal.sigtimedwait([signal.SIGCHLD], 0.01)
+        if daemon.poll() is None:
+            seen = _walk_mounted(mountpoint)
+            images.unmount(mountpoint)
+    finally:
+        if images.is_mounted(mountpoint):
+            images.unmount(mountpoint, "-z")
+        words = daemon.stderr.read().decode()
+        daemon.stderr.close()
+        _, status, used = os.wait4(daemon.pid, 0) if daemon.returncode is None else (0, 0, None)
+    if used is None:
+        assert daemon.returncode == 255, words
+        assert words.startswith(f"condainer.fuse: {image}: "), words
+        assert len(words.splitlines()) == 1, words
+        return 0
+    assert (status, words) == (0, "")
+    assert used.ru_maxrss << 10 < RESIDENT
+    return seen
 
 
-def damaged(image: bytes, seed: int) -> bytes:
-    """An image with some damage, mostly in its metadata; some are cut short."""
-    chance = random.Random(seed)  # noqa: S311
-    begin, end = metadata(image)
-    data = bytearray(image)
-    for _ in range(chance.choice((1, 1, 2, 5, 20))):
-        low, high = chance.choice(((begin, end),) * 18 + ((96, end), (0, 96)))
-        place = chance.randrange(low, high - 8)
-        match chance.randrange(4):
-            case 0:
-                data[place] ^= 1 << chance.randrange(8)
-            case 1:
-                data[place] = chance.randrange(256)
-            case 2:
-                value = chance.choice(_VALUES)
-                data[place : place + len(value)] = value
-            case _:
-                other = chance.randrange(begin, end - 8)
-                data[place : place + 8] = data[other : other + 8]
-    if chance.randrange(20) == 0:
-        del data[chance.randrange(len(data)) :]
-    return bytes(data)
+def _walk_mounted(top: Path) -> int:
+    seen = 0
+    left = [(os.fsencode(top), 0)]
+    while left and seen < REQUESTS:
+        path, depth = left.pop()
+        seen += 1
+        try:
+            left += [(name, depth + 1) for name in _use(path) if depth < _DEEP]
+        except OSError as error:
+            if error.errno not in _ANSWERS_WHERE_MOUNTED:
+                raise AssertionError(os.fsdecode(path)) from error
+    return seen
 
 
-_EDIT = struct.Struct("<HBI")
+def _use(path: bytes) -> list[bytes]:
+    """Do with a file what programs do; gives what is in it where it is a directory."""
+    status = os.lstat(path)
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(path, follow_symlinks=False):
+            os.getxattr(path, name, follow_symlinks=False)
+    if stat.S_ISLNK(status.st_mode):
+        os.readlink(path)  # noqa: PTH115
+    elif stat.S_ISDIR(status.st_mode):
+        return [os.path.join(path, name) for name in os.listdir(path)]  # noqa: PTH118, PTH208
+    elif stat.S_ISREG(status.st_mode):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            for offset in {0, status.st_size // 2, max(0, status.st_size - _ROOM)}:
+                os.pread(descriptor, 2 * _ROOM, offset)
+        finally:
+            os.close(descriptor)
+    return []
 
 
-def _edited(image: bytes, edits: bytes) -> bytes:
-    """An image with some of its metadata changed: where, how many bytes, and to what."""
-    begin, end = metadata(image)
-    data = bytearray(image)
-    whole = len(edits) // _EDIT.size * _EDIT.size
-    for place, width, value in _EDIT.iter_unpack(edits[:whole]):
-        start = begin + place % (end - begin - 4)
-        count = 1 + width % 4
-        data[start : start + count] = value.to_bytes(4, "little")[:count]
-    return bytes(data)
+def _limit() -> None:
+    """Bound the memory of this process, and the time it takes."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.alarm(PATIENCE)
 
 
 # The program
@@ -258,19 +330,46 @@ def _functions(owner: ModuleType | type) -> Iterator[FunctionType]:
             yield from _functions(value)
 
 
-def _in_turn(images: list[bytes], count: int) -> None:
-    opened = 0
+def _in_turn(originals: list[damage.Original], count: int, ask: Callable[[bytes], int]) -> None:
+    """Ask each image in a process of its own, whose memory and time are bounded."""
+    opened = most = 0
     for seed in range(count):
-        signal.alarm(PATIENCE)
-        try:
-            opened += examine(damaged(images[seed % len(images)], seed)) > 0
-        except BaseException:
-            sys.stderr.write(f"with the damage of seed {seed}:\n")
-            raise
+        data = damage.damaged(originals[seed % len(originals)], seed)
+        child = os.fork()
+        if child == 0:
+            _ask_and_exit(data, ask)
+        _, status, used = os.wait4(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code not in {_OPENED, _NOT_OPENED} or used.ru_maxrss << 10 > RESIDENT:
+            what = f"status {code}, {used.ru_maxrss >> 10} MiB"
+            sys.exit(f"{originals[seed % len(originals)].path.name}, seed {seed}: {what}")
+        opened += code == _OPENED
+        most = max(most, used.ru_maxrss)
     sys.stdout.write(f"{opened} of {count} images could be opened\n")
+    sys.stdout.write(f"{most >> 10} MiB at most\n")
 
 
-def _by_coverage(images: list[bytes], seconds: int, crashes: Path) -> None:
+_OPENED, _NOT_OPENED, _FAILED = 10, 11, 12
+
+
+def _ask_and_exit(data: bytes, ask: Callable[[bytes], int]) -> NoReturn:
+    code = _FAILED
+    try:
+        code = _OPENED if ask(data) > 0 else _NOT_OPENED
+    except BaseException:  # noqa: BLE001  (shown, and told by the status)
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _examine_within_limits(data: bytes) -> int:
+    _limit()
+    if data[-1:] > b"\x80":  # as where there is no library of lz4 and lzo
+        vars(codecs)["_library"] = lambda _: None
+    return examine(data, threads=len(data) % 3)
+
+
+def _by_coverage(originals: list[damage.Original], seconds: int, crashes: Path) -> None:
     import atheris
 
     for module in (codecs, squashfs, vfs, kernel, operations):
@@ -279,7 +378,7 @@ def _by_coverage(images: list[bytes], seconds: int, crashes: Path) -> None:
 
     def examine_edited(edits: bytes) -> None:
         if edits:
-            examine(_edited(images[edits[0] % len(images)], edits[1:]))
+            examine(damage.edited(originals[edits[0] % len(originals)].data, edits[1:]))
 
     limits = [f"-max_total_time={seconds}", f"-timeout={PATIENCE}", f"-rss_limit_mb={MEMORY >> 20}"]
     inputs = ["-max_len=100", "-len_control=0", f"-artifact_prefix={crashes}/"]
@@ -291,21 +390,25 @@ def main() -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_fuse")
     parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--mounted", type=int, default=0)
     parser.add_argument("--seconds", type=int, default=0)
     parser.add_argument("--crashes", type=Path, default=Path(), help="directory for what fails")
-    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("images", nargs="*", type=Path)
     asked = parser.parse_args()
-    images = [path.read_bytes() for path in asked.images]
-    if asked.seconds:
-        _by_coverage(images, asked.seconds, asked.crashes)
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    if asked.count:
-        _in_turn(images, asked.count)
-        return
-    for image in images:
-        signal.alarm(PATIENCE)
-        sys.stdout.write(f"{examine(image)} requests\n")
+    faulthandler.enable()
+    for path in asked.images:
+        _limit()
+        sys.stdout.write(f"{examine(path.read_bytes())} requests\n")
+    with tempfile.TemporaryDirectory(prefix="cndt-") as directory:
+        originals = [] if asked.images else damage.originals(Path(directory))
+        if asked.count:
+            _in_turn(originals, asked.count, _examine_within_limits)
+        if asked.mounted:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+            place = Path(directory)
+            _in_turn(originals, asked.mounted, lambda data: examine_mounted(data, place))
+        if asked.seconds:
+            _by_coverage(originals, asked.seconds, asked.crashes)
 
 
 if __name__ == "__main__":

@@ -218,6 +218,32 @@ def test_blocks_are_found_in_any_order(collection: images.Collection) -> None:
         at_once(16, lambda start: look(files, start))
 
 
+class Counting(squashfs.Image):
+    """An image that counts how many metadata blocks are asked for."""
+
+    asked = 0
+
+    def _meta(self, position: int) -> tuple[bytes, int]:
+        self.asked += 1
+        return super()._meta(position)
+
+
+def test_the_end_of_a_long_file_is_found_in_few_steps(tmp_path: Path) -> None:
+    """However many blocks are before it, none of their words is passed twice."""
+    (tmp_path / "tree").mkdir()
+    with (tmp_path / "tree" / "file").open("wb") as file:
+        file.truncate(1 << 30)
+    image = images.pack(tmp_path / "tree", tmp_path / "image.squashfs", "-b", "4096")
+    descriptor = os.open(image, os.O_RDONLY)
+    try:
+        counting = Counting(descriptor)
+        files = vfs.FileSystem(counting, threads=0)
+        assert read(files, b"file", (1 << 30) - 5, 10) == bytes(5)
+        assert counting.asked < 1000  # of 128 blocks with 262,144 words
+    finally:
+        os.close(descriptor)
+
+
 # What is kept
 
 

@@ -55,8 +55,9 @@ def main(arguments: list[str]) -> int:
 def _mount(asked: Options) -> int:
     try:
         files = open_files(asked)
-    except (OSError, squashfs.FormatError, CodecError, vfs.NotFoundError) as error:
+    except (OSError, squashfs.FormatError, CodecError, vfs.NotFoundError, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = reason or "it needs too much memory"
         _say(f"condainer.fuse: {asked.image}: {reason}")
         return _BAD_IMAGE
     return _serve(files, asked, -1) if asked.foreground else _serve_in_background(files, asked)

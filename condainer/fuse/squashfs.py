@@ -44,6 +44,7 @@ _DIRECTORY_ENTRY = struct.Struct("<HhHH")
 _INDEX_ENTRY = struct.Struct("<3I")
 _FRAGMENT = struct.Struct("<QII")
 _XATTR_ID = struct.Struct("<QII")
+_PLACE = struct.Struct("<Q")
 _LONGEST_RUN = 256
 _LONGEST_NAME = 256
 _LONGEST_TARGET = 65536
@@ -128,6 +129,10 @@ class Inode(NamedTuple):
     indexes: int = 0
 
 
+Location = tuple[int, int]
+"""A place in a table: where a metadata block begins, and how many bytes behind its begin it is."""
+
+
 class Entry(NamedTuple):
     """A name in a directory: what it names, the inode's number, and its kind."""
 
@@ -185,7 +190,7 @@ class Image:
         self._read_superblock(os.lseek(descriptor, 0, os.SEEK_END) - offset)
         self.codec: Callable[[bytes, int], bytes] = codecs.find(self.compression)
         self._ids = self._read_ids()
-        self._fragment_blocks = self._read_index(
+        self._fragment_index = self._read_index(
             self._fragment_table, self.fragments, _FRAGMENT.size
         )
         self._read_xattr_table()
@@ -302,21 +307,27 @@ class Image:
             offset -= len(data)
             position = after
 
-    def _read_index(self, position: int, count: int, size: int) -> tuple[int, ...]:
-        """Where the metadata blocks of a table of entries of one size lie."""
+    def _read_index(self, position: int, count: int, size: int) -> bytes:
+        """Where the metadata blocks of a table of entries of one size lie, as it is on disk."""
         if not count:
-            return ()
+            return b""
         blocks = -(-count * size // _META)
         if position == _NO_TABLE:
             raise FormatError("a table is missing")
-        return struct.unpack(f"<{blocks}Q", self.read(position, 8 * blocks))
+        return self.read(position, _PLACE.size * blocks)
 
     def _read_ids(self) -> tuple[int, ...]:
-        blocks = self._read_index(self._id_table, self.ids, 4)
-        data = b"".join(self._meta(block)[0] for block in blocks)
+        index = self._read_index(self._id_table, self.ids, 4)
+        data = b"".join(self._meta(block)[0] for (block,) in _PLACE.iter_unpack(index))
         if len(data) < 4 * self.ids:
             raise FormatError("the table of owners is cut short")
         return struct.unpack_from(f"<{self.ids}I", data)
+
+    def _indexed(self, index: bytes, place: int, length: int) -> bytes:
+        """Bytes of a table that has an index."""
+        block, offset = divmod(place, _META)
+        (position,) = _PLACE.unpack_from(index, _PLACE.size * block)
+        return self._take(position, offset, length)
 
     def fragment(self, index: int) -> tuple[int, int]:
         """Where a fragment block lies, and the word that tells its size on disk.
@@ -326,8 +337,7 @@ class Image:
         """
         if index >= self.fragments:
             raise FormatError("there is no such fragment")
-        block, place = divmod(index * _FRAGMENT.size, _META)
-        data = self._take(self._fragment_blocks[block], place, _FRAGMENT.size)
+        data = self._indexed(self._fragment_index, index * _FRAGMENT.size, _FRAGMENT.size)
         start, word, _ = _FRAGMENT.unpack(data)
         return start, word
 
@@ -408,20 +418,27 @@ class Image:
         """
         return self._rest(inode, _checked_target(inode.size))
 
-    def words(self, inode: Inode, first: int, count: int) -> tuple[int, ...]:
+    def list_of_blocks(self, inode: Inode) -> Location:
+        """Where the list of a file's data blocks begins."""
+        block, offset = inode.ref >> 16, inode.ref & 0xFFFF
+        return self._inode_table + block, offset + inode.fixed
+
+    def words(self, location: Location, count: int) -> tuple[tuple[int, ...], Location]:
         """The words that tell the sizes on disk of some of a file's data blocks.
 
         Args:
-            inode: of the file.
-            first: number of the first block.
+            location: of the first of them.
             count: how many; the caller sees to it that these are few.
+
+        Returns:
+            the words, and where the next one is.
 
         Raises:
             FormatError: where the inode table ends before.
         """
-        block, offset = inode.ref >> 16, (inode.ref & 0xFFFF) + inode.fixed
-        place = self._skip(self._inode_table + block, offset + 4 * first)
-        return struct.unpack(f"<{count}I", self._take(*place, 4 * count))
+        position, offset = self._skip(*location)
+        words = struct.unpack(f"<{count}I", self._take(position, offset, 4 * count))
+        return words, (position, offset + 4 * count)
 
     # Directories
 
@@ -559,8 +576,7 @@ class Image:
             return None
         if inode.xattr >= self._xattr_count:
             raise FormatError("there are no such extended attributes")
-        block, place = divmod(inode.xattr * _XATTR_ID.size, _META)
-        entry = self._take(self._xattr_blocks[block], place, _XATTR_ID.size)
+        entry = self._indexed(self._xattr_index, inode.xattr * _XATTR_ID.size, _XATTR_ID.size)
         ref, count, size = _XATTR_ID.unpack(entry)
         return ref, count, size
 
@@ -582,7 +598,7 @@ class Image:
         if self.has_xattrs:
             header = self.read(self._xattr_table, 16)
             self._xattr_start, self._xattr_count, _ = _XATTR_ID.unpack(header)
-            self._xattr_blocks = self._read_index(
+            self._xattr_index = self._read_index(
                 self._xattr_table + 16, self._xattr_count, _XATTR_ID.size
             )
 

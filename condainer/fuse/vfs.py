@@ -101,7 +101,7 @@ class _Layout:
         self.block_size = image.block_size
         tail = inode.fragment != NOTHING
         self.count = (inode.size if tail else inode.size + self.block_size - 1) // self.block_size
-        self._starts = {0: inode.start}
+        self._starts = {0: (inode.start, image.list_of_blocks(inode))}
         self._window: tuple[int, tuple[int, ...], list[int]] = (-1, (), [])
 
     def place(self, index: int) -> Place:
@@ -118,10 +118,11 @@ class _Layout:
         while True:
             current = min(number, len(starts) - 1)
             count = min(_WINDOW, self.count - current * _WINDOW)
-            words = self._image.words(self._inode, current * _WINDOW, count)
+            start, location = starts[current]
+            words, following = self._image.words(location, count)
             sizes = (word & ~UNCOMPRESSED for word in words)
-            positions = list(accumulate(sizes, initial=starts[current]))
-            starts[current + 1] = positions[-1]  # as whoever else reads this finds, too
+            positions = list(accumulate(sizes, initial=start))
+            starts[current + 1] = positions[-1], following  # as whoever else reads this finds, too
             if current == number:
                 self._window = (number, words, positions)
                 return self._window
