@@ -131,6 +131,29 @@ def differences(files: vfs.FileSystem, tree: Path) -> list[Path]:
     return found
 
 
+def test_inodes_that_begin_in_one_block_and_end_in_the_next(tmp_path: Path) -> None:
+    """Wherever that is: there are so many of them, of so many lengths."""
+    top = tmp_path / "tree"
+    top.mkdir()
+    for number in range(3000):
+        (top / f"link{number}").symlink_to("x" * (1 + number % 37))
+        with (top / f"file{number}").open("wb") as file:
+            file.write(b"%d" % number)
+            file.truncate(4096 * (1 + number % 11))
+    for number in range(0, 3000, 5):
+        os.setxattr(top / f"file{number}", "user.number", b"%d" % number)
+    image = images.pack(top, tmp_path / "image.squashfs", "-b", "4096", "-no-fragments")
+    with opened(image) as files:
+        for number in range(3000):
+            link = files.inode(files.resolve(b"link%d" % number))
+            assert files.target(link) == b"x" * (1 + number % 37)
+            assert read(files, b"file%d" % number, 0, 9) == (b"%d" % number).ljust(9, b"\0")
+            assert read(files, b"file%d" % number, 4096 * (number % 11) + 4090, 9) == bytes(6)
+            if number % 5 == 0:
+                inode = files.inode(files.resolve(b"file%d" % number))
+                assert files.image.xattrs(inode) == {b"user.number": b"%d" % number}
+
+
 def test_names_are_looked_up(collection: images.Collection) -> None:
     with opened(collection.image("plain")) as files:
         assert files.resolve(b"") == files.resolve(b"/") == files.resolve(b"./.") == files.root

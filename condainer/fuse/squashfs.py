@@ -404,10 +404,13 @@ class Image:
         xattr = _WORD.unpack_from(data, place + _WORD.size)[0] if kind > _LONG else NOTHING
         return Inode(*common, links, 0, 0, xattr=xattr)
 
+    def behind(self, inode: Inode) -> Location:
+        """Where an inode's list of blocks, its target or its index begins."""
+        return self._inode_table + (inode.ref >> 16), (inode.ref & 0xFFFF) + inode.fixed
+
     def _rest(self, inode: Inode, length: int) -> bytes:
         """Bytes of the inode table that follow the fixed part of an inode."""
-        block, offset = inode.ref >> 16, inode.ref & 0xFFFF
-        place = self._skip(self._inode_table + block, offset + inode.fixed)
+        place = self._skip(*self.behind(inode))
         return self._take(*place, length)
 
     def target(self, inode: Inode) -> bytes:
@@ -417,11 +420,6 @@ class Image:
             FormatError: where it is damaged.
         """
         return self._rest(inode, _checked_target(inode.size))
-
-    def list_of_blocks(self, inode: Inode) -> Location:
-        """Where the list of a file's data blocks begins."""
-        block, offset = inode.ref >> 16, inode.ref & 0xFFFF
-        return self._inode_table + block, offset + inode.fixed
 
     def words(self, location: Location, count: int) -> tuple[tuple[int, ...], Location]:
         """The words that tell the sizes on disk of some of a file's data blocks.
@@ -469,8 +467,7 @@ class Image:
     def _index(self, directory: Inode, length: int) -> list[tuple[bytes, int, int]]:
         """A name, its place in the listing, and its metadata block, for each entry of an index."""
         marks: list[tuple[bytes, int, int]] = []
-        block = self._inode_table + (directory.ref >> 16)
-        cursor = _Cursor(self, block, (directory.ref & 0xFFFF) + directory.fixed)
+        cursor = _Cursor(self, *self.behind(directory))
         last = 0
         for _ in range(directory.indexes):
             place, start, size = _INDEX_ENTRY.unpack(cursor.take(_INDEX_ENTRY.size))

@@ -101,7 +101,7 @@ class _Layout:
         self.block_size = image.block_size
         tail = inode.fragment != NOTHING
         self.count = (inode.size if tail else inode.size + self.block_size - 1) // self.block_size
-        self._starts = {0: (inode.start, image.list_of_blocks(inode))}
+        self._starts = {0: (inode.start, image.behind(inode))}
         self._window: tuple[int, tuple[int, ...], list[int]] = (-1, (), [])
 
     def place(self, index: int) -> Place:
