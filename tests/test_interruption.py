@@ -94,11 +94,21 @@ class Stop:
 def stop(workshop: Workshop, hard_channel: Path, tmp_path: Path) -> Iterator[Stop]:
     workshop.image.write_bytes(OLD_IMAGE)
     with contextlib.ExitStack() as servers:
-        yield Stop(
-            *(workshop, hard_channel, lambda: localchannel.ensure("basic")),
-            packages=tmp_path / "packages",
-            servers=servers,
-        )
+        try:
+            yield Stop(
+                *(workshop, hard_channel, lambda: localchannel.ensure("basic")),
+                packages=tmp_path / "packages",
+                servers=servers,
+            )
+        finally:
+            end(workshop)
+
+
+def end(workshop: Workshop) -> None:
+    """End what a failed test has left, which may be stopped and so would never end by itself."""
+    for pid in building.processes_of(workshop):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def start(workshop: Workshop, *arguments: str) -> subprocess.Popen[str]:
