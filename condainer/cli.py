@@ -549,7 +549,8 @@ def _umount(arguments: argparse.Namespace) -> int:
         state = lifetime.look(project).state
         _inform(arguments, f"{project.prefix} is {state.value}; would unmount it if nobody uses it")
         return 0
-    if lifetime.unmount(project):
+    has_gone = lifetime.unmount(project)
+    if lifetime.end_private_mounts(project) or has_gone:
         lifetime.wait_until_gone(project)
         _inform(arguments, f"unmounted {project.prefix}")
     else:

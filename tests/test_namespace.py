@@ -171,6 +171,16 @@ def test_mount_unpacks_since_all_are_to_see_it(bare: Place) -> None:
     bare.run(ANN, "umount", cwd=project_of(bare))
 
 
+def test_umount_ends_a_mount_in_a_namespace(bare: Place) -> None:
+    user = start(bare, ANN, "sh", "-c", SLOW)
+    answer = bare.run(ANN, "umount", cwd=project_of(bare), status=1)
+    assert f"({user.pid})" in answer.stderr
+    user.communicate()
+    bare.run(ANN, "exec", "true", cwd=project_of(bare))
+    assert "unmounted" in bare.run(ANN, "umount", cwd=project_of(bare)).stderr
+    assert not prefix_of(bare).exists()
+
+
 def test_prereq_tells_of_namespaces(bare: Place) -> None:
     done = bare.run(ANN, "prereq", "--json", cwd=project_of(bare))
     found = json.loads(done.stdout)

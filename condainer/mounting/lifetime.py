@@ -16,6 +16,7 @@ import enum
 import errno
 import fcntl
 import os
+import signal
 import stat
 import time
 from dataclasses import dataclass, replace
@@ -464,6 +465,32 @@ def _unmount_idle(project: Project, situation: Situation) -> str:
     tidy(project)
     locks.discard(project.use_lock, descriptor)
     return ""
+
+
+def end_private_mounts(project: Project) -> int:
+    """Let those that are in namespaces of their own go at once, not after the idle time.
+
+    Returns:
+        how many there are.
+
+    Raises:
+        MountError: where one is in use, and by whom.
+    """
+    from condainer.users import users_of
+
+    mounts = private_mounts(project)
+    for private in mounts:
+        who = users_of(private.prefix, private.use_lock)
+        if who:
+            raise _in_use(private, who)
+        record = live.read(private.places)
+        if record is not None and record.namespace is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.namespace[0], signal.SIGTERM)
+    deadline = time.monotonic() + _TAKE_OVER
+    while private_mounts(project) and time.monotonic() < deadline:
+        time.sleep(_POLL)
+    return len(mounts)
 
 
 def unmount_if_idle(project: Project) -> None:
