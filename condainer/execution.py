@@ -23,7 +23,7 @@ from condainer.errors import (
 )
 from condainer.locks import Turn
 from condainer.mounting import live
-from condainer.places import DEFAULT_BASE, Places, private_instance
+from condainer.places import DEFAULT_BASE, Places
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
@@ -81,11 +81,13 @@ def at_once(directory: str, command: Sequence[str]) -> Turn | None:
     def fits(record: live.Record) -> bool:
         return record.image == image and record.config == text and record.variables is not None
 
-    choices = [Places(base, uuid), Places(base, uuid, private_instance(image))]
-    found = live.enter(choices, fits, time.monotonic() + live.DEADLINE)
+    def look() -> list[Places]:
+        return live.choices(base, uuid, image)
+
+    found = live.enter(look, fits, time.monotonic() + live.DEADLINE)
     if not isinstance(found, Turn):
         descriptor, record = found
-        live.step_in(choices[0].prefix, record)
+        live.step_in(Places(base, uuid).prefix, record)
         _run(command, descriptor, record.variables or (), record)
     return found
 

@@ -47,11 +47,14 @@ class Places:
         self.unpacking = f"{stem}.unpacking"
 
 
-def private_instance(image: tuple[int, int, int, int]) -> str:
+def private_instance(image: tuple[int, int, int, int], home: int | None = None) -> str:
     """The name of a mount in a namespace of its own: there may be one for each state of an image.
 
     Args:
         image: device, inode, size and time of change of its file.
+        home: the mount namespace it belongs to, by its inode; None for the part of the name that
+            is the same in all.
     """
     _, inode, _, changed = image
-    return f".{inode:x}-{changed:x}"
+    name = f".{inode:x}-{changed:x}-"
+    return name if home is None else f"{name}{home:x}"

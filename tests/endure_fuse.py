@@ -162,7 +162,7 @@ def read_everything(top: Path) -> None:
     for directory, _, names in os.walk(top):
         for name in names:
             path = Path(directory, name)
-            if path.is_file():
+            if not path.is_symlink() and path.is_file():
                 path.read_bytes()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import daemons_of, wait_for
+from tests.support import CONDAINER, daemons_of, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,3 +199,24 @@ def test_the_same_image_in_another_file_is_the_same(own: Workshop) -> None:
     assert answer.stderr == ""
     user.communicate()
     own.wait_until_clean()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may have a mount namespace")
+def test_a_mount_in_another_mount_namespace_is_let_alone(ready: Workshop) -> None:
+    """A container may share the directory of the mountpoint, and not its mounts."""
+    ready.run("mount")
+    for _ in range(2):
+        script = 'umount "$PREFIX"; "$@" exec -- hard-activated; "$@" exec -- hard-activated'
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script, "sh", *CONDAINER],
+            cwd=ready.directory,
+            env={**ready.variables, "PREFIX": str(ready.prefix)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout == "activated\n" * 2, done.stderr
+        wait_for(lambda: len(keepers_of(ready)) == 2)
+        assert ready.is_mounted()
+    ready.run("umount")
+    ready.wait_until_clean()

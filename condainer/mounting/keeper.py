@@ -334,7 +334,7 @@ def _note(
     backend: str,
     daemon: int,
     before: tuple[int, ...],
-    place: tuple[int, int, int, int] | None = None,
+    place: tuple[int, int, int, int, int] | None = None,
 ) -> None:
     """Note what the mount serves, for all that come after.
 

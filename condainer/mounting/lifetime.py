@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from condainer import image, locks, mounttable
 from condainer.errors import CondainerError, ImageError, MountError
-from condainer.mounting import backends, extract, live
+from condainer.mounting import backends, extract, live, namespace
 from condainer.mounttable import Mount
 from condainer.places import private_instance
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from condainer.locks import Turn
     from condainer.mounting.backends import Backend
     from condainer.mounting.live import Record
+    from condainer.places import Places
     from condainer.project import Project
     from condainer.users import User
 
@@ -210,7 +211,7 @@ def take_away(project: Project, kind: str) -> str:
 
 def _private(project: Project) -> Project:
     """The same project with the mount that its image has in a namespace of its own."""
-    instance = private_instance(live.identity(str(project.image)))
+    instance = private_instance(live.identity(str(project.image)), namespace.here())
     return replace(project, instance=instance)
 
 
@@ -226,9 +227,13 @@ def private_mounts(project: Project) -> list[Project]:
 
 def _enter(project: Project, private: Project | None, deadline: float) -> tuple[int, Record] | Turn:
     identity = live.identity(str(project.image))
-    choices = [project.places, *([private.places] if private else [])]
+    base, uuid = str(project.config.mount_base_directory), project.config.uuid
+
+    def look_around() -> list[Places]:
+        return live.choices(base, uuid, identity) if private else [project.places]
+
     try:
-        return live.enter(choices, lambda record: record.image == identity, deadline)
+        return live.enter(look_around, lambda record: record.image == identity, deadline)
     except locks.BusyError:
         raise _too_late(project) from None
 
@@ -548,7 +553,9 @@ def remove_mountpoint(project: Project) -> None:
     The kernel would take such a mount away with the directory.
     """
     own = project.use_lock
-    others = [path for path in own.parent.glob(f"{project.config.uuid}*.use") if path != own]
+    found = own.parent.glob(f"{project.config.uuid}*")
+    kinds = {".use", ".keeper"}
+    others = [path for path in found if path.suffix in kinds and path.stem != own.stem]
     with contextlib.suppress(OSError, CondainerError):
         if not any(locks.is_held(path) for path in others) and not is_needed_by_others(project):
             project.prefix.rmdir()
@@ -710,6 +717,11 @@ def _is_ours(project: Project) -> bool:
 def _mount(project: Project, situation: Situation, wishes: _Wishes) -> None:
     """Mount, where nothing lives; the caller holds the mount lock and the mount."""
     candidates = backends.candidates(wishes.backend, wishes.on_note)
+    deadline = time.monotonic() + _PATIENCE
+    while situation.state is State.ABSENT and locks.is_held(project.keeper_lock):
+        if time.monotonic() > deadline:  # it is not just going
+            raise MountError(f"{project.prefix} is mounted in another mount namespace")
+        time.sleep(_POLL)
     if situation.state is State.DEAD and situation.mount is not None:
         wishes.on_note(f"the daemon behind {project.prefix} has died: mounting anew")
         remove_dead(project, situation.mount)

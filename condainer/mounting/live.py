@@ -19,17 +19,16 @@ import time
 from condainer import files, locks
 from condainer.errors import CondainerError, MountError
 from condainer.mounting import namespace
+from condainer.places import Places, private_instance
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from condainer.places import Places
-
 DEADLINE = 30.0
 """Seconds after which a mount that does not come is an error."""
 
-_HEAD = b"condainer mount 2\n"
+_HEAD = b"condainer mount 3\n"
 _MARSHAL = 4
 """The format, which all Pythons that condainer runs with can read."""
 _MOST = 8 << 20
@@ -66,7 +65,7 @@ class Record:
     user_site_packages: bool
     keep_python_path: bool
     variables: tuple[tuple[str, str | None], ...] | None
-    namespace: tuple[int, int, int, int] | None
+    namespace: tuple[int, int, int, int, int] | None
 
     def __init__(self, *values: object) -> None:
         for name, value in zip(self.__slots__, values, strict=True):
@@ -169,12 +168,12 @@ def step_in(prefix: str, record: Record) -> None:
 
 
 def enter(
-    choices: Sequence[Places], fits: Callable[[Record], bool], deadline: float
+    look: Callable[[], Sequence[Places]], fits: Callable[[Record], bool], deadline: float
 ) -> tuple[int, Record] | locks.Turn:
     """Hold a mount that is there, or become the one that makes it, while all others wait.
 
     Args:
-        choices: of the mounts of one project that will do, the best first.
+        look: gives the mounts of one project that will do, the best first.
         fits: whether what a mount serves is what is wanted.
         deadline: on the monotonic clock.
 
@@ -188,22 +187,38 @@ def enter(
     """
     pause = _FIRST_PAUSE
     while True:
-        for places in choices:
+        there = look()
+        for places in there:
             held = hold(places, fits)
             if held is not None:
                 return held
-        lock = choices[0].mount_lock
+        lock = there[0].mount_lock
         try:
             return locks.Turn(lock)
         except locks.BusyError:
             if time.monotonic() >= deadline:
                 # Unpacking takes as long as it takes; whoever does it holds the lock.
-                if not os.path.lexists(choices[0].unpacking):
+                if not os.path.lexists(there[0].unpacking):
                     raise
                 deadline += DEADLINE
         while locks.is_held(lock, shared=True) and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def choices(base: str, uuid: str, image: tuple[int, int, int, int]) -> list[Places]:
+    """The mounts that may be there of an image: the one for all to see, and others, if any."""
+    found = [Places(base, uuid)]
+    start = f"{uuid}{private_instance(image)}"
+    try:
+        names = os.listdir(found[0].runtime_directory)
+    except OSError:
+        return found
+    return found + [
+        Places(base, uuid, name[len(uuid) : -len(".mount")])
+        for name in names
+        if name.startswith(start) and name.endswith(".mount")
+    ]
 
 
 def hold(places: Places, fits: Callable[[Record], bool]) -> tuple[int, Record] | None:

@@ -24,6 +24,11 @@ _RECURSIVE, _SLAVE = 0x4000, 1 << 19
 _DEVICE = "/dev/fuse"
 
 
+def here() -> int:
+    """The mount namespace of this process, by its inode."""
+    return os.stat("/proc/self/ns/mnt").st_ino
+
+
 class Place:
     """Where others find a namespace: two descriptors of a process that holds it.
 
@@ -32,23 +37,26 @@ class Place:
         user: descriptor of the user namespace, -1 where it is root's own.
         mount: descriptor of the mount namespace.
         inode: of the mount namespace.
+        home: inode of the mount namespace it was made in. Others, such as a container's, see
+            other files, and must not enter.
     """
 
-    __slots__ = ("inode", "mount", "pid", "user")
+    __slots__ = ("home", "inode", "mount", "pid", "user")
 
-    def __init__(self, pid: int, user: int, mount: int, inode: int) -> None:
+    def __init__(self, pid: int, user: int, mount: int, inode: int, home: int) -> None:
         self.pid = pid
         self.user = user
         self.mount = mount
         self.inode = inode
+        self.home = home
 
-    def values(self) -> tuple[int, int, int, int]:
+    def values(self) -> tuple[int, int, int, int, int]:
         """What it is made of."""
-        return self.pid, self.user, self.mount, self.inode
+        return self.pid, self.user, self.mount, self.inode, self.home
 
     def is_here(self) -> bool:
         """Whether this process is in it already."""
-        return os.stat("/proc/self/ns/mnt").st_ino == self.inode
+        return here() == self.inode
 
     def open(self) -> tuple[int, int]:
         """Descriptors of the user and the mount namespace.
@@ -56,6 +64,8 @@ class Place:
         Raises:
             MountError: where they are not there any more.
         """
+        if here() != self.home:
+            raise MountError("its namespace belongs to another one", "a container, maybe")
         try:
             mount = os.open(f"/proc/{self.pid}/fd/{self.mount}", os.O_RDONLY | os.O_CLOEXEC)
             if os.fstat(mount).st_ino != self.inode:
@@ -131,7 +141,7 @@ class Made:
 
     def place(self) -> Place:
         """Where others find it as long as this process lives."""
-        return Place(os.getpid(), self.user, self.mount, os.fstat(self.mount).st_ino)
+        return Place(os.getpid(), self.user, self.mount, os.fstat(self.mount).st_ino, here())
 
     def leave(self) -> None:
         """End the process inside that made it: its descriptors hold it from now on."""
