@@ -498,6 +498,14 @@ def make(directory: Path) -> Workshop:
     return workshop
 
 
+def give(workshop: Workshop, user: int) -> None:
+    """Let a workshop belong to a user."""
+    for path in (workshop.base, workshop.temporary, workshop.directory):
+        for each in (path, *path.rglob("*")):
+            os.chown(each, user, user, follow_symlinks=False)
+    workshop.base.chmod(0o755)
+
+
 def begin(workshop: Workshop, files: list[tuple[str, str]], arguments: argparse.Namespace) -> int:
     """Go on in a place where the backend is the first there is; as an ordinary user if asked to."""
     user = users.ANN if arguments.user else os.getuid()
@@ -517,10 +525,7 @@ def begin(workshop: Workshop, files: list[tuple[str, str]], arguments: argparse.
         if arguments.backend != BACKENDS[0] or arguments.user:
             raise SystemExit("--backend and --user are for root")
         return subprocess.run([sys.executable, *words], check=False).returncode
-    for path in (workshop.base, workshop.temporary, workshop.directory):
-        for each in (path, *path.rglob("*")):
-            os.chown(each, user, user, follow_symlinks=False)
-    workshop.base.chmod(0o755)
+    give(workshop, user)
     with users.namespace(BACKENDS[: BACKENDS.index(arguments.backend)]) as place:
         process = place.start(user, users.PYTHON, *words, TMPDIR=str(workshop.temporary))
         assert process.stderr is not None
