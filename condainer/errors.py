@@ -34,6 +34,10 @@ class MountError(CondainerError):
     """An image cannot be mounted or unmounted."""
 
 
+class TooLateError(CondainerError):
+    """A mount that another process makes does not come in time."""
+
+
 class ToolError(CondainerError):
     """A program is missing, too old, or failed."""
 

@@ -21,7 +21,7 @@ from condainer.errors import (
     MountError,
     NotExecutableError,
 )
-from condainer.locks import Turn
+from condainer.locks import BusyError, Turn
 from condainer.mounting import live
 from condainer.places import DEFAULT_BASE, Places
 
@@ -66,7 +66,7 @@ def at_once(directory: str, command: Sequence[str]) -> Turn | None:
     Raises:
         CommandNotFoundError: where there is no such command.
         NotExecutableError: where it cannot be executed.
-        BusyError: where the mount does not come in time.
+        TooLateError: where the mount does not come in time.
     """
     try:
         path = os.path.join(directory, _CONFIG_NAME)
@@ -84,7 +84,10 @@ def at_once(directory: str, command: Sequence[str]) -> Turn | None:
     def look() -> list[Places]:
         return live.choices(base, uuid, image)
 
-    found = live.enter(look, fits, time.monotonic() + live.DEADLINE)
+    try:
+        found = live.enter(look, fits, time.monotonic() + live.DEADLINE)
+    except BusyError:
+        raise live.too_late(Places(base, uuid)) from None
     if not isinstance(found, Turn):
         descriptor, record = found
         live.step_in(Places(base, uuid).prefix, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -220,3 +221,15 @@ def test_a_mount_in_another_mount_namespace_is_let_alone(ready: Workshop) -> Non
         assert ready.is_mounted()
     ready.run("umount")
     ready.wait_until_clean()
+
+
+def test_a_mount_that_does_not_come_is_an_error(ready: Workshop) -> None:
+    """Somebody who holds the lock of those who mount, and never does."""
+    ready.runtime.mkdir(mode=0o700)
+    lock = ready.runtime / f"{ready.uuid}.mounting"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        answer = ready.run("exec", "--", "true", status=125)
+    assert f"condainer: error: {ready.prefix} did not get mounted within 30 s" in answer.stderr
+    lock.unlink()
+    ready.runtime.rmdir()

@@ -166,6 +166,7 @@ def use(
     Raises:
         ImageError: where the image is not whole.
         MountError: where it cannot be mounted.
+        TooLateError: where another process has tried to for too long.
     """
     check_image(project)
     private = _private(project) if may_be_private else None
@@ -184,7 +185,7 @@ def use(
         if held is not None:
             return held
         turn = None  # it was mounted and has gone again
-    raise _too_late(project)
+    raise live.too_late(project.places)
 
 
 def _say_nothing(_text: str) -> None:
@@ -235,14 +236,7 @@ def _enter(project: Project, private: Project | None, deadline: float) -> tuple[
     try:
         return live.enter(look_around, lambda record: record.image == identity, deadline)
     except locks.BusyError:
-        raise _too_late(project) from None
-
-
-def _too_late(project: Project) -> MountError:
-    return MountError(
-        f"{project.prefix} did not get mounted within {DEADLINE:.0f} s",
-        f"another process has tried for as long; see {project.mount_log}, then try again",
-    )
+        raise live.too_late(project.places) from None
 
 
 def _see_to(project: Project, private: Project | None, wishes: _Wishes) -> Held | None:
@@ -440,7 +434,7 @@ def unmount(project: Project) -> bool:
         try:
             descriptor = locks.acquire(project.mount_lock, timeout=DEADLINE)
         except locks.BusyError:
-            raise _too_late(project) from None
+            raise live.too_late(project.places) from None
         try:
             now = look(project)  # another process may have repaired it in between
             if now.state is State.DEAD and now.mount is not None:

@@ -17,7 +17,7 @@ import os
 import time
 
 from condainer import files, locks
-from condainer.errors import CondainerError, MountError
+from condainer.errors import CondainerError, MountError, TooLateError
 from condainer.mounting import namespace
 from condainer.places import Places, private_instance
 
@@ -204,6 +204,14 @@ def enter(
         while locks.is_held(lock, shared=True) and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def too_late(places: Places) -> TooLateError:
+    """What to say where a mount has not come in time."""
+    return TooLateError(
+        f"{places.prefix} did not get mounted within {DEADLINE:.0f} s",
+        f"another process has tried for as long; see {places.log}, then try again",
+    )
 
 
 def choices(base: str, uuid: str, image: tuple[int, int, int, int]) -> list[Places]:
