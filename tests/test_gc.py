@@ -66,6 +66,20 @@ def test_a_dead_mount_goes(ready: Workshop) -> None:
     ready.wait_until_clean()
 
 
+def test_umount_sweeps_as_well(ready: Workshop) -> None:
+    ready.run("mount")
+    (daemon,) = daemons_of(ready)
+    kill_keepers(ready)
+    os.kill(daemon, signal.SIGKILL)
+    wait_for(lambda: not daemons_of(ready))
+    assert "unmounted" in ready.run("umount").stderr
+    assert not ready.left_over()
+    ready.runtime.mkdir(mode=0o700)
+    (ready.runtime / f"{ready.uuid}.use").touch(0o600)  # of an exec that was killed early
+    assert "is not mounted" in ready.run("umount").stderr
+    assert not ready.left_over()
+
+
 def test_lock_files_and_empty_directories_go(ready: Workshop) -> None:
     ready.run("mount")
     (daemon,) = daemons_of(ready)

@@ -429,6 +429,7 @@ def unmount(project: Project) -> bool:
 
     situation = look(project)
     if situation.mount is None:
+        sweep(project)
         return False
     if situation.state is State.DEAD:
         try:
@@ -439,14 +440,30 @@ def unmount(project: Project) -> bool:
             now = look(project)  # another process may have repaired it in between
             if now.state is State.DEAD and now.mount is not None:
                 remove_dead(project, now.mount)
-                return True
         finally:
             locks.discard(project.mount_lock, descriptor)
-        return unmount(project)
+        return unmount(project) or now.state is State.DEAD
     problem = _unmount_idle(project, situation)
     if problem:
         raise _in_use(project, users.users_of(project.prefix, project.use_lock), problem)
     return True
+
+
+def sweep(project: Project) -> None:
+    """Remove what killed processes have noted of a mount that is not there."""
+    if not project.use_lock.exists():
+        return
+    with contextlib.suppress(locks.BusyError):
+        turn = locks.Turn(project.mount_lock)
+        try:
+            descriptor = locks.acquire(project.use_lock)
+            if look(project).mount is None and not locks.is_held(project.keeper_lock):
+                tidy(project)
+                locks.discard(project.use_lock, descriptor)
+            else:
+                os.close(descriptor)
+        finally:
+            turn.end()
 
 
 def _unmount_idle(project: Project, situation: Situation) -> str:
