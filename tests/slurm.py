@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -115,7 +116,9 @@ class Cluster:
         script = self.workshop.temporary / f"{name}.sh"
         script.write_text("#!/bin/sh\n" + "".join(f"{line}\n" for line in lines))
         output = self.workshop.temporary / f"{name}.out"
-        done = self.run("sbatch", "--parsable", "-n16", "-o", str(output), str(script))
+        done = self.run(
+            "sbatch", "--parsable", "-n16", "-o", str(output), "-e", f"{output}.err", str(script)
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -362,6 +365,22 @@ def running(directory: Path, place: users.Place, proctrack: str) -> Iterator[lis
                 process.wait(10)
             process.kill()
             process.wait()
+        end_all(place)
+
+
+def end_all(place: users.Place) -> None:
+    """End what Slurm has started and left behind, and remove its control groups."""
+    namespace = Path(f"/proc/{place.pid}/ns/mnt").readlink()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != place.pid:
+            with contextlib.suppress(OSError):
+                if (entry / "ns/mnt").readlink() == namespace:
+                    os.kill(int(entry.name), signal.SIGKILL)
+    time.sleep(0.5)
+    groups = sorted(Path("/sys/fs/cgroup").glob("*/slurm*/**/"), reverse=True)
+    for group in groups:
+        with contextlib.suppress(OSError):
+            group.rmdir()
 
 
 def main() -> int:
@@ -375,6 +394,7 @@ def main() -> int:
         parser.error("only root can set up a cluster")
     if missing := [name for name in ("srun", "slurmctld", "munged") if not shutil.which(name)]:
         parser.error(f"there is no {', '.join(missing)}: install slurm-wlm and munge")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that it is taken down
     user = users.ANN if arguments.user else 0
     hidden = chaos.BACKENDS[: chaos.BACKENDS.index(arguments.backend)]
     with contextlib.ExitStack() as stack:
