@@ -346,25 +346,6 @@ def ask_often(place: Path) -> None:
     subprocess.run(command, timeout=support.PATIENCE, check=True)
 
 
-@pytest.mark.parametrize("options", [(), ("-f",)])
-def test_closed_streams(image: Path, place: Path, options: tuple[str, ...]) -> None:
-    """Nothing that is opened takes their place."""
-    command = [*images.FUSE, *options, str(image), str(place)]
-    script = '"$@" 0<&- 1>&- 2>&-'
-    variables = {**os.environ, "PYTHONPATH": str(support.REPOSITORY)}
-    with subprocess.Popen(["sh", "-c", script, "sh", *command], env=variables) as process:
-        wait_for(lambda: is_mounted(place) or process.poll() is not None)
-        assert (place / "text").read_bytes() == TEXT
-        unmount(place)
-        assert process.wait(support.PATIENCE) == 0
-
-
-def test_closed_streams_change_no_status(image: Path, place: Path) -> None:
-    for arguments, status in (((), 254), (("/nosuch", place), 255), ((image, "/nosuch"), 1)):
-        command = ["sh", "-c", '"$@" 2>&-', "sh", *images.FUSE, *map(str, arguments)]
-        assert subprocess.run(command, cwd=support.REPOSITORY, check=False).returncode == status
-
-
 def test_one_thread_is_enough(collection: images.Collection, place: Path) -> None:
     tree = collection.tree("plain")
     with served(collection.image("plain"), place, "-s"):
