@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -266,22 +267,18 @@ def test_a_mount_that_fails_leaves_the_shell_as_it_was(
     assert before == after
 
 
-def test_a_mount_that_is_used_stays_after_deactivate(
-    name: str, ready: Workshop, tmp_path: Path
-) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    keep = os.open(pipe, os.O_RDWR)
+def test_a_mount_that_is_used_stays_after_deactivate(name: str, ready: Workshop) -> None:
     script = (
         'set -e; source ./activate; cd "$CONDA_PREFIX"; '
-        f"cat {pipe} >/dev/null 2>&1 & cd - >/dev/null; source ./deactivate; echo end"
+        "sleep 86399 >/dev/null 2>&1 & echo $!; cd - >/dev/null; source ./deactivate; echo end"
     )
+    done = source(name, ready, script)
+    pid, end = done.stdout.split()
     try:
-        done = source(name, ready, script)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+        assert (done.returncode, end, done.stderr) == (0, "end", "")
         assert (ready.prefix / "bin" / "python").exists()
     finally:
-        os.close(keep)
+        os.kill(int(pid), signal.SIGKILL)
     support.wait_for(lambda: ready.run("-q", "umount", status=None).returncode == 0)
 
 
