@@ -408,7 +408,7 @@ def _serve(project: Project, kept: _Kept, keeper: int) -> None:
         if pinned or _in_use(project):
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since >= patience:
-            if _unmount_if_idle(project, kept, shadow):
+            if _unmount_if_idle(project, kept, shadow, even_if_pinned=asked_to_end):
                 locks.discard(project.keeper_lock, keeper)
                 _outlast_others(project)
                 return
@@ -497,11 +497,14 @@ def _in_use(project: Project) -> bool:
     return False
 
 
-def _unmount_if_idle(project: Project, kept: _Kept, shadow: int) -> bool:
+def _unmount_if_idle(project: Project, kept: _Kept, shadow: int, *, even_if_pinned: bool) -> bool:
     """Unmount while nobody can begin to use the mount; False where somebody does already."""
     try:
         descriptor = locks.acquire(project.use_lock)
     except locks.BusyError:
+        return False
+    if _stays(project, kept) and not even_if_pinned:  # whoever pinned it held it until just now
+        os.close(descriptor)
         return False
     if kept.made is not None:
         _end_shadow(shadow)  # which holds the namespace as well
