@@ -174,7 +174,6 @@ def test_a_step_that_only_used_the_mount_ends(ready: Workshop, step: Step) -> No
         assert owner.returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="umount of a dead mount leaves the lock file of its users")
 def test_nothing_is_left_after_an_umount(ready: Workshop, step: Step) -> None:
     """A step ended with all that could have noticed that nobody uses the mount."""
     first = step.start(ready, *WAIT)
