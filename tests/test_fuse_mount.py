@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import itertools
 import mmap
 import os
@@ -371,16 +372,22 @@ def test_a_signal_that_was_to_be_ignored_is(image: Path, place: Path) -> None:
     try:
         with in_foreground(image, place) as process:
             for task in Path(f"/proc/{process.pid}/task").iterdir():
-                lines = (task / "status").read_text().splitlines()
-                masks = dict(line.split(":\t") for line in lines if line.startswith("Sig"))
-                assert int(masks["SigIgn"], 16) & 1 << signal.SIGHUP - 1
-                assert not int(masks["SigBlk"], 16) & 1 << signal.SIGHUP - 1
+                assert not lacks_mask(task, "SigIgn", signal.SIGHUP)
+                # While a thread is started, all are blocked.
+                wait_for(functools.partial(lacks_mask, task, "SigBlk", signal.SIGHUP))
             process.send_signal(signal.SIGHUP)
             assert (place / "text").read_bytes() == TEXT
             process.terminate()
             assert process.wait(support.PATIENCE) == 0
     finally:
         signal.signal(signal.SIGHUP, previous)
+
+
+def lacks_mask(task: Path, name: str, number: signal.Signals) -> bool:
+    """Whether a signal is not in one of the masks that the kernel tells of a thread."""
+    lines = (task / "status").read_text().splitlines()
+    (mask,) = (line.split(":\t")[1] for line in lines if line.startswith(f"{name}:"))
+    return not int(mask, 16) & 1 << number - 1
 
 
 def test_another_mount_in_its_place_is_left_alone(image: Path, place: Path) -> None:
