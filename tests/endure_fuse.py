@@ -36,7 +36,7 @@ GROWTH = 8 << 20
 """Bytes that it may have more of in the last quarter of the time than in the second."""
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 _PATIENCE = 60.0
-_SETTLING = 8
+_SETTLING = 200
 """Samples from which on growth can be told."""
 _HOW = ("-comp", "zstd", "-Xcompression-level", "3", "-b", "256K")
 _PIECES = 12
@@ -219,13 +219,15 @@ def check(samples: list[Sample]) -> None:
     resident = [sample.resident for sample in samples]
     quarter = len(samples) // 4
     sys.stdout.write(f"{max(resident) >> 20} MiB at most, ")
-    assert max(resident) < RESIDENT
+    assert max(resident) < RESIDENT, "it has more memory than it may"
     if len(samples) >= _SETTLING:
         parts = [statistics.mean(resident[n * quarter :][:quarter]) for n in range(4)]
         sys.stdout.write(", ".join(f"{part / 2**20:.1f}" for part in parts) + " in each quarter, ")
-        assert parts[3] < parts[1] + GROWTH
-        assert samples[-1].threads <= max(sample.threads for sample in samples[: 2 * quarter])
-    assert len({sample.descriptors for sample in samples}) == 1
+        assert parts[3] < parts[1] + GROWTH, "it has grown"
+        early = max(sample.threads for sample in samples[: 2 * quarter])
+        assert samples[-1].threads <= early, "it has more threads"
+    descriptors = {sample.descriptors for sample in samples}
+    assert len(descriptors) == 1, f"it had {descriptors} descriptors"
     sys.stdout.write(f"{samples[-1].threads} threads, {samples[-1].descriptors} descriptors\n")
 
 
