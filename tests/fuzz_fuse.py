@@ -408,7 +408,12 @@ def main() -> None:
             place = Path(directory)
             _in_turn(originals, asked.mounted, lambda data: examine_mounted(data, place))
         if asked.seconds:
-            _by_coverage(originals, asked.seconds, asked.crashes)
+            child = os.fork()  # as atheris ends the process that it runs in
+            if child == 0:
+                _by_coverage(originals, asked.seconds, asked.crashes)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if code:
+                sys.exit(f"atheris: status {code}")
 
 
 if __name__ == "__main__":
