@@ -6,20 +6,22 @@ Root only, since the kernel's own mount is the measure. The image is in the page
 `cpu` is what the daemon used; `MiB` is the most memory it had until then. Ratios are to
 squashfuse_ll.
 
-Measured on two cores (Linux 6.18, squashfuse 0.1.104, Python 3.11; medians of 3 rounds, of 2 for
-the bindings and the last line, other work beside it), each against squashfuse_ll, whose wall time
-and CPU are 1.00:
+Measured on two cores (Linux 6.18, squashfuse 0.1.104, Python 3.11; medians of 2 rounds of one run,
+much other work beside it), each against squashfuse_ll, whose wall time and CPU are 1.00:
 
                                 python        fusepy        mfusepy
-    imports, first              0.96, 0.91    1.08, 1.49    1.09, 1.49
-    imports, again              0.87, 0.40    1.00, 1.33    1.04, 1.40
-    stat of 50,000 files        0.36, 0.24    1.23, 1.24    1.39, 0.96
-    read 4 KiB of each          0.24, 0.18    0.79, 0.77    0.84, 0.70
-    1 GiB in order              0.92, 0.86    1.23, 1.19    1.08, 1.21
+    imports, first              1.00, 0.88    1.08, 1.49    1.09, 1.49
+    imports, again              1.87, 0.49    1.00, 1.33    1.04, 1.40
+    stat of 50,000 files        0.43, 0.28    1.23, 1.24    1.39, 0.96
+    read 4 KiB of each          0.26, 0.18    0.79, 0.77    0.84, 0.70
+    1 GiB in order              1.06, 0.70    1.23, 1.19    1.08, 1.21
     and all other files         0.30, 0.24    0.90, 0.96    1.02, 1.30
 
-So to speak the kernel's protocol directly, and not by a binding, is 1.6 times less CPU for imports
-at first, 3 times again, and 4 times less for `stat` and for reading small files.
+An earlier run of 3 rounds, with less beside it, gave the one in Python 0.96, 0.91 for the first
+imports, 0.87, 0.40 again and 0.92, 0.86 for 1 GiB. In another its CPU for the first imports was
+above that of squashfuse_ll: take them as about even. The 1.87 is not explained. In the run above,
+to speak the kernel's protocol directly takes 1.7 times less CPU than by a binding for imports at
+first, 2.8 times again, and 3.4 to 4.6 times for `stat` and small files.
 
 From its start to a live mount of 50,000 files it takes 0.05 s and has 15 MiB then (fusepy 0.07,
 mfusepy 0.08, squashfuse_ll below 0.01); 151 MiB after all has been read, with 64 MiB of
