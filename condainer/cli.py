@@ -506,7 +506,7 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 def _mount(arguments: argparse.Namespace) -> int:
     from condainer import shell
-    from condainer.mounting import backends, lifetime
+    from condainer.mounting import backends, lifetime, mountpoint
 
     project = _open(arguments)
     if arguments.dry_run:
@@ -524,7 +524,7 @@ def _mount(arguments: argparse.Namespace) -> int:
         on_note=_notes(arguments),
         on_warning=None if arguments.quiet else warn,
     )
-    mount = lifetime.look(project).mount
+    mount = mountpoint.look(project).mount
     backend = backends.name_of(mount.kind) if mount else arguments.backend
     if arguments.backend not in {"auto", backend}:
         _inform(arguments, f"{project.prefix} is mounted already, with {backend}; it stays so")
@@ -542,11 +542,11 @@ def _mount(arguments: argparse.Namespace) -> int:
 
 
 def _umount(arguments: argparse.Namespace) -> int:
-    from condainer.mounting import lifetime
+    from condainer.mounting import lifetime, mountpoint
 
     project = _open(arguments)
     if arguments.dry_run:
-        state = lifetime.look(project).state
+        state = mountpoint.look(project).state
         _inform(arguments, f"{project.prefix} is {state.value}; would unmount it if nobody uses it")
         return 0
     has_gone = lifetime.unmount(project)

@@ -136,7 +136,7 @@ def become(
         NotExecutableError: where it cannot be executed.
     """
     from condainer import activation
-    from condainer.mounting import lifetime
+    from condainer.mounting import lifetime, mountpoint
 
     for attempt in range(_ATTEMPTS):
         held = lifetime.use(
@@ -149,7 +149,7 @@ def become(
             break
         except (ImageError, MountError):
             last = attempt == _ATTEMPTS - 1
-            if last or lifetime.look(project).state is lifetime.State.LIVE:
+            if last or mountpoint.look(project).state is mountpoint.State.LIVE:
                 raise
             os.close(held.descriptor)  # its daemon has died since
     _run(command, held.descriptor, changes, project.config)

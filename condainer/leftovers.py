@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from condainer import locks, mounttable
 from condainer.config import Config
 from condainer.errors import CondainerError, MountError
-from condainer.mounting import keeper, lifetime
+from condainer.mounting import keeper, lifetime, mountpoint
 from condainer.pipeline import staging
 from condainer.places import DEFAULT_BASE
 from condainer.project import Project
@@ -106,16 +106,14 @@ def _unbuild(project: Project) -> None:
 
 def _of_a_private_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
     if not locks.is_held(project.keeper_lock) and not locks.is_held(project.use_lock):
-        yield f"remove the lock files of a mount at {project.prefix}", lambda: _tidy(project)
+        yield f"remove the lock files of a mount at {project.prefix}", lambda: _clear(project)
 
 
 def _of_a_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
-    situation = lifetime.look(project)
-    mount = situation.mount
-    if situation.state is lifetime.State.DEAD and mount is not None:
-        text = f"unmount {project.prefix}, whose daemon has died"
-        yield text, lambda: lifetime.remove_dead(project, mount)
-    elif situation.state is lifetime.State.LIVE:
+    situation = mountpoint.look(project)
+    if situation.state is mountpoint.State.DEAD:
+        yield f"unmount {project.prefix}, whose daemon has died", lambda: _mend(project)
+    elif situation.state is mountpoint.State.LIVE:
         if locks.is_held(project.keeper_lock):
             return
         if locks.is_held(project.use_lock):
@@ -128,10 +126,10 @@ def _of_a_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
     ]
     in_use = locks.is_held(project.use_lock) or locks.is_held(project.keeper_lock)
     if left and not in_use:
-        yield f"remove the lock files of {project.prefix}", lambda: _tidy(project)
+        yield f"remove the lock files of {project.prefix}", lambda: _clear(project)
     elif not left and _is_empty(project.prefix):
         text = f"remove the empty directory {project.prefix}"
-        yield text, lambda: lifetime.remove_mountpoint(project)
+        yield text, lambda: mountpoint.remove(project)
 
 
 def _unmount(project: Project) -> None:
@@ -139,11 +137,14 @@ def _unmount(project: Project) -> None:
         raise MountError("it has gone by itself")
 
 
-def _tidy(project: Project) -> None:
-    """Remove what is noted of a mount that is not there."""
-    lifetime.tidy(project)
+def _mend(project: Project) -> None:
+    mountpoint.mend(project)
+    _clear(project)
+
+
+def _clear(project: Project) -> None:
     with contextlib.suppress(locks.BusyError):
-        locks.discard(project.use_lock, locks.acquire(project.use_lock))
+        mountpoint.clear(project)
 
 
 def _is_empty(directory: Path) -> bool:

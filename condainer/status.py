@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from condainer import image, users
 from condainer.errors import CondainerError
-from condainer.mounting import backends, lifetime, live
+from condainer.mounting import backends, lifetime, live, mountpoint
 from condainer.units import human
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def render(status: dict[str, Any]) -> str:
     lines = [f"project     {status['project']}", *_image_lines(status["image"])]
     mount = status["mount"]
     lines.append(f"mountpoint  {status['mountpoint']}")
-    if mount["state"] == lifetime.State.LIVE.value:
+    if mount["state"] == mountpoint.State.LIVE.value:
         stays = ", stays until 'condainer umount'" if mount["pinned"] else ""
         lines.append(f"mounted     with {mount['backend']}{stays}")
         lines.append(f"used by     {_names(mount)}")
         if "problem" in mount:
             lines.append(f"problem     {mount['problem']}")
-    elif mount["state"] == lifetime.State.DEAD.value:
+    elif mount["state"] == mountpoint.State.DEAD.value:
         lines.append("mounted     no: its daemon has died; the next exec or mount repairs that")
     else:
         lines.append(f"mounted     {mount.get('problem') or 'no'}")
@@ -100,9 +100,9 @@ def _moment(text: str) -> str:
 def _mount(project: Project) -> dict[str, Any]:
     problem = ""
     try:
-        situation = lifetime.look(project)
+        situation = mountpoint.look(project)
     except CondainerError as error:
-        situation = lifetime.Situation(lifetime.State.ABSENT, None)
+        situation = mountpoint.Situation(mountpoint.State.ABSENT, None)
         problem = str(error)
     about: dict[str, Any] = {"state": situation.state.value}
     if problem:

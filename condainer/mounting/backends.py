@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from condainer import process, tools
 from condainer.errors import MountError
-from condainer.mounting import extract
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PYTHON = "python"
 KERNEL = "kernel"
+EXTRACT = "extract"
+"""Unpacks instead; not one of those that `auto` tries."""
 
 AUTOMATIC = ("squashfuse_ll", "squashfuse", PYTHON)
 """What `auto` tries, in this order; where none of them can mount, it unpacks."""
@@ -43,7 +44,7 @@ class Backend:
     @property
     def is_daemon(self) -> bool:
         """Whether a process of ours serves the mount as long as it lasts."""
-        return self.name not in {KERNEL, extract.NAME}
+        return self.name not in {KERNEL, EXTRACT}
 
     def mount_command(self, image: Path, mountpoint: Path) -> list[str]:
         """The command that mounts; a daemon stays in the foreground."""
@@ -86,8 +87,8 @@ def candidates(name: str, on_note: Callable[[str], None] = lambda _: None) -> li
         if os.getuid() != 0 or mount is None:
             raise MountError("the backend 'kernel' is for root only", "use '--backend auto'")
         return [Backend(KERNEL, mount)]
-    if name == extract.NAME:
-        return [Backend(extract.NAME, Path(sys.executable))]
+    if name == EXTRACT:
+        return [Backend(EXTRACT, Path(sys.executable))]
     found = []
     for each in AUTOMATIC if name == "auto" else (name,):
         executable = Path(sys.executable) if each == PYTHON else tools.which(each)

@@ -19,9 +19,6 @@ from condainer.units import human
 if TYPE_CHECKING:
     from condainer.project import Project
 
-NAME = "extract"
-"""Of the backend."""
-
 PATIENCE = 3600.0
 """Seconds for which unpacking may take."""
 

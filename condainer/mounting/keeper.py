@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from condainer import activation, image, locks, mounttable, process
 from condainer.errors import CondainerError, MountError
-from condainer.mounting import backends, extract, lifetime, live, namespace
+from condainer.mounting import backends, live, mountpoint, namespace
 
 if TYPE_CHECKING:
     import subprocess
@@ -46,6 +46,8 @@ _PATIENCE = 5.0
 
 _MOST = 25.0
 """Seconds that mounting may take: fewer than those for which the parent waits."""
+_UNPACKING = 4 * 3600.0
+"""Seconds that a parent waits for unpacking, which has limits of its own."""
 
 
 def start(project: Project, backend: Backend) -> None:
@@ -54,10 +56,9 @@ def start(project: Project, backend: Backend) -> None:
     Raises:
         MountError: with what the daemon said.
     """
-    unpacks = backend.name == extract.NAME
     answer = b""
     for _ in range(_ATTEMPTS):
-        answer = _begin(project, backend, extract.PATIENCE if unpacks else lifetime.DEADLINE)
+        answer = _begin(project, backend)
         if answer:
             break
         end_orphans(project)  # it was killed
@@ -78,11 +79,9 @@ def end_orphans(project: Project) -> None:
     deadline = time.monotonic() + _PATIENCE
     while process.running(commands) and time.monotonic() < deadline:
         time.sleep(_MOUNT_POLL)
-    situation = lifetime.look(project)
-    if situation.state is lifetime.State.DEAD and situation.mount is not None:
-        lifetime.remove_dead(project, situation.mount)
+    if mountpoint.mend(project):
         locks.ensure_directory(project.runtime_directory)
-        lifetime.prepare_mountpoint(project)
+        mountpoint.prepare(project)
 
 
 def _daemons() -> list[Backend]:
@@ -100,7 +99,7 @@ def adopt(project: Project) -> None:
         raise MountError(f"cannot keep {project.prefix}: {answer.decode('utf-8', 'replace')}")
 
 
-def _begin(project: Project, backend: Backend | None, patience: float = lifetime.DEADLINE) -> bytes:
+def _begin(project: Project, backend: Backend | None) -> bytes:
     """Start a keeper, and give its answer."""
     receiver, sender = os.pipe()
     child = os.fork()
@@ -112,7 +111,8 @@ def _begin(project: Project, backend: Backend | None, patience: float = lifetime
     if signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         signal.sigtimedwait((signal.SIGCHLD,), 0)  # it is ours, not the command's
     try:
-        return _receive(receiver, time.monotonic() + patience)
+        unpacks = backend is not None and backend.name == backends.EXTRACT
+        return _receive(receiver, time.monotonic() + (_UNPACKING if unpacks else live.DEADLINE))
     finally:
         os.close(receiver)
 
@@ -185,7 +185,7 @@ class _Kept:
         birth: when that was started, as `_birth` tells it.
         mount: its line in the mount table; None where it is not for all to see.
         made: the namespace that it is in instead.
-        claim: on another user's directory, as `lifetime.claim_mountpoint` gives it.
+        claim: on another user's directory, as `mountpoint.claim` gives it.
     """
 
     daemon: int
@@ -218,7 +218,7 @@ def _keep(project: Project, backend: Backend | None, sender: int) -> None:
 def _adopted(project: Project) -> _Kept:
     record = live.read(project.places)
     daemon = record.daemon if record is not None else 0
-    return _Kept(daemon, _birth(daemon), lifetime.look(project).mount)
+    return _Kept(daemon, _birth(daemon), mountpoint.look(project).mount)
 
 
 def _mount(project: Project, backend: Backend) -> _Kept:
@@ -230,10 +230,12 @@ def _mount(project: Project, backend: Backend) -> _Kept:
     identity = live.identity(str(project.image))
     if project.instance:
         return _mount_privately(project, backend, identity)
-    if backend.name == extract.NAME:
+    if backend.name == backends.EXTRACT:
+        from condainer.mounting import extract
+
         extract.unpack(project)
         _note(project, project.prefix, backend.name, 0, identity)
-        return _Kept(0, "", lifetime.look(project).mount)
+        return _Kept(0, "", mountpoint.look(project).mount)
     command = backend.mount_command(project.image, project.prefix)
     if not backend.is_daemon:
         answer = process.call(command)
@@ -247,16 +249,14 @@ def _mount(project: Project, backend: Backend) -> _Kept:
         _note(project, project.prefix, backend.name, daemon.pid, identity)
     except BaseException:
         _end(daemon)
-        situation = lifetime.look(project)
-        if situation.state is lifetime.State.DEAD and situation.mount is not None:
-            lifetime.remove_dead(project, situation.mount)
+        mountpoint.mend(project)
         raise
     daemon.returncode = 0  # it is waited for by its number: whoever takes over has no other
     return _Kept(daemon.pid, _birth(daemon.pid), mounttable.mount_at(project.prefix))
 
 
 def _mount_privately(project: Project, backend: Backend, identity: tuple[int, ...]) -> _Kept:
-    claim = lifetime.claim_mountpoint(project)
+    claim = mountpoint.claim(project)
     try:
         made = namespace.make(f"fuse.{backend.name}", str(project.image), str(project.prefix))
         try:
@@ -266,7 +266,7 @@ def _mount_privately(project: Project, backend: Backend, identity: tuple[int, ..
             made.close()
             raise
     except BaseException:
-        lifetime.disclaim_mountpoint(project, claim)
+        mountpoint.disclaim(project, claim)
         raise
     made.leave()
     return _Kept(daemon, _birth(daemon), None, made, claim)
@@ -325,7 +325,16 @@ def _wait_until_it_answers(inside: Path, daemon: subprocess.Popen[bytes], log: P
         time.sleep(_MOUNT_POLL)
     if not ended:
         os.kill(asker, signal.SIGKILL)
-    raise MountError(lifetime.log_tail(log) or problem)
+    raise MountError(_tail(log) or problem)
+
+
+def _tail(log: Path) -> str:
+    """The last lines of a daemon's log, in one."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "; ".join(line.strip() for line in text.splitlines()[-3:] if line.strip())
 
 
 def _note(
@@ -371,9 +380,9 @@ def _note(
 
 def _wait_until_live(project: Project, daemon: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _MOST
-    while lifetime.look(project).state is not lifetime.State.LIVE:
+    while mountpoint.look(project).state is not mountpoint.State.LIVE:
         if daemon.poll() is not None:
-            words = lifetime.log_tail(project.mount_log)
+            words = _tail(project.mount_log)
             raise MountError(words or f"it ended with exit status {daemon.returncode}")
         if time.monotonic() > deadline:
             raise MountError(f"nothing was mounted within {_MOST:.0f} s")
@@ -417,7 +426,7 @@ def _serve(project: Project, kept: _Kept, keeper: int) -> None:
     _end_shadow(shadow)
     if kept.made is not None:
         kept.made.close()
-        lifetime.disclaim_mountpoint(project, kept.claim)
+        mountpoint.disclaim(project, kept.claim)
         project.record.unlink(missing_ok=True)
     locks.discard(project.keeper_lock, keeper)
     _clean_up(project)
@@ -425,15 +434,15 @@ def _serve(project: Project, kept: _Kept, keeper: int) -> None:
 
 def _stays(project: Project, kept: _Kept) -> bool:
     """Whether the mount is to stay without users."""
-    is_unpacked = kept.mount is not None and kept.mount.kind == extract.NAME
+    is_unpacked = kept.mount is not None and kept.mount.kind == backends.EXTRACT
     return project.pin.exists() or (is_unpacked and project.config.keep_extracted)
 
 
 def _outlast_others(project: Project) -> None:
     """Stay while another user needs the directory of the mountpoint, then remove it."""
-    while lifetime.is_needed_by_others(project):
+    while mountpoint.is_needed_by_others(project):
         time.sleep(_OTHERS_POLL)
-    lifetime.remove_mountpoint(project)
+    mountpoint.remove(project)
 
 
 def _shadow(shadow: int, project: Project, kept: _Kept, keeper: int) -> int:
@@ -483,7 +492,7 @@ def _birth(pid: int) -> str:
 
 def _is_served(project: Project, kept: _Kept) -> bool:
     if kept.daemon == 0:
-        return kept.mount is not None and lifetime.look(project).mount == kept.mount
+        return kept.mount is not None and mountpoint.look(project).mount == kept.mount
     with contextlib.suppress(ChildProcessError):  # it was started by the one before us
         os.waitpid(kept.daemon, os.WNOHANG)
     return bool(kept.birth) and _birth(kept.daemon) == kept.birth
@@ -509,17 +518,17 @@ def _unmount_if_idle(project: Project, kept: _Kept, shadow: int, *, even_if_pinn
     if kept.made is not None:
         _end_shadow(shadow)  # which holds the namespace as well
         kept.made.close()
-        lifetime.disclaim_mountpoint(project, kept.claim)
+        mountpoint.disclaim(project, kept.claim)
     else:
-        mount = lifetime.look(project).mount
-        if mount is None or mount != kept.mount or lifetime.take_away(project, mount.kind):
+        mount = mountpoint.look(project).mount
+        if mount is None or mount != kept.mount or mountpoint.take_away(project, mount.kind):
             # Something else was mounted over it, or runs from it without holding the lock.
             os.close(descriptor)
             return False
     deadline = time.monotonic() + _PATIENCE  # a container that was started meanwhile may need it
     while kept.daemon and _is_served(project, kept) and time.monotonic() < deadline:
         time.sleep(_MOUNT_POLL)
-    lifetime.tidy(project)
+    mountpoint.tidy(project)
     locks.discard(project.use_lock, descriptor)
     return True
 
@@ -542,26 +551,19 @@ def _is_left_to_us(project: Project) -> bool:
         project.mount_log.lstat(), os.fstat(_LOG)
     ):
         return False  # of another keeper, maybe in a mount namespace that we cannot look into
-    if lifetime.look(project).state is lifetime.State.LIVE:
+    if mountpoint.look(project).state is mountpoint.State.LIVE:
         return False
     return any(os.path.lexists(path) for path in left)
 
 
 def _has_tidied(project: Project) -> bool:
-    try:
-        mounting = locks.acquire(project.mount_lock)
-    except locks.BusyError:
-        return False
-    try:
-        situation = lifetime.look(project)
-        if situation.state is lifetime.State.LIVE:
+    with contextlib.suppress(locks.BusyError):
+        turn = locks.Turn(project.mount_lock)
+        try:
+            mountpoint.mend(project)
+            if mountpoint.look(project).state is not mountpoint.State.LIVE:
+                mountpoint.clear(project)
             return True
-        if situation.state is lifetime.State.DEAD and situation.mount is not None:
-            lifetime.remove_dead(project, situation.mount)
-        if _in_use(project):
-            return False
-        lifetime.tidy(project)
-        locks.discard(project.use_lock, locks.acquire(project.use_lock))
-        return True
-    finally:
-        locks.discard(project.mount_lock, mounting)
+        finally:
+            turn.end()
+    return False

@@ -12,29 +12,27 @@ What a mountpoint holds is never removed; an empty one is, with rmdir.
 from __future__ import annotations
 
 import contextlib
-import enum
-import errno
 import fcntl
 import os
 import signal
-import stat
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from condainer import image, locks, mounttable
+from condainer import image, locks
 from condainer.errors import CondainerError, ImageError, MountError
-from condainer.mounting import backends, extract, live, namespace
-from condainer.mounttable import Mount
+from condainer.mounting import backends, live, mountpoint, namespace
+from condainer.mounting.mountpoint import RefusedError, State
 from condainer.places import private_instance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from condainer.locks import Turn
     from condainer.mounting.backends import Backend
     from condainer.mounting.live import Record
+    from condainer.mounting.mountpoint import Situation
     from condainer.places import Places
     from condainer.project import Project
     from condainer.users import User
@@ -50,30 +48,6 @@ _TAKE_OVER = 5.0
 _A_MOMENT = 0.1
 """Seconds to wait for a lock that the keeper takes for an instant now and then, to see whether
 anybody holds it."""
-_IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll", "fuse.condainer"}
-"""File system types in the mount table that an image may have."""
-
-_DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
-
-
-class RefusedError(MountError):
-    """An image is not to be mounted now, in a namespace of its own neither."""
-
-
-class State(enum.Enum):
-    """What is at a mountpoint."""
-
-    ABSENT = "not mounted"
-    LIVE = "mounted"
-    DEAD = "dead"
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What is at a mountpoint, and the line of the mount table that says so."""
-
-    state: State
-    mount: Mount | None
 
 
 @dataclass(frozen=True)
@@ -106,38 +80,6 @@ class Held:
         """
         if self.record is not None:
             live.step_in(str(project.prefix), self.record)
-
-
-def look(project: Project) -> Situation:
-    """See what is at a project's mountpoint.
-
-    Raises:
-        MountError: where another user's mount is there, or one of something else.
-    """
-    mount = mounttable.mount_at(project.prefix)
-    if mount is None:
-        return _look_for_unpacked(project)
-    if mount.kind not in _IMAGE_KINDS:
-        raise RefusedError(
-            f"something else is mounted at {project.prefix}: {mount.source} ({mount.kind})",
-            "it is left alone; unmount it yourself, or choose another mount_base_directory",
-        )
-    if mount.owner not in {None, os.getuid()}:
-        raise MountError(
-            f"{project.prefix} is mounted by user {mount.owner}",
-            "on this node only one user at a time can have this image mounted there",
-        )
-    try:
-        os.statvfs(project.prefix)  # the kernel asks the daemon; to stat it knows the answer itself
-    except OSError as error:
-        if error.errno == errno.ENOSYS:  # the daemon lives to say that it cannot tell
-            return Situation(State.LIVE, mount)
-        if error.errno in _DEAD:
-            return Situation(State.DEAD, mount)
-        if error.errno == errno.ENOENT:  # it went after the table was read
-            return Situation(State.ABSENT, None)
-        raise MountError(f"cannot look at {project.prefix}: {error.strerror}") from error
-    return Situation(State.LIVE, mount)
 
 
 def use(
@@ -192,24 +134,6 @@ def _say_nothing(_text: str) -> None:
     """What takes lines that nobody wants."""
 
 
-def _look_for_unpacked(project: Project) -> Situation:
-    record = live.read(project.places)
-    if record is not None and record.backend == extract.NAME:
-        with contextlib.suppress(OSError):
-            if live.root_of(str(project.prefix)) == record.root:
-                mount = Mount(0, project.prefix, extract.NAME, str(project.image), os.getuid())
-                return Situation(State.LIVE, mount)
-    return Situation(State.ABSENT, None)
-
-
-def take_away(project: Project, kind: str) -> str:
-    """Take away what is at the mountpoint; gives an empty text, or why that cannot be done."""
-    if kind == extract.NAME:
-        return extract.remove(project)
-    problem = backends.unmount(project.prefix, kind)
-    return problem if problem and mounttable.mount_at(project.prefix) is not None else ""
-
-
 def _private(project: Project) -> Project:
     """The same project with the mount that its image has in a namespace of its own."""
     instance = private_instance(live.identity(str(project.image)), namespace.here())
@@ -241,38 +165,37 @@ def _enter(project: Project, private: Project | None, deadline: float) -> tuple[
 
 def _see_to(project: Project, private: Project | None, wishes: _Wishes) -> Held | None:
     """Make of what is at the mountpoint what should be there, and hold it; others wait."""
-    try:
-        return _see_to_mount(project, private, wishes)
-    except RefusedError:
-        raise
-    except MountError as error:
-        if wishes.backend != "auto":
-            raise
-        wishes.on_note(error.message)
+    failures: list[MountError] = []
+    for words, see_to in _ways(project, private, wishes):
+        for text in (*(failure.message for failure in failures[-1:]), words):
+            if text:
+                wishes.on_note(text)
         try:
-            return _see_to_shared(project, replace(wishes, backend=extract.NAME), stand_in=None)
-        except MountError as further:
-            wishes.on_note(further.message)
-            raise error from further
+            return see_to()
+        except MountError as error:
+            failures.append(error)
+            if isinstance(failures[0], RefusedError):
+                raise
+    if len(failures) > 1:
+        wishes.on_note(failures[-1].message)
+    raise failures[0]
 
 
-def _see_to_mount(project: Project, private: Project | None, wishes: _Wishes) -> Held | None:
-    if private is None or wishes.backend == extract.NAME:
-        return _see_to_shared(project, wishes, stand_in=private)
-    if backends.needs_namespace():
-        wishes.on_note("there is no setuid fusermount: mounting in a namespace of its own")
-        return _see_to_private(private, wishes)
-    try:
-        return _see_to_shared(project, wishes, stand_in=private)
-    except RefusedError:
-        raise
-    except MountError as error:
-        wishes.on_note(f"{error.message}; mounting in a namespace of its own")
-        try:
-            return _see_to_private(private, wishes)
-        except MountError as further:
-            wishes.on_note(further.message)
-            raise error from further
+def _ways(
+    project: Project, private: Project | None, wishes: _Wishes
+) -> Iterator[tuple[str, Callable[[], Held | None]]]:
+    """How it can be seen to, the best first, and what to say about it."""
+    own = "mounting in a namespace of its own"
+    if private is None or wishes.backend == backends.EXTRACT:
+        yield "", lambda: _see_to_shared(project, wishes, stand_in=private)
+    elif backends.needs_namespace():
+        yield f"there is no setuid fusermount: {own}", lambda: _see_to_private(private, wishes)
+    else:
+        yield "", lambda: _see_to_shared(project, wishes, stand_in=private)
+        yield own, lambda: _see_to_private(private, wishes)
+    if wishes.backend == "auto":
+        unpacking = replace(wishes, backend=backends.EXTRACT)
+        yield "", lambda: _see_to_shared(project, unpacking, stand_in=None)
 
 
 def _see_to_shared(project: Project, wishes: _Wishes, stand_in: Project | None) -> Held | None:
@@ -281,7 +204,7 @@ def _see_to_shared(project: Project, wishes: _Wishes, stand_in: Project | None) 
     pinned = project.pin.exists()
     descriptor = _hold(project)
     try:
-        situation = look(project)
+        situation = mountpoint.look(project)
         if situation.state is State.LIVE and not locks.is_held(project.keeper_lock):
             wishes.on_note(f"{project.prefix} is mounted, but nobody keeps it: doing so again")
             keeper.adopt(project)
@@ -289,7 +212,7 @@ def _see_to_shared(project: Project, wishes: _Wishes, stand_in: Project | None) 
             os.close(descriptor)
             problem = _unmount_idle(project, situation)
             descriptor = _hold(project)
-            situation = look(project)
+            situation = mountpoint.look(project)
             if problem and stand_in is not None:
                 held = _beside_the_old(project, stand_in, wishes)
                 if held is not None:
@@ -299,7 +222,7 @@ def _see_to_shared(project: Project, wishes: _Wishes, stand_in: Project | None) 
             _mount_unless_mounted(project, situation, wishes)
             if pinned:
                 pin(project)
-        if look(project).state is State.LIVE:
+        if mountpoint.look(project).state is State.LIVE:
             return Held(descriptor, live.read(project.places))
     except BaseException:
         _let_go(project, descriptor)
@@ -314,11 +237,11 @@ def _mount_unless_mounted(project: Project, situation: Situation, wishes: _Wishe
 
     if project.mount_log.exists() and not locks.is_held(project.keeper_lock):
         keeper.end_orphans(project)
-        situation = look(project)
+        situation = mountpoint.look(project)
     try:
         _mount(project, situation, wishes)
     except MountError:
-        if look(project).state is situation.state:
+        if mountpoint.look(project).state is situation.state:
             raise
 
 
@@ -427,7 +350,7 @@ def unmount(project: Project) -> bool:
     """
     from condainer import users
 
-    situation = look(project)
+    situation = mountpoint.look(project)
     if situation.mount is None:
         sweep(project)
         return False
@@ -437,12 +360,10 @@ def unmount(project: Project) -> bool:
         except locks.BusyError:
             raise live.too_late(project.places) from None
         try:
-            now = look(project)  # another process may have repaired it in between
-            if now.state is State.DEAD and now.mount is not None:
-                remove_dead(project, now.mount)
+            has_died = mountpoint.mend(project)  # or else another has repaired it in between
         finally:
             locks.discard(project.mount_lock, descriptor)
-        return unmount(project) or now.state is State.DEAD
+        return unmount(project) or has_died
     problem = _unmount_idle(project, situation)
     if problem:
         raise _in_use(project, users.users_of(project.prefix, project.use_lock), problem)
@@ -456,12 +377,8 @@ def sweep(project: Project) -> None:
     with contextlib.suppress(locks.BusyError):
         turn = locks.Turn(project.mount_lock)
         try:
-            descriptor = locks.acquire(project.use_lock)
-            if look(project).mount is None and not locks.is_held(project.keeper_lock):
-                tidy(project)
-                locks.discard(project.use_lock, descriptor)
-            else:
-                os.close(descriptor)
+            if mountpoint.look(project).mount is None and not locks.is_held(project.keeper_lock):
+                mountpoint.clear(project)
         finally:
             turn.end()
 
@@ -474,11 +391,11 @@ def _unmount_idle(project: Project, situation: Situation) -> str:
         descriptor = locks.acquire(project.use_lock, timeout=_A_MOMENT)
     except locks.BusyError:
         return "a process of another user"
-    problem = take_away(project, situation.mount.kind)
+    problem = mountpoint.take_away(project, situation.mount.kind)
     if problem:
         os.close(descriptor)
         return problem
-    tidy(project)
+    mountpoint.tidy(project)
     locks.discard(project.use_lock, descriptor)
     return ""
 
@@ -522,181 +439,13 @@ def is_idle(project: Project) -> bool:
     from condainer import users
 
     with contextlib.suppress(CondainerError):
-        state = look(project).state
+        state = mountpoint.look(project).state
         if state is State.ABSENT or project.pin.exists():
             return False
         if state is State.LIVE:
             os.close(locks.acquire(project.use_lock, timeout=_A_MOMENT))
         return state is State.DEAD or not users.users_of(project.prefix, project.use_lock)
     return False
-
-
-def remove_dead(project: Project, mount: Mount) -> None:
-    """Take away a mount whose daemon has died; the caller holds the mount lock.
-
-    Raises:
-        MountError: where that cannot be done.
-    """
-    problem = backends.unmount(project.prefix, mount.kind, dead=True)
-    if problem and mounttable.mount_at(project.prefix) is not None:
-        raise MountError(
-            f"the daemon behind {project.prefix} has died, and it cannot be unmounted: {problem}",
-            "end the processes that still use it, then try again",
-        )
-    tidy(project)
-
-
-def tidy(project: Project) -> None:
-    """Remove what a mount leaves behind: what was noted of it, and the empty mountpoint."""
-    for path in (project.record, project.pin, project.mount_log):
-        path.unlink(missing_ok=True)
-    remove_mountpoint(project)
-    for path in (project.mount_lock, project.keeper_lock):  # left by those that were killed
-        if path.exists():
-            with contextlib.suppress(CondainerError):
-                locks.discard(path, locks.acquire(path))
-    locks.tidy(project.runtime_directory)
-
-
-def remove_mountpoint(project: Project) -> None:
-    """Remove the empty mountpoint, unless a mount in another namespace needs it.
-
-    The kernel would take such a mount away with the directory.
-    """
-    own = project.use_lock
-    found = own.parent.glob(f"{project.config.uuid}*")
-    kinds = {".use", ".keeper"}
-    others = [path for path in found if path.suffix in kinds and path.stem != own.stem]
-    with contextlib.suppress(OSError, CondainerError):
-        if not any(locks.is_held(path) for path in others) and not is_needed_by_others(project):
-            project.prefix.rmdir()
-
-
-def is_needed_by_others(project: Project) -> bool:
-    """Whether another user has mounted over a project's mountpoint, in a namespace of theirs."""
-    prefix = project.prefix
-    for path in prefix.parent.glob(f"{prefix.name}.*"):
-        with contextlib.suppress(OSError):
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-            descriptor = os.open(path, flags)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(descriptor)
-    return False
-
-
-def claim_mountpoint(project: Project) -> int:
-    """Let the user whose directory the mountpoint is know that it is needed.
-
-    Returns:
-        the descriptor that says so while it is open; -1 where the directory is this user's own.
-
-    Raises:
-        MountError: where something stands in the way.
-    """
-    with contextlib.suppress(PermissionError):  # as another's mount answers
-        if project.prefix.lstat().st_uid == os.getuid():
-            return -1
-    path = _claim(project)
-    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-    try:
-        descriptor = os.open(path, flags, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        raise MountError(f"cannot make and lock {path}: {error.strerror}") from error
-    return descriptor
-
-
-def disclaim_mountpoint(project: Project, descriptor: int) -> None:
-    """Take back what `claim_mountpoint` has said."""
-    if descriptor >= 0:
-        with contextlib.suppress(OSError):
-            _claim(project).unlink()
-        os.close(descriptor)
-
-
-def _claim(project: Project) -> Path:
-    return project.prefix.with_name(f"{project.prefix.name}.{os.getuid()}")
-
-
-def _check_private_mountpoint(project: Project, wishes: _Wishes) -> None:
-    """Make the directory to mount at in a namespace of its own, or see that the one there will do.
-
-    Whoever owns the directory can put another in its place, and so decide what programs find there.
-
-    Raises:
-        MountError: where something else is there.
-    """
-    prefix = project.prefix
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        mount = mounttable.mount_at(prefix)
-        if mount is None and not os.path.lexists(prefix):
-            prepare_mountpoint(project)
-            return
-        status = prefix.lstat() if mount is None else None  # which another's mount would refuse
-        if status is not None and not stat.S_ISDIR(status.st_mode):
-            break
-        owner = status.st_uid if status is not None else mount.owner or 0 if mount else 0
-        if owner == os.getuid() and mount is None:
-            prepare_mountpoint(project)
-            return
-        if owner in _trusted(project):
-            return
-        if mount is not None:
-            wishes.on_warning(
-                f"{prefix} belongs to user {owner}, who uses this image as well, and whom you "
-                "trust by going on; a mount_base_directory of your own would be safer"
-            )
-            return
-        time.sleep(_POLL)  # it may just be going, or be about to be mounted
-    raise MountError(f"the mountpoint {prefix} is not yours", "look what it is")
-
-
-def _trusted(project: Project) -> set[int]:
-    """The users who decide in any case what programs of a project do."""
-    found = {0, os.getuid()}
-    for path in (project.image, project.directory):
-        with contextlib.suppress(OSError):
-            found.add(path.stat().st_uid)
-    return found
-
-
-def prepare_mountpoint(project: Project) -> None:
-    """Make the directory to mount at, or see that the one there will do.
-
-    Raises:
-        MountError: where something else is there.
-    """
-    prefix = project.prefix
-    with contextlib.suppress(FileExistsError):
-        try:
-            locks.check_base(prefix.parent)
-            prefix.mkdir(mode=0o755)
-            locks.set_mode(prefix, 0o755)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise MountError(
-                f"cannot make the mountpoint {prefix}: {error.strerror}",
-                "mount_base_directory must exist and be writable on this node",
-            ) from error
-    status = prefix.lstat()
-    hint = "look what it is, and move it away"
-    if stat.S_ISLNK(status.st_mode):
-        raise MountError(f"the mountpoint {prefix} is a symbolic link", hint)
-    if not stat.S_ISDIR(status.st_mode):
-        raise MountError(f"the mountpoint {prefix} is not a directory", hint)
-    if status.st_uid != os.getuid():
-        raise MountError(f"the mountpoint {prefix} belongs to user {status.st_uid}", hint)
-    if any(prefix.iterdir()):
-        raise MountError(
-            f"the mountpoint {prefix} is not empty",
-            "a build may have been killed; 'condainer build --force' then cleans up; or " + hint,
-        )
 
 
 def _hold(project: Project) -> int:
@@ -720,7 +469,7 @@ def _let_go(project: Project, descriptor: int) -> None:
 def _is_ours(project: Project) -> bool:
     """Whether this user has a mount there, dead or alive."""
     try:
-        return look(project).mount is not None
+        return mountpoint.look(project).mount is not None
     except MountError:
         return False
 
@@ -733,9 +482,9 @@ def _mount(project: Project, situation: Situation, wishes: _Wishes) -> None:
         if time.monotonic() > deadline:  # it is not just going
             raise MountError(f"{project.prefix} is mounted in another mount namespace")
         time.sleep(_POLL)
-    if situation.state is State.DEAD and situation.mount is not None:
+    if situation.state is State.DEAD:
         wishes.on_note(f"the daemon behind {project.prefix} has died: mounting anew")
-        remove_dead(project, situation.mount)
+        mountpoint.mend(project)
         locks.ensure_directory(project.runtime_directory)
     if locks.is_held(project.build_lock):
         raise _being_built(project)
@@ -750,21 +499,21 @@ def _start_first(project: Project, candidates: list[Backend], wishes: _Wishes) -
     problems: list[str] = []
     for backend in candidates:
         if project.instance:
-            _check_private_mountpoint(project, wishes)
+            mountpoint.prepare_private(project, wishes.on_warning)
         else:
-            prepare_mountpoint(project)
-        if backend.name == extract.NAME:
+            mountpoint.prepare(project)
+        if backend.name == backends.EXTRACT:
             wishes.on_warning(f"unpacking {project.image}, once for this node")
         try:
             keeper.start(project, backend)
         except MountError as error:
-            remove_mountpoint(project)
+            mountpoint.remove(project)
             wishes.on_note(error.message)
             problems.append(error.message)
             if backend is candidates[-1] or time.monotonic() > deadline:
                 raise MountError("; ".join(problems), error.hint) from error
         except BaseException:
-            remove_mountpoint(project)
+            mountpoint.remove(project)
             raise
         else:
             wishes.on_note(f"mounted with {backend.name}")
@@ -777,15 +526,6 @@ def wait_until_gone(project: Project, seconds: float = 5.0) -> None:
     while os.path.lexists(project.prefix) and time.monotonic() < deadline:
         time.sleep(_POLL)
     locks.tidy(project.runtime_directory)
-
-
-def log_tail(path: Path, most: int = 3) -> str:
-    """The last lines of a daemon's log, in one."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return "; ".join(line.strip() for line in text.splitlines()[-most:] if line.strip())
 
 
 def _being_built(project: Project) -> RefusedError:
