@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -104,6 +105,35 @@ def test_a_shadow_takes_over_where_the_keeper_is_killed(ready: Workshop) -> None
     keeper, _ = pair_of(ready)
     os.kill(keeper, signal.SIGKILL)
     user.communicate()
+    ready.wait_until_clean()
+
+
+def test_what_confines_the_first_command_confines_nobody_else(ready: Workshop) -> None:
+    """The mount is shared: its daemon must not end with one command's processor time."""
+    all_of_it = os.sched_getaffinity(0)
+    limits = ["prlimit", "--cpu=7:", "--fsize=100000000:", "--nofile=100:"]
+    confined = [*limits, "chrt", "--batch", "0", "taskset", "-c", str(min(all_of_it))]
+    told = "taskset -p $$; ulimit -St; read _"
+    command = [*confined, *CONDAINER, "exec", "--", "bash", "-c", told]
+    user = subprocess.Popen(
+        command,
+        cwd=ready.directory,
+        env=ready.variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert user.stdout is not None
+    assert user.stdout.readline().rstrip().endswith(f"mask: {1 << min(all_of_it):x}")
+    assert user.stdout.readline() == "7\n"
+    (daemon,) = daemons_of(ready)
+    for pid in (daemon, *keepers_of(ready)):
+        assert os.sched_getaffinity(pid) == all_of_it
+        assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+        for kind in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
+            soft, hard = resource.prlimit(pid, kind)
+            assert soft == hard
+    user.communicate("\n")
     ready.wait_until_clean()
 
 

