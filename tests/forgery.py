@@ -236,10 +236,6 @@ LIES: dict[str, tuple[Change, Question]] = {
         lambda f: f.inode(b"noise", 52, "<I", 88),
         xattrs(b"noise"),
     ),
-    "attributes of no known kind": (
-        lambda f: f.xattr(b"text", 0, "<H", 9),
-        xattrs(b"text"),
-    ),
     "an attribute with a name of 64 KiB": (
         lambda f: f.xattr(b"text", 2, "<H", 0xFFFF),
         xattrs(b"text"),

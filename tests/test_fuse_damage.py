@@ -21,7 +21,7 @@ from condainer.fuse import squashfs, vfs
 from condainer.fuse.codecs import CodecError
 from condainer.fuse.squashfs import FormatError
 from tests import images, support
-from tests.forgery import BEYOND, LIES, Forgery, content, names, opened
+from tests.forgery import BEYOND, LIES, Forgery, content, names, opened, xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +91,14 @@ def test_what_a_superblock_claims_is_not_believed(
     forgery.superblock(place, form, value)
     with pytest.raises(FormatError if place != 20 else CodecError):
         forgery.ask(content(b"text", 14_000))
+
+
+def test_an_attribute_of_no_known_kind_is_passed_over(originals: list[Path]) -> None:
+    """As by the kernel: later versions may have more."""
+    forgery = Forgery(originals[0])
+    assert forgery.ask(xattrs(b"text")) == {b"user.name": b"1"}
+    forgery.xattr(b"text", 0, "<H", 9)
+    assert forgery.ask(xattrs(b"text")) == {}
 
 
 def test_no_claim_costs_time_or_memory(originals: list[Path], tmp_path: Path) -> None:

@@ -505,6 +505,16 @@ def test_who_reads_in_order_is_read_ahead_of(noise: Path) -> None:
         assert len({position for _, position in image.by_thread}) == 256  # each once
 
 
+def test_a_large_file_is_found_with_few_marks(noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vfs, "_WINDOW", 4)
+    monkeypatch.setattr(vfs, "_MARKS", 5)
+    with counted(noise, threads=0) as (files, _):
+        whole = read(files, b"block", 0, 1 << 20)
+    with counted(noise, threads=0) as (files, _):
+        for block in (3, 200, 10, 255, 90, 240, 4, 30, 31, 32, 128, 0):
+            assert read(files, b"block", block * 4096, 4096) == whole[block * 4096 :][:4096]
+
+
 def test_who_reads_here_and_there_is_not_read_ahead_of(noise: Path) -> None:
     with counted(noise, threads=2) as (files, image):
         for block in (200, 10, 150, 90, 240, 30):

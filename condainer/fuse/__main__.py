@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
 import gc
 import os
 import stat
@@ -18,7 +19,7 @@ import condainer
 from condainer.fuse import binding, options, squashfs, vfs
 from condainer.fuse.attach import AttachError
 from condainer.fuse.codecs import CodecError
-from condainer.fuse.options import Options, UsageError
+from condainer.fuse.options import INHERITED, Options, UnknownOptionError, UsageError
 
 _NOT_MOUNTED, _WRONG_USAGE, _BAD_IMAGE = 1, 254, 255
 
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
         asked = options.parse(arguments)
     except UsageError as error:
         _say(f"condainer.fuse: {error}\n{options.USAGE}", end="")
-        return _WRONG_USAGE
+        return _NOT_MOUNTED if isinstance(error, UnknownOptionError) else _WRONG_USAGE
     if asked.notify_pipe and not _is_pipe(asked.notify_pipe):
         _say(f"condainer.fuse: {asked.notify_pipe}: it is no pipe")
         asked = asked._replace(notify_pipe="")
@@ -53,6 +54,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _mount(asked: Options) -> int:
+    mountpoint = asked.mountpoint
+    if not os.path.lexists(mountpoint) and not mountpoint.startswith(INHERITED):
+        _say(f"condainer.fuse: bad mount point {mountpoint}: {os.strerror(errno.ENOENT)}")
+        return _WRONG_USAGE
     try:
         files = open_files(asked)
     except (OSError, squashfs.FormatError, CodecError, vfs.NotFoundError, MemoryError) as error:

@@ -40,6 +40,10 @@ class UsageError(Exception):
     """The command line is not what it should be."""
 
 
+class UnknownOptionError(UsageError):
+    """There is no such option."""
+
+
 class Options(NamedTuple):
     """What a command line asks for.
 
@@ -116,7 +120,7 @@ def parse(arguments: list[str]) -> Options:
             for option in _split(text):
                 _take(option, found, flags)
         elif argument.startswith("-") and argument != "-":
-            raise UsageError(f"unknown option {argument}")
+            raise UnknownOptionError(f"unknown option {argument}")
         else:
             places.append(argument)
     if len(places) != 2:  # noqa: PLR2004  (image and mountpoint)
@@ -141,7 +145,7 @@ def _take(option: str, found: dict[str, object], flags: list[str]) -> None:
     elif name in _TEXTS and value:
         found[name] = value
     elif option not in _MEANINGLESS:
-        raise UsageError(f"unknown option -o {option}")
+        raise UnknownOptionError(f"unknown option -o {option}")
 
 
 def _number(name: str, value: str) -> int:

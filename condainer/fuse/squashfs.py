@@ -553,9 +553,10 @@ class Image:
             name = cursor.take(size)
             value = self._value(cursor, kind)
             left -= len(name) + len(value) + 8
-            if left < 0 or kind & 0xFF >= len(XATTR_PREFIXES):
+            if left < 0:
                 raise FormatError("extended attributes are damaged")
-            values[XATTR_PREFIXES[kind & 0xFF] + name] = value
+            if kind & 0xFF < len(XATTR_PREFIXES):  # as the kernel, which passes over others
+                values[XATTR_PREFIXES[kind & 0xFF] + name] = value
         return values
 
     def xattr_size(self, inode: Inode) -> int:

@@ -27,7 +27,7 @@ from condainer.fuse.squashfs import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from condainer.fuse.squashfs import Entry, Image, Inode, Segment
+    from condainer.fuse.squashfs import Entry, Image, Inode, Location, Segment
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -49,6 +49,13 @@ _READERS = 256
 """Files of which it is kept where somebody read last."""
 _WINDOW = 2048
 """Blocks of a file whose places are known at once: as many as a metadata block tells of."""
+
+
+_WITHIN = 14
+"""Bits for a place within a segment, which has fewer than 15,000 entries. Programs of 32 bits take
+no larger cookies than they have bits."""
+_MARKS = 512
+"""Windows of a file of which it is kept where they begin."""
 
 
 class NotFoundError(Exception):
@@ -93,7 +100,7 @@ class _Folder(NamedTuple):
 
 
 class _Layout:
-    """Where the data blocks of a file lie: a window of them, and where each window begins."""
+    """Where the data blocks of a file lie: a window of them, and where some windows begin."""
 
     def __init__(self, image: Image, inode: Inode) -> None:
         self._image = image
@@ -101,7 +108,8 @@ class _Layout:
         self.block_size = image.block_size
         tail = inode.fragment != NOTHING
         self.count = (inode.size if tail else inode.size + self.block_size - 1) // self.block_size
-        self._starts = {0: (inode.start, image.behind(inode))}
+        self._marks = {0: (inode.start, image.behind(inode))}
+        self._stride = 1
         self._window: tuple[int, tuple[int, ...], list[int]] = (-1, (), [])
 
     def place(self, index: int) -> Place:
@@ -114,18 +122,28 @@ class _Layout:
         return Place(window[2][within], window[1][within], most)
 
     def _read(self, number: int) -> tuple[int, tuple[int, ...], list[int]]:
-        starts = self._starts
+        marks = list(self._marks.items())  # at once: other threads may add and drop some
+        current, (start, location) = max(mark for mark in marks if mark[0] <= number)
         while True:
-            current = min(number, len(starts) - 1)
             count = min(_WINDOW, self.count - current * _WINDOW)
-            start, location = starts[current]
-            words, following = self._image.words(location, count)
-            sizes = (word & ~UNCOMPRESSED for word in words)
-            positions = list(accumulate(sizes, initial=start))
-            starts[current + 1] = positions[-1], following  # as whoever else reads this finds, too
+            words, location = self._image.words(location, count)
+            positions = list(accumulate((word & ~UNCOMPRESSED for word in words), initial=start))
             if current == number:
-                self._window = (number, words, positions)
-                return self._window
+                window = self._window = (number, words, positions)
+            current, start = current + 1, positions[-1]
+            self._mark(current, (start, location))
+            if current > number:
+                return window
+
+    def _mark(self, number: int, begin: tuple[int, Location]) -> None:
+        """Keep where a window begins; of a very large file only where every so manieth does."""
+        if number % self._stride == 0:
+            self._marks[number] = begin
+        if len(self._marks) > _MARKS:
+            self._stride *= 2
+            for each in list(self._marks):
+                if each % self._stride:
+                    self._marks.pop(each, None)
 
 
 class FileSystem:
@@ -238,11 +256,11 @@ class FileSystem:
             WrongKindError: where it is no directory.
             FormatError: where the image is damaged.
         """
-        first, within = cookie >> 24, cookie & 0xFFFFFF
+        first, within = cookie >> _WITHIN, cookie & ((1 << _WITHIN) - 1)
         for number in range(first, len(self._folder(directory).segments)):
             entries = self._entries(directory, number)
             for index in range(within, len(entries)):
-                yield number << 24 | index + 1, entries[index]
+                yield number << _WITHIN | index + 1, entries[index]
             within = 0
 
     def _folder(self, directory: int) -> _Folder:
