@@ -6,25 +6,36 @@ Root only, since the kernel's own mount is the measure. The image is in the page
 `cpu` is what the daemon used; `MiB` is the most memory it had until then. Ratios are to
 squashfuse_ll.
 
-Measured on two cores (Linux 6.18, squashfuse 0.1.104, Python 3.11; medians of 2 rounds of one run,
-much other work beside it), each against squashfuse_ll, whose wall time and CPU are 1.00:
+Measured on two cores (Linux 6.18, squashfuse 0.1.104, Python 3.11; medians of 5 rounds, hardly
+anything beside it), wall time and CPU of the daemon against those of squashfuse_ll, which are 1.00:
 
-                                python        fusepy        mfusepy
-    imports, first              1.00, 0.88    1.08, 1.49    1.09, 1.49
-    imports, again              1.87, 0.49    1.00, 1.33    1.04, 1.40
-    stat of 50,000 files        0.43, 0.28    1.23, 1.24    1.39, 0.96
-    read 4 KiB of each          0.26, 0.18    0.79, 0.77    0.84, 0.70
-    1 GiB in order              1.06, 0.70    1.23, 1.19    1.08, 1.21
-    and all other files         0.30, 0.24    0.90, 0.96    1.02, 1.30
+                                python      squashfuse    kernel
+    imports, first              0.74, 0.65  1.09, 1.66    0.72
+    imports, again              0.82, 0.33  1.44, 5.89    0.75
+    stat of 50,000 files        0.30, 0.20  1.34, 1.34    2.48
+    read 4 KiB of each          0.20, 0.16  1.32, 1.33    1.12
+    1 GiB in order              0.81, 0.89  0.86, 0.83    0.81
+    and all other files         0.23, 0.17  1.55, 1.57    1.34
 
-An earlier run of 3 rounds, with less beside it, gave the one in Python 0.96, 0.91 for the first
-imports, 0.87, 0.40 again and 0.92, 0.86 for 1 GiB. In another its CPU for the first imports was
-above that of squashfuse_ll: take them as about even. The 1.87 is not explained. In the run above,
-to speak the kernel's protocol directly takes 1.7 times less CPU than by a binding for imports at
-first, 2.8 times again, and 3.4 to 4.6 times for `stat` and small files.
+The first imports vary most: runs of 10 rounds of those alone gave 0.97, 0.90 and 0.99, 0.95.
 
-From its start to a live mount of 50,000 files it takes 0.05 s and has 15 MiB then (fusepy 0.07,
-mfusepy 0.08, squashfuse_ll below 0.01); 151 MiB after all has been read, with 64 MiB of
+The imports again take 1.09 to 1.13 of what they take on the kernel's mount. All of that is 1,517
+requests of the kind IOCTL: `open` of a Python before 3.14 asks of each file whether it is a
+terminal, which the kernel passes on, each time, whatever a file system says, 60 microseconds each
+here (on squashfuse_ll 64). With an `isatty` that does not ask, put before the C library's, the
+same imports take 1.005 of what they take on the kernel's mount, and on squashfuse_ll 1.12.
+
+By a binding instead of the kernel's protocol (medians of 2 rounds, other work beside it):
+
+                                python      fusepy        mfusepy
+    imports, first              1.00, 0.88  1.08, 1.49    1.09, 1.49
+    stat of 50,000 files        0.43, 0.28  1.23, 1.24    1.39, 0.96
+    read 4 KiB of each          0.26, 0.18  0.79, 0.77    0.84, 0.70
+    1 GiB in order              1.06, 0.70  1.23, 1.19    1.08, 1.21
+    and all other files         0.30, 0.24  0.90, 0.96    1.02, 1.30
+
+From its start to a live mount of 50,000 files it takes 0.03 s and has 13 MiB then (fusepy 0.07,
+mfusepy 0.08, squashfuse_ll below 0.01); 147 MiB after all has been read, with 64 MiB of
 decompressed blocks. PySquashfsImage 0.9.0 opens that image in 0.48 s with 55 MiB more than before,
 since it reads every inode: 50,075 of them in 2.7 million calls of functions, two thirds of the time
 in `_read_inode` and what that calls. To open it here takes 0.003 s and, with all imports, 3 MiB.
