@@ -309,6 +309,11 @@ def _add_building(commands: Any) -> None:  # noqa: ANN401
     build.add_argument(
         "--locked", action="store_true", help="install exactly what the lock file lists"
     )
+    build.add_argument(
+        "--no-overlap",
+        action="store_true",
+        help="compress when all is installed, not while other packages are still being fetched",
+    )
     build.add_argument("directories", nargs="*", type=Path, metavar="DIR", help="projects to build")
 
 
@@ -454,6 +459,7 @@ def _build(arguments: argparse.Namespace) -> int:
         locked=arguments.locked,
         installer=arguments.installer,
         dry_run=arguments.dry_run,
+        overlap=not arguments.no_overlap,
         idle=_unmount_idle(arguments, projects) if arguments.force else frozenset(),
     )
     reporter = progress.reporter(

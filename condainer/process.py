@@ -91,7 +91,7 @@ async def run(  # noqa: PLR0913  (each is what a process has)
     on_line: Callable[[str], None],
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    stdin: bytes | None = None,
+    stdin: bytes | int | None = None,
     capture: bool = False,
     terminal: bool = False,
     pass_fds: Sequence[int] = (),
@@ -103,7 +103,7 @@ async def run(  # noqa: PLR0913  (each is what a process has)
         on_line: called with each line (ended by \n or \r) of standard error and output.
         cwd: its working directory.
         env: its environment; this process's own by default.
-        stdin: what it reads; nothing by default.
+        stdin: what it reads; nothing by default. A descriptor is closed once the program has it.
         capture: keep standard output for `Finished.stdout` instead of passing it to `on_line`.
         terminal: let standard output be a terminal: some programs tell how far they are only to
             one, or keep it back until a buffer is full.
@@ -128,7 +128,7 @@ async def run(  # noqa: PLR0913  (each is what a process has)
             argv,
             cwd=cwd,
             env=env,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdin=_source(stdin),
             stdout=secondary,
             pass_fds=pass_fds,
         )
@@ -137,10 +137,12 @@ async def run(  # noqa: PLR0913  (each is what a process has)
         raise
     finally:
         _close(secondary)
+        if isinstance(stdin, int):
+            os.close(stdin)  # or whoever writes there would never hear that the program has ended
     try:
         async with task_group() as group:
             assert process.stderr is not None  # noqa: S101  (asked for as a pipe)
-            if stdin is not None:
+            if isinstance(stdin, bytes):
                 group.start_soon(_feed, process, stdin)
             if process.stdout is None:
                 group.start_soon(_read_lines, _read_terminal(primary), take)
@@ -159,6 +161,12 @@ async def run(  # noqa: PLR0913  (each is what a process has)
             await process.aclose()
             _close(primary)
     return Finished(tuple(argv), returncode, tuple(lines), bytes(output))
+
+
+def _source(stdin: bytes | int | None) -> int:
+    if isinstance(stdin, int):
+        return stdin
+    return subprocess.DEVNULL if stdin is None else subprocess.PIPE
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from condainer.pipeline.events import (
@@ -136,58 +136,54 @@ _LONG = {Stage.SOLVE, Stage.INSTALL, Stage.PIP, Stage.COMPILE, Stage.SQUASH}
 def summary(built: Built) -> str:
     """What came of a build, in a few lines."""
     ratio = built.tree_bytes / max(1, built.image_bytes)
-    total = sum(seconds for _, seconds in built.stages)
     stages = ", ".join(f"{stage.value} {seconds:.1f}" for stage, seconds in built.stages)
     return (
         f"{built.image}\n"
         f"  {built.files:,} files, {human(built.tree_bytes)} -> 1 file, "
         f"{human(built.image_bytes)} ({ratio:.1f} times smaller)\n"
-        f"  {total:.1f} s: {stages}"
+        f"  {built.seconds:.1f} s: {stages}"
     )
 
 
 @dataclass
 class _Row:
-    """What the board knows of one project."""
+    """What the board knows of a stage that goes on."""
 
-    stage: Stage | None = None
-    started: float = 0.0
+    started: float
     progress: Progress | None = None
     counting_since: float = 0.0
-    done: list[StageFinished] = field(default_factory=list)
-    finished: bool = False
 
 
 class Board:
     """What is going on in all builds, as lines of text."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[tuple[str, Stage], _Row] = {}
 
     def update(self, event: Event, now: float) -> None:
         """Fold an event in; `now` is the moment it came, in seconds."""
-        row = self._rows.setdefault(event.project, _Row(started=now))
         if isinstance(event, StageStarted):
-            row.stage, row.started, row.progress = event.stage, now, None
+            self._rows[event.project, event.stage] = _Row(started=now)
         elif isinstance(event, Progress):
-            if row.progress is None or event.done == 0:
-                row.counting_since = now
-            row.progress = event
+            row = self._rows.get((event.project, event.stage))
+            if row is not None:
+                if row.progress is None or event.done == 0:
+                    row.counting_since = now
+                row.progress = event
         elif isinstance(event, StageFinished):
-            row.done.append(event)
-            row.stage = None
+            self._rows.pop((event.project, event.stage), None)
         elif isinstance(event, Built):
-            row.finished = True
+            for project, stage in list(self._rows):
+                if project == event.project:
+                    del self._rows[project, stage]
 
     def render(self, now: float, width: int) -> list[str]:
         """The lines to show at a moment, none longer than a width."""
         lines = []
-        for project, row in self._rows.items():
-            if row.finished or row.stage is None:
-                continue
+        for (project, stage), row in self._rows.items():
             spinner = _SPINNER[int(now * _REFRESH) % len(_SPINNER)]
             elapsed = now - row.started
-            line = f"{spinner} {project}: {row.stage.value} {_clock(elapsed)}"
+            line = f"{spinner} {project}: {stage.value} {_clock(elapsed)}"
             if row.progress is not None:
                 line += "  " + _measure(row.progress, now - row.counting_since)
             lines.append(_fitted(line, width))

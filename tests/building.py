@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,12 +28,14 @@ from tests.localchannel.package import Package, put, subdir, write
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.localchannel.package import Recipe
     from tests.support import Workshop
 
 NOBODY = 65534
+_MOMENT = 0.7
+"""Seconds in which everything else of a small channel has come."""
 EVERYTHING = (
     *("python", "hard-text=1", "hard-binary", "hard-links", "hard-hello", "hard-activate"),
     *("hard-post-link", "hard-post-link-edits", "clobber-a", "clobber-b", "hard-empty"),
@@ -257,8 +260,37 @@ def served_but(withheld: str, directory: Path) -> Iterator[tuple[str, threading.
         over.set()
 
 
+class _Late(_Quiet):
+    """Takes a moment for what has a certain word in its name."""
+
+    word = ""
+
+    def do_GET(self) -> None:
+        if self.word and self.word in self.path:
+            time.sleep(_MOMENT)
+        super().do_GET()
+
+
 @contextlib.contextmanager
-def _serving(handler: functools.partial[_Quiet]) -> Iterator[str]:
+def served_late(directory: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
+    """An HTTP server that serves a directory, and takes longer for some of it.
+
+    Yields:
+        the URL, and what takes the word that the names of those files have from now on.
+    """
+
+    class Handler(_Late):
+        pass
+
+    def be_late_with(word: str) -> None:
+        Handler.word = word
+
+    with _serving(functools.partial(Handler, directory=str(directory))) as url:
+        yield url, be_late_with
+
+
+@contextlib.contextmanager
+def _serving(handler: Callable[..., _Quiet]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked has gone

@@ -210,6 +210,20 @@ def daemons_of(workshop: Workshop) -> list[int]:
     return [pid for name, *words in programs for pid in running(name, *words, str(workshop.prefix))]
 
 
+def compressing(workshop: Workshop) -> list[int]:
+    """The mksquashfs that write a workshop's image, whether from its prefix or from a pipe."""
+    found = running("mksquashfs", "-noappend")
+    lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in found}
+    return [pid for pid, line in lines.items() if workshop.uuid in _text_of(line)]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""  # it ends just now
+
+
 def without(
     workshop: Workshop, programs: Sequence[str], script: str
 ) -> subprocess.CompletedProcess[str]:

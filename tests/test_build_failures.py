@@ -15,7 +15,7 @@ import pytest
 
 from tests import building, localchannel, support
 from tests.localchannel.package import Package
-from tests.support import running, wait_for
+from tests.support import compressing, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -302,12 +302,13 @@ def test_last_lines_of_a_failing_post_link_script(failing: Workshop, hard_channe
     assert "hard-post-link-fails: cannot go on" in words
 
 
-def test_mksquashfs_that_is_killed(failing: Workshop) -> None:
+@pytest.mark.parametrize("how", [[], ["--no-overlap"]])
+def test_mksquashfs_that_is_killed(failing: Workshop, how: list[str]) -> None:
     failing.configure(compression="xz")
     failing.environment("hard-big", channel=localchannel.ensure("big"))
-    build = failing.start("build", "--force")
+    build = failing.start("build", "--force", *how)
     wait_for(lambda: any(".squashfs." in name for name in building.parts(failing)))
-    for pid in running("mksquashfs", str(failing.prefix)):
+    for pid in compressing(failing):
         os.kill(pid, signal.SIGKILL)
     _, words = build.communicate()
     assert build.returncode == 1

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+LATER = 1 << 62
+"""A build that begins later than any file here has changed."""
+
+
 def here(library: Path) -> Interpreter:
     """The running interpreter, with its modules in a directory."""
     return Interpreter(
@@ -93,9 +97,9 @@ def test_what_python_would_not_take_is_compiled(
     module: Path, prepare: Callable[[Path], None]
 ) -> None:
     prepare(module)
-    assert bytecode.uncompiled(here(module.parent)) == [module]
+    assert bytecode.uncompiled(here(module.parent), LATER) == [module]
     assert compile_all([module]) == (1, [])
-    assert bytecode.uncompiled(here(module.parent)) == []
+    assert bytecode.uncompiled(here(module.parent), LATER) == []
 
 
 @pytest.mark.parametrize("mode", list(py_compile.PycInvalidationMode))
@@ -103,7 +107,16 @@ def test_what_python_would_take_is_left_alone(
     module: Path, mode: py_compile.PycInvalidationMode
 ) -> None:
     py_compile.compile(str(module), invalidation_mode=mode)
-    assert bytecode.uncompiled(here(module.parent)) == []
+    assert bytecode.uncompiled(here(module.parent), LATER) == []
+
+
+def test_times_that_the_image_will_not_keep_are_not_relied_on(module: Path) -> None:
+    time = int(module.stat().st_mtime)
+    py_compile.compile(str(module), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    assert bytecode.uncompiled(here(module.parent), time) == []
+    assert bytecode.uncompiled(here(module.parent), time - 1) == [module]
+    assert compile_all([module]) == (1, [])
+    assert bytecode.uncompiled(here(module.parent), time - 1) == []
 
 
 def test_largest_come_first_and_links_are_not_followed(module: Path) -> None:
@@ -114,18 +127,18 @@ def test_largest_come_first_and_links_are_not_followed(module: Path) -> None:
     large.write_text("VALUE = 'long'\n" * 10)
     module.with_name("link.py").symlink_to(module)
     (module.parent / "again").symlink_to("package")
-    assert bytecode.uncompiled(here(module.parent)) == [large, module, small]
+    assert bytecode.uncompiled(here(module.parent), LATER) == [large, module, small]
 
 
 def test_module_in_deep_directories_is_found(tmp_path: Path) -> None:
     with building.deep_directories(tmp_path, 1500):
         module = tmp_path.joinpath(*["d"] * 1500, "module.py")
         module.write_text("VALUE = 1\n")
-        assert bytecode.uncompiled(here(tmp_path)) == [module]
+        assert bytecode.uncompiled(here(tmp_path), LATER) == [module]
 
 
 def test_environment_without_modules_has_nothing_to_compile(tmp_path: Path) -> None:
-    assert bytecode.uncompiled(here(tmp_path / "none")) == []
+    assert bytecode.uncompiled(here(tmp_path / "none"), LATER) == []
 
 
 def test_any_file_name_is_compiled(module: Path) -> None:
@@ -133,10 +146,10 @@ def test_any_file_name_is_compiled(module: Path) -> None:
     undecodable = Path(os.fsdecode(os.fsencode(module.parent) + b"/\xff.py"))
     for path in (*odd, undecodable):
         path.write_text("VALUE = 1\n")
-    sources = bytecode.uncompiled(here(module.parent))
+    sources = bytecode.uncompiled(here(module.parent), LATER)
     assert set(sources) == {module, undecodable, *odd}
     assert compile_all(sources) == (6, [])
-    assert bytecode.uncompiled(here(module.parent)) == []
+    assert bytecode.uncompiled(here(module.parent), LATER) == []
 
 
 def test_more_processors_than_modules(module: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import building, localchannel
-from tests.support import running, wait_for
+from tests.support import compressing, running, wait_for
 
 if TYPE_CHECKING:
     import subprocess
@@ -85,7 +85,7 @@ class Stop:
         self.workshop.configure(compression="xz")
         self.workshop.environment("hard-big", channel=localchannel.ensure("big"))
         return lambda: (
-            running("mksquashfs", str(self.workshop.prefix))
+            compressing(self.workshop)
             and any(".squashfs." in name for name in building.parts(self.workshop))
         )
 

@@ -282,8 +282,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         PipPackage("from-git", "3", "git+https://example.org/x.git@0123abc", ""),
     ]
     path = tmp_path / "lock.txt"
-    path.write_text(lockfile.render([package], added))
-    assert lockfile.read(path) == Lock((package,), tuple(added))
+    path.write_text(lockfile.render([package], added, 1_700_000_000))
+    assert lockfile.read(path) == Lock((package,), tuple(added), 1_700_000_000)
     path.write_text(path.read_text().replace("@EXPLICIT", ""))
     with pytest.raises(BuildError, match="no line @EXPLICIT"):
         lockfile.read(path)

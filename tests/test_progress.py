@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from condainer.pipeline.events import Event
 
-BUILT = Built("a", "/p/x.squashfs", 2_000_000, 1234, 9_000_000, 3, ((Stage.SOLVE, 1.25),))
+BUILT = Built("a", "/p/x.squashfs", 2_000_000, 1234, 9_000_000, 3, ((Stage.SOLVE, 1.25),), 1.5)
 
 
 def board(*events: tuple[float, Event]) -> Board:
@@ -183,7 +183,7 @@ def test_the_summary() -> None:
     assert plain(BUILT) == (
         "/p/x.squashfs\n"
         "  1,234 files, 9.0 MB -> 1 file, 2.0 MB (4.5 times smaller)\n"
-        "  1.2 s: solve 1.2\n"
+        "  1.5 s: solve 1.2\n"
     )
 
 

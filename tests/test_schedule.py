@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from condainer.pipeline import schedule
 from tests import building, localchannel
-from tests.support import CONDAINER, REPOSITORY, running, wait_for
+from tests.support import CONDAINER, REPOSITORY, compressing, wait_for
 
 if TYPE_CHECKING:
     from tests.support import Workshop
@@ -161,11 +161,11 @@ def test_jobs_bind_all_programs_and_threads(workshop: Workshop) -> None:
     workshop.configure(compression="xz")
     workshop.environment("hard-big", channel=localchannel.ensure("big"))
     build = workshop.start("build", "--jobs", "1")
-    wait_for(lambda: running("mksquashfs", str(workshop.prefix)))
-    (compressing,) = running("mksquashfs", str(workshop.prefix), "-processors")
-    line = Path(f"/proc/{compressing}/cmdline").read_text().split("\0")
+    wait_for(lambda: compressing(workshop))
+    (mksquashfs,) = compressing(workshop)
+    line = Path(f"/proc/{mksquashfs}/cmdline").read_text().split("\0")
     assert line[line.index("-processors") + 1] == "1"
-    assert allowed_to(compressing) == {1}
+    assert allowed_to(mksquashfs) == {1}
     assert allowed_to(build.pid) == {1}
     build.terminate()
     build.communicate()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from condainer import files, shell, tools
 from condainer.errors import BuildError
 from condainer.pipeline import (
     bytecode,
+    epoch,
     installers,
     lockfile,
     manifest,
@@ -41,11 +43,14 @@ from condainer.pipeline.events import (
     Stage,
 )
 from condainer.pipeline.installers import Installer, Package, Request
+from condainer.pipeline.overlap import Overlap
 from condainer.pipeline.site import Site
+from condainer.pipeline.streaming import Streaming
 from condainer.units import human
 
 if TYPE_CHECKING:
     from condainer.environment import Environment
+    from condainer.pipeline.epoch import Epoch
     from condainer.pipeline.installers import Solution
     from condainer.pipeline.lockfile import Lock, PipPackage
     from condainer.pipeline.schedule import Budget
@@ -71,6 +76,7 @@ class Options:
         locked: install what the lock file lists, instead of solving.
         installer: name or path; empty means the first there is.
         dry_run: only check and solve.
+        overlap: compress while it installs, where that can be done.
         idle: prefixes with a mount that is taken away before the build, if this is no dry run.
         umask: for the files beside the image.
     """
@@ -79,6 +85,7 @@ class Options:
     locked: bool = False
     installer: str = ""
     dry_run: bool = False
+    overlap: bool = True
     idle: frozenset[Path] = frozenset()
     umask: int = 0o022
 
@@ -98,6 +105,8 @@ class Plan:
         mksquashfs: what compresses.
         compression: how.
         tools: name to version of what takes part.
+        epoch: which times the image tells.
+        created: the time that the lock file tells, in seconds.
     """
 
     environment: Environment | None
@@ -110,11 +119,28 @@ class Plan:
     mksquashfs: Mksquashfs
     compression: squash.Compression
     tools: dict[str, str]
+    epoch: Epoch
+    created: int
 
     @property
     def pip_lines(self) -> tuple[str, ...]:
         """The `pip:` list of environment.yml."""
         return self.environment.pip if self.environment else ()
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What is at the prefix.
+
+    Attributes:
+        packages: conda's.
+        added: pip's, as the lock file is to list them.
+        described: what the image says of itself.
+    """
+
+    packages: tuple[Package, ...]
+    added: tuple[PipPackage, ...]
+    described: manifest.Manifest
 
 
 @dataclass
@@ -179,22 +205,14 @@ class Build:
         self._note(f"would write {self.project.image}")
 
     async def _build(self, plan: Plan, hold: Hold) -> None:
-        packages: tuple[Package, ...] = ()
-        added: list[PipPackage] = []
-        if plan.installer is not None:
-            solution = await self._solve(plan, plan.installer)
-            packages = await self._install(plan, plan.installer, solution, hold)
-            added = await self._pip(plan, hold.temporary)
-            await self._compile()
-        described = await self._snapshot(plan, packages)
         part = parts.part_of(plan.image)
         try:
-            counted = await self._squash(plan, part)
+            installed, counted = await self._make(plan, hold, part)
             async with self._site.stage(Stage.VERIFY):
                 await anyio.to_thread.run_sync(squash.verify, part, counted)
             size = part.stat().st_size
             async with self._site.stage(Stage.PUBLISH):
-                await self._publish((part, plan.image), described, added)
+                await self._publish((part, plan.image), installed, plan.created)
         finally:
             part.unlink(missing_ok=True)
         self.emit(
@@ -204,10 +222,45 @@ class Build:
                 image_bytes=size,
                 files=counted.entries,
                 tree_bytes=counted.bytes,
-                packages=len(packages),
+                packages=len(installed.packages),
                 stages=tuple(self._site.seconds),
+                seconds=self._site.elapsed(),
             )
         )
+
+    async def _make(self, plan: Plan, hold: Hold, part: Path) -> tuple[Installed, tree.Tree]:
+        """Install the environment and compress it, both at once where that can be done."""
+        if plan.installer is None:
+            application = Installed((), (), await self._snapshot(plan, ()))
+            return application, await self._squash(plan, part)
+        solution = await self._solve(plan, plan.installer)
+        if not self.options.overlap or not squash.reads_archives(plan.mksquashfs):
+            installed = await self._fill(plan, plan.installer, solution, hold)
+            return installed, await self._squash(plan, part)
+        stream = self._stream(plan, solution, part)
+        async with stream.running():
+            installed = await self._fill(plan, plan.installer, solution, hold, stream.overlap)
+            counted = await stream.finish()
+        if counted is None:
+            self._note(f"compressing all again: {stream.problem} has changed since it was done")
+            counted = await self._squash(plan, part)
+        return installed, counted
+
+    async def _fill(
+        self,
+        plan: Plan,
+        installer: Installer,
+        solution: Solution,
+        hold: Hold,
+        overlap: Overlap | None = None,
+    ) -> Installed:
+        """Make the environment at the prefix."""
+        packages = await self._install(plan, installer, solution, hold, overlap)
+        added = await self._pip(plan, hold.temporary)
+        await self._compile(plan)
+        described = await self._snapshot(plan, packages)
+        staging.check_made(self.project.prefix)  # scripts of packages and pip have run since
+        return Installed(packages, tuple(added), described)
 
     # The stages
 
@@ -218,6 +271,7 @@ class Build:
         conda = not config.non_conda_application
         environment = environment_module.load(project.environment_file) if conda else None
         lock = lockfile.read(project.lock_file) if self.options.locked and conda else None
+        self._site.epoch = epoch.of_build(lock.created if lock else None)
         staging.check_base_directory(project.prefix.parent)
         staging.check_unclaimed(project)
         if project.prefix not in self.options.idle:
@@ -245,6 +299,8 @@ class Build:
                 "python": sys.version.split()[0],
                 **({"installer": installer.description} if installer else {}),
             },
+            epoch=self._site.epoch,
+            created=lock.created if lock else self._site.epoch.stamp or int(time.time()),
         )
 
     def _check_places(self) -> Path:
@@ -294,7 +350,12 @@ class Build:
         space.require(space.Place(where, "the installation", needed), least)
 
     async def _install(
-        self, plan: Plan, installer: Installer, solution: Solution, hold: Hold
+        self,
+        plan: Plan,
+        installer: Installer,
+        solution: Solution,
+        hold: Hold,
+        overlap: Overlap | None,
     ) -> tuple[Package, ...]:
         prefix = self.project.prefix
         needed = sum(package.size for package in solution.packages) * space.UNPACKED_RATIO
@@ -307,14 +368,17 @@ class Build:
                     staging.let_make_prefix(hold)
                 else:
                     staging.make_prefix(prefix, hold)
-                await installer.install(plan.request, solution, workplace)
+                own = replace(workplace, on_ready=overlap.ready) if overlap else workplace
+                await installer.install(plan.request, solution, own)
+                if overlap is not None:
+                    overlap.complete()
                 staging.check_made(prefix)
                 if not installer.runs_link_scripts:
                     await scripts.run_post_link(prefix, solution.packages, workplace)
                     staging.check_made(prefix)
             for message in scripts.take_messages(prefix):
                 self._note(message)
-        await anyio.to_thread.run_sync(manifest.strip_credentials, prefix)
+        await anyio.to_thread.run_sync(manifest.clean_records, prefix, plan.epoch)
         return await anyio.to_thread.run_sync(
             manifest.installed_packages, prefix, solution.packages
         )
@@ -354,7 +418,7 @@ class Build:
             stage.detail = f"{len(added)} packages" if added else ""
         return list(added.values())
 
-    async def _compile(self) -> None:
+    async def _compile(self, plan: Plan) -> None:
         prefix = self.project.prefix
         async with (
             self._site.stage(Stage.COMPILE) as stage,
@@ -364,7 +428,7 @@ class Build:
             if python is None:
                 stage.detail = "no Python to compile for"
                 return
-            sources = await anyio.to_thread.run_sync(bytecode.uncompiled, python)
+            sources = await anyio.to_thread.run_sync(bytecode.uncompiled, python, plan.epoch.latest)
             with self._site.watching(space.Place(prefix, "compiled modules", 0)):
                 compiled = await bytecode.compile_all(python, sources, workplace)
             stage.detail = f"{compiled} modules"
@@ -396,28 +460,55 @@ class Build:
                 ),
             )
             with self._site.watching(space.Place(project.prefix, "the manifest", 0)):
-                manifest.write(project, described)
+                manifest.write(project, described, plan.epoch)
         return described
 
     async def _squash(self, plan: Plan, part: Path) -> tree.Tree:
+        """Compress the finished environment."""
         prefix = self.project.prefix
         async with self._site.stage(Stage.SQUASH) as stage:
-            if plan.installer is not None:
-                staging.check_made(prefix)  # scripts of packages and pip have run since
             counted = await anyio.to_thread.run_sync(tree.survey, prefix)
-            place = space.Place(part.parent, "the image", counted.bytes // space.IMAGE_RATIO)
-            space.require(place, counted.bytes // _LEAST_COMPRESSION)
+            place = self._place_of_image(part, counted.bytes, counted.bytes // space.IMAGE_RATIO)
             with self._site.watching(place):
                 async with self._site.workplace(Stage.SQUASH) as workplace:
                     await squash.write(plan.mksquashfs, prefix, part, plan.compression, workplace)
             stage.detail = f"{plan.compression.algorithm}, {human(part.stat().st_size)}"
         return counted
 
-    async def _publish(
-        self, image: tuple[Path, Path], described: manifest.Manifest, added: list[PipPackage]
-    ) -> None:
+    def _stream(self, plan: Plan, solution: Solution, part: Path) -> Streaming:
+        """Have the environment compressed as far as it is there already."""
+        fetched = sum(package.size for package in solution.packages)
+        place = self._place_of_image(part, fetched * space.UNPACKED_RATIO, fetched)
+        workplace = self._site.beside(Stage.SQUASH)
+        block = plan.compression.block_size
+        reader, writer = os.pipe()
+
+        async def write() -> None:
+            async with self._site.stage(Stage.SQUASH) as stage:
+                with self._site.watching(place):
+                    await squash.write(plan.mksquashfs, reader, part, plan.compression, workplace)
+                stage.detail = f"{plan.compression.algorithm}, {human(part.stat().st_size)}"
+
+        return Streaming(
+            Overlap(
+                self.project.prefix,
+                solution.packages,
+                plan.epoch,
+                writer,
+                lambda done: workplace.on_progress(done // block, None, ""),
+            ),
+            write,
+        )
+
+    def _place_of_image(self, part: Path, unpacked: int, expected: int) -> space.Place:
+        """Where an image is written; sees that there may be room for it."""
+        place = space.Place(part.parent, "the image", expected)
+        space.require(place, unpacked // _LEAST_COMPRESSION)
+        return place
+
+    async def _publish(self, image: tuple[Path, Path], installed: Installed, created: int) -> None:
         """Put everything in its place by rename, last the image: from its part to its name."""
-        project = self.project
+        project, described = self.project, installed.described
         _sync(image[0])
         texts = {
             project.activate: shell.activate_script(
@@ -426,7 +517,7 @@ class Build:
             project.deactivate: shell.deactivate_script(),
         }
         if described.packages:
-            texts[project.lock_file] = lockfile.render(described.packages, added)
+            texts[project.lock_file] = lockfile.render(described.packages, installed.added, created)
         mode = 0o666 & ~self.options.umask
         parts.publish(texts, mode, image)
 

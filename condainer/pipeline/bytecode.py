@@ -32,18 +32,20 @@ print(importlib.util.MAGIC_NUMBER.hex())
 print(sysconfig.get_path("stdlib"))
 """
 _TOO_OLD = 99
-# Not with py_compile: on a full file system it cuts a `.pyc` off and says nothing.
+# Not with py_compile: on a full file system it cuts a `.pyc` off and says nothing. The flag 1 says
+# that Python need not look whether the source has changed, which in an image it never does: the
+# `.pyc` is the same whatever the time of its source is.
 _WORKER = """\
 import errno, importlib.util, marshal, os, struct, sys
 def write(name):
-    status = os.stat(name)
     with open(name, "rb") as file:
-        code = compile(file.read(), name, "exec", dont_inherit=True)
-    numbers = (0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
+        source = file.read()
+    code = compile(source, name, "exec", dont_inherit=True)
     cached = importlib.util.cache_from_source(name)
     os.makedirs(os.path.dirname(cached), exist_ok=True)
     with open(cached + ".new", "wb") as file:
-        file.write(importlib.util.MAGIC_NUMBER + struct.pack("<III", *numbers))
+        file.write(importlib.util.MAGIC_NUMBER + struct.pack("<I", 1))
+        file.write(importlib.util.source_hash(source))
         file.write(marshal.dumps(code))
     os.replace(cached + ".new", cached)
 for name in sys.stdin.buffer.read().split(b"\\0"):
@@ -101,15 +103,20 @@ async def find_interpreter(prefix: Path, workplace: Workplace) -> Interpreter | 
     return Interpreter(path, Path(lines[2]), lines[0], bytes.fromhex(lines[1]))
 
 
-def uncompiled(interpreter: Interpreter) -> list[Path]:
-    """The sources of the environment's modules that have no up-to-date `.pyc`, largest first."""
+def uncompiled(interpreter: Interpreter, latest: int) -> list[Path]:
+    """The sources of the environment's modules that have no up-to-date `.pyc`, largest first.
+
+    Args:
+        interpreter: of the environment.
+        latest: in seconds; the image does not keep the times of sources that are newer.
+    """
     if not interpreter.library.is_dir():
         return []
     found = [
         (entry.stat().st_size, Path(entry.path))
         for entry in tree.walk(interpreter.library, leave_out="__pycache__")
         if entry.name.endswith(".py") and entry.is_file(follow_symlinks=False)
-        if not _is_up_to_date(entry, interpreter)
+        if not _is_up_to_date(entry, interpreter, latest)
     ]
     return [path for _, path in sorted(found, key=lambda item: (-item[0], item[1]))]
 
@@ -161,24 +168,47 @@ async def _compile(
         raise BuildError(f"compiling failed ({answer.verdict}): {last}")
 
 
-def _is_up_to_date(entry: os.DirEntry[str], interpreter: Interpreter) -> bool:
+def stays(cached: str, latest: int) -> bool:
+    """Whether a `.pyc` that a package has brought will not be compiled again, as far as is known.
+
+    Args:
+        cached: its path.
+        latest: as for `uncompiled`.
+    """
+    directory, name = os.path.split(cached)
+    source = f"{os.path.dirname(directory)}/{name.rsplit('.', 2)[0]}.py"  # noqa: PTH120
+    try:
+        return _matches(_header(cached), os.lstat(source), latest)
+    except FileNotFoundError:
+        return True  # nothing to compile it from
+
+
+def _is_up_to_date(entry: os.DirEntry[str], interpreter: Interpreter, latest: int) -> bool:
     """Whether Python would take the `.pyc` of a source as it is."""
     directory, name = os.path.split(entry.path)
-    cached = f"{directory}/__pycache__/{name[:-3]}.{interpreter.cache_tag}.pyc"
+    header = _header(f"{directory}/__pycache__/{name[:-3]}.{interpreter.cache_tag}.pyc")
+    return header[:4] == interpreter.magic and _matches(header, entry.stat(), latest)
+
+
+def _header(cached: str) -> bytes:
+    """The beginning of a `.pyc`; nothing where it cannot be read."""
     try:
         # Thousands of them, and one may be a pipe that nobody writes to.
         descriptor = os.open(cached, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            header = os.read(descriptor, _HEADER.size)
+            return os.read(descriptor, _HEADER.size)
         finally:
             os.close(descriptor)
-        magic, flags, mtime, size = _HEADER.unpack(header)
-    except (OSError, struct.error):
+    except OSError:
+        return b""
+
+
+def _matches(header: bytes, source: os.stat_result, latest: int) -> bool:
+    """Whether a `.pyc` is that of a source as it is."""
+    if len(header) < _HEADER.size:
         return False
-    if magic != interpreter.magic:
-        return False
-    status = entry.stat()
-    by_hash = bool(flags)
-    return by_hash or (
-        mtime == int(status.st_mtime) & 0xFFFFFFFF and size == status.st_size & 0xFFFFFFFF
-    )
+    _, flags, mtime, size = _HEADER.unpack(header)
+    if flags:  # it tells the source by its content
+        return True
+    is_of_it = mtime == int(source.st_mtime) & 0xFFFFFFFF and size == source.st_size & 0xFFFFFFFF
+    return is_of_it and source.st_mtime < latest + 1

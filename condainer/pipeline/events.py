@@ -110,7 +110,8 @@ class Built:
         files: files, directories and links in it.
         tree_bytes: what the same files held before they were compressed.
         packages: number of conda packages.
-        stages: seconds of each stage.
+        stages: seconds of each stage; some go on at the same time.
+        seconds: wall time of all of it.
     """
 
     project: str
@@ -120,6 +121,7 @@ class Built:
     tree_bytes: int
     packages: int
     stages: tuple[tuple[Stage, float], ...]
+    seconds: float
 
 
 Event: TypeAlias = StageStarted | Progress | StageFinished | Note | Output | Built

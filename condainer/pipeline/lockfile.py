@@ -8,6 +8,7 @@ comments, `# pip NAME @ URL --hash=sha256:…`, a form that other tools use as w
 
 from __future__ import annotations
 
+import datetime as dt
 import platform
 import re
 from dataclasses import dataclass, replace
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 _PIP = "# pip "
 _SHA256 = "# sha256 "
 _PLATFORM = "# platform: "
+_CREATED = "# created: "
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_LONG_AGO = 315532800  # 1980-01-01, where zip files begin
+"""What counts as the time of a lock file that tells none."""
 _NO_ARCH = "noarch"
 _SUBDIRS = {"x86_64": "linux-64", "i686": "linux-32", "i386": "linux-32"}
 """conda's names of machines that it does not call as the kernel does."""
@@ -65,20 +70,24 @@ class Lock:
     Attributes:
         packages: those of conda.
         pip: those of pip.
+        created: when it was made, in seconds since 1970.
     """
 
     packages: tuple[Package, ...]
     pip: tuple[PipPackage, ...]
+    created: int
 
 
-def render(packages: Iterable[Package], pip: Iterable[PipPackage]) -> str:
-    """The text of a lock file."""
+def render(packages: Iterable[Package], pip: Iterable[PipPackage], created: int) -> str:
+    """The text of a lock file; for its arguments see `Lock`."""
+    when = dt.datetime.fromtimestamp(created, dt.timezone.utc)
     packages = list(packages)
     subdir = next((p.subdir for p in packages if p.subdir != _NO_ARCH), _NO_ARCH)
     lines = [
         "# The exact packages of the image; 'condainer build --locked' installs them again,",
         "# and so does 'conda create --file FILE' (without those of pip).",
         f"{_PLATFORM}{subdir}",
+        f"{_CREATED}{when:{_TIME}}",
         "@EXPLICIT",
     ]
     for package, line in zip(packages, explicit_lines(packages), strict=True):
@@ -133,7 +142,20 @@ def read(path: Path) -> Lock:
             sha256 = ""
     named = {line.removeprefix(_PLATFORM) for line in lines if line.startswith(_PLATFORM)}
     _check_platforms(path, named | {package.subdir for package in packages})
-    return Lock(tuple(packages), tuple(pip))
+    return Lock(tuple(packages), tuple(pip), _created(path, lines))
+
+
+def _created(path: Path, lines: Iterable[str]) -> int:
+    for line in lines:
+        if line.startswith(_CREATED):
+            text = line.removeprefix(_CREATED)
+            try:
+                when = dt.datetime.strptime(text, _TIME).replace(tzinfo=dt.timezone.utc)
+            except ValueError:
+                message = f"the lock file {path} was made '{text}', which is no time"
+                raise BuildError(message) from None
+            return max(int(when.timestamp()), 0)
+    return _LONG_AGO
 
 
 def package_from_line(line: str) -> Package:

@@ -9,6 +9,7 @@ import datetime as dt
 import json
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,15 @@ from condainer.pipeline import credentials
 from condainer.pipeline.installers import Package, read_records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from condainer.environment import Environment
+    from condainer.pipeline.epoch import Epoch
     from condainer.project import Project
 
 FORMAT = 1
+_DATE = re.compile(r"==> .* <==$")
 
 
 @dataclass(frozen=True)
@@ -68,22 +71,79 @@ def installed_packages(prefix: Path, solution: Iterable[Package]) -> tuple[Packa
     return tuple(package for _, package in sorted(found, key=lambda item: item[0]))
 
 
-def strip_credentials(prefix: Path) -> None:
-    """Take the credentials out of what installers note in a prefix: records, and their history."""
+def clean_records(prefix: Path, epoch: Epoch) -> None:
+    """Take out of records what nobody else is to see, or has any use for: where they were made.
+
+    Args:
+        prefix: the environment; what installers note there are records and their history.
+        epoch: the time of the build.
+    """
     for path in (prefix / "conda-meta").glob("*"):
         if path.is_symlink() or not path.is_file():
             continue
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         bare = credentials.without(text)
+        if path.suffix == ".json":
+            bare = _settled(bare)
+        elif path.name == "history" and epoch.stamp is not None:
+            bare = _without_times(bare, epoch.stamp)
         if bare != text:
             path.unlink()  # the same file may be in the package cache
             path.write_text(bare, encoding="utf-8", errors="surrogateescape")
             path.chmod(0o644)
 
 
-def write(project: Project, manifest: Manifest) -> None:
-    """Write the manifest and the snapshot into a project's prefix."""
+def _settled(text: str) -> str:
+    """A record without the directories of the machine it was made on, in an order of its own.
+
+    rattler lists files as it has linked them, and those that another package has got instead.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # whoever reads it will say so
+    if not isinstance(document, dict):
+        return text
+    for key in ("extracted_package_dir", "package_tarball_full_path"):
+        document.pop(key, None)
+    if isinstance(document.get("link"), dict):
+        document["link"].pop("source", None)
+    if isinstance(document.get("files"), list):
+        document["files"] = _in_order(document["files"], str)
+    listed = document.get("paths_data")
+    if isinstance(listed, dict) and isinstance(listed.get("paths"), list):
+        listed["paths"] = _in_order(listed["paths"], _path_of)
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _in_order(entries: list[Any], path_of: Callable[[Any], str]) -> list[Any]:
+    kept = (entry for entry in entries if not path_of(entry).startswith("__clobbers__/"))
+    return sorted(kept, key=path_of)
+
+
+def _path_of(entry: object) -> str:
+    return str(entry.get("_path")) if isinstance(entry, dict) else ""
+
+
+def _without_times(text: str, stamp: int) -> str:
+    """A history that is the same each time: the commands in it name temporary files."""
+    when = dt.datetime.fromtimestamp(stamp, dt.timezone.utc)
+    lines = [line for line in text.splitlines() if not line.startswith("# cmd:")]
+    marked = (f"==> {when:%Y-%m-%d %H:%M:%S} <==" if _DATE.match(line) else line for line in lines)
+    return "".join(f"{line}\n" for line in marked)
+
+
+def write(project: Project, manifest: Manifest, epoch: Epoch) -> None:
+    """Write the manifest and the snapshot into a project's prefix.
+
+    Args:
+        project: whose.
+        manifest: what it says.
+        epoch: the time of the build.
+    """
     when = dt.datetime.now(dt.timezone.utc)
+    if epoch.stamp is not None:
+        when = dt.datetime.fromtimestamp(epoch.stamp, dt.timezone.utc)
     text = credentials.without(manifest.environment.text) if manifest.environment else None
     requirements = manifest.requirements
     document = {
@@ -95,7 +155,7 @@ def write(project: Project, manifest: Manifest) -> None:
         "host": {
             "machine": platform.machine(),
             "system": platform.system(),
-            "release": platform.release(),
+            **({} if epoch.is_fixed else {"release": platform.release()}),
         },
         "tools": {"condainer": condainer.__version__, **manifest.tools},
         "environment_yml": text,

@@ -44,6 +44,11 @@ class Budget:
         finally:
             self._builds -= 1
 
+    @property
+    def share(self) -> int:
+        """How many a build gets that has something for all of them to do."""
+        return max(1, self.processors // max(1, self._builds))
+
     @contextlib.asynccontextmanager
     async def take(self, at_most: int | None = None) -> AsyncIterator[int]:
         """Wait for processors, hold them, and give them back.
@@ -57,8 +62,7 @@ class Budget:
         async with self._changed:
             while not self._free:
                 await self._changed.wait()
-            share = max(1, self.processors // max(1, self._builds))
-            taken = min(self._free, share, at_most or share)
+            taken = min(self._free, self.share, at_most or self.share)
             self._free -= taken
         try:
             yield taken

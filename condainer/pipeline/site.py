@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from condainer.errors import BuildError, CondainerError
-from condainer.pipeline import credentials, parts, space
+from condainer.pipeline import credentials, epoch, parts, space
+from condainer.pipeline.epoch import Epoch
 from condainer.pipeline.events import (
     Emit,
     Output,
@@ -51,6 +52,7 @@ class Site:
         emit: takes the events.
 
     Attributes:
+        epoch: which times the image is to tell.
         hold: the build's lock, which programs inherit, and its directory for temporary files.
         seconds: how long each stage took.
     """
@@ -62,7 +64,13 @@ class Site:
         self.emit = emit
         self.hold: Hold | None = None
         self.seconds: list[tuple[Stage, float]] = []
+        self._begin = time.monotonic()
+        self.epoch = Epoch()
         self._log_file: IO[str] | None = None
+
+    def elapsed(self) -> float:
+        """Seconds since the build began; some stages go on at the same time."""
+        return time.monotonic() - self._begin
 
     @contextlib.asynccontextmanager
     async def stage(self, stage: Stage) -> AsyncIterator[Detail]:
@@ -84,6 +92,14 @@ class Site:
             stage: which stage.
             at_most: how many processors it can use; this build's fair share by default.
         """
+        async with self.budget.take(at_most) as processors:
+            yield self._workplace(stage, processors)
+
+    def beside(self, stage: Stage) -> Workplace:
+        """What a stage works with that goes on beside others, on the same processors as they."""
+        return self._workplace(stage, self.budget.share)
+
+    def _workplace(self, stage: Stage, processors: int) -> Workplace:
         label = self.label
         unit = _UNITS.get(stage, Unit.PACKAGES)
 
@@ -92,15 +108,14 @@ class Site:
         ) -> None:
             self.emit(Progress(label, stage, done, total, unit, text, bytes_done, bytes_total))
 
-        async with self.budget.take(at_most) as processors:
-            yield Workplace(
-                processors=processors,
-                on_line=self._output,
-                on_progress=tell,
-                environment=self._variables(),
-                temporary=self.hold.temporary if self.hold else None,
-                pass_fds=[self.hold.descriptor] if self.hold else [],
-            )
+        return Workplace(
+            processors=processors,
+            on_line=self._output,
+            on_progress=tell,
+            environment=self._variables(),
+            temporary=self.hold.temporary if self.hold else None,
+            pass_fds=[self.hold.descriptor] if self.hold else [],
+        )
 
     def _output(self, line: str) -> None:
         line = credentials.without(line)
@@ -118,6 +133,8 @@ class Site:
         }
         if self.hold:
             variables["TMPDIR"] = str(self.hold.temporary)
+        if self.epoch.stamp is not None:
+            variables[epoch.VARIABLE] = str(self.epoch.stamp)
         variables["PYTHONNOUSERSITE"] = "1"
         for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
             variables.pop(name, None)

@@ -79,20 +79,33 @@ def choose_compression(config: Config, mksquashfs: Mksquashfs) -> Compression:
     return Compression(algorithm, level, config.block_size)
 
 
+def reads_archives(mksquashfs: Mksquashfs) -> bool:
+    """Whether it can make an image of an archive that it reads from a pipe."""
+    return mksquashfs.version >= (4, 5)
+
+
 async def write(
     mksquashfs: Mksquashfs,
-    source: Path,
+    source: Path | int,
     target: Path,
     compression: Compression,
     workplace: Workplace,
 ) -> None:
-    """Compress a directory into a new image.
+    """Compress a directory into a new image, or what comes through a pipe.
 
     Everything in it belongs to root, so that an image is the same whoever built it.
+
+    Args:
+        mksquashfs: what compresses.
+        source: the directory, or the descriptor of a pipe with a tar archive, which is closed.
+        target: the image.
+        compression: how.
+        workplace: where it runs.
 
     Raises:
         BuildError: with mksquashfs's last lines.
     """
+    own = ["-tar", "-root-mode", "755"] if isinstance(source, int) else []
 
     def take(line: str) -> None:
         bar = _BAR.match(line)
@@ -103,13 +116,16 @@ async def write(
 
     answer = await workplace.run(
         [
-            *(str(mksquashfs.path), str(source), str(target), "-noappend"),
+            str(mksquashfs.path),
+            "-" if isinstance(source, int) else str(source),
+            *(str(target), "-noappend", *own),
             *compression.arguments,
             *("-processors", str(workplace.processors), "-mem", _MEMORY),
             *("-all-root", "-no-xattrs", "-no-recovery"),
             "-exit-on-error",  # or it puts an empty file where it cannot read one, and goes on
         ],
         on_line=take,
+        stdin=source if isinstance(source, int) else None,
         terminal=True,
     )
     if answer.returncode != 0:

@@ -11,14 +11,14 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from condainer import files, process, tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from condainer.config import Config
     from condainer.process import Finished
@@ -173,6 +173,27 @@ class Solution:
     records: object = None
 
 
+class Final(NamedTuple):
+    """A file of a package that will stay as it is, unless something interferes.
+
+    Attributes:
+        name: its path below the prefix.
+        path: where it is: in the prefix, or the same file by another name.
+        sha256: of its content; empty where nobody said.
+    """
+
+    name: str
+    path: str
+    sha256: str
+
+
+Listing: TypeAlias = "Callable[[], Iterable[Final]]"
+"""Gives the files of a package that are final, where it has such."""
+
+OnReady: TypeAlias = "Callable[[str, Listing], None]"
+"""Takes the name of a package whose files are there, and what lists them; from any thread."""
+
+
 class OnProgress(Protocol):
     """Takes how far a stage is, from any thread."""
 
@@ -201,6 +222,7 @@ class Workplace:
         environment: the variables programs run with.
         temporary: where temporary files go; None means where all programs put theirs.
         pass_fds: descriptors programs inherit.
+        on_ready: is told of packages whose files are there while others are not yet.
     """
 
     processors: int
@@ -209,6 +231,7 @@ class Workplace:
     environment: Mapping[str, str]
     temporary: Path | None = None
     pass_fds: Sequence[int] = ()
+    on_ready: OnReady = lambda _name, _listing: None
 
     async def run(
         self,
@@ -217,7 +240,7 @@ class Workplace:
         on_line: Callable[[str], None] | None = None,
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-        stdin: bytes | None = None,
+        stdin: bytes | int | None = None,
         capture: bool = False,
         terminal: bool = False,
     ) -> Finished:

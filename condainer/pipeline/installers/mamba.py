@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import tools
+from condainer import process, tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import credentials, lockfile
 from condainer.pipeline.installers import (
@@ -25,12 +25,11 @@ from condainer.pipeline.installers import (
     Workplace,
     failures,
     package_from_json,
+    ready,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from condainer import process
 
 _LINKING = re.compile(r"Linking (\S+)")
 _PREFIX = re.compile(r"^(critical|error|warning|info)\s+libmamba\s?")
@@ -142,7 +141,14 @@ class Mamba:
                 argv += self._wanted(request)
             recorder = _Recorder(Path(directory), request.prefix)
             path = f"{recorder.directory}:{workplace.environment.get('PATH', os.defpath)}"
-            answer = await self._run(argv, workplace, take, PATH=path)
+            caches = ready.caches(workplace.environment, self._path)
+            packages, on_ready = solution.packages, workplace.on_ready
+            watch = ready.CacheWatch(caches, request.prefix, packages, on_ready)
+            async with process.task_group() as group:
+                group.start_soon(watch.run)
+                answer = await self._run(argv, workplace, take, PATH=path)
+                group.cancel_scope.cancel()
+            watch.look()
             failed = recorder.failed_script()
         if answer.returncode != 0:
             raise BuildError(f"{self._path.name} failed ({answer.verdict}):\n{explanation(lines)}")

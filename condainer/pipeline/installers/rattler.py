@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import urllib.parse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from condainer.pipeline.installers import (
     Workplace,
     contents,
     patience,
+    ready,
     solver,
 )
 
@@ -73,7 +75,7 @@ class Rattler:
         await anyio.to_thread.run_sync(_verify_local, solution.packages)
         await anyio.to_thread.run_sync(_check_cached, records, solution.packages, cache)
         # The base class does nothing in the callbacks that are left to it.
-        reporter = _Reporter(workplace, solution.packages, cache)  # type: ignore[abstract]
+        reporter = _Reporter(workplace, request.prefix, solution.packages, cache)  # type: ignore[abstract]
         work = rattler.install(
             records,
             target_prefix=request.prefix,
@@ -101,6 +103,7 @@ class _Reporter(InstallerReporter):
 
     Args:
         workplace: takes them.
+        prefix: where it is installed.
         packages: what is installed.
         cache: where they are unpacked.
 
@@ -108,9 +111,12 @@ class _Reporter(InstallerReporter):
         refused: says which package must not be linked.
     """
 
-    def __init__(self, workplace: Workplace, packages: tuple[Package, ...], cache: Path) -> None:
+    def __init__(
+        self, workplace: Workplace, prefix: Path, packages: tuple[Package, ...], cache: Path
+    ) -> None:
         self.refused: BuildError | None = None
         self._workplace = workplace
+        self._prefix = prefix
         self._cache = cache
         self._total = len(packages)
         self._linked = 0
@@ -168,7 +174,11 @@ class _Reporter(InstallerReporter):
 
     def on_link_complete(self, index: int) -> None:
         self._linked += 1
-        text = f"linked {self._names.get(index, '')}"
+        name = self._names.get(index, "")
+        if name in self._packages:
+            stem = self._packages[name].stem
+            self._workplace.on_ready(name, partial(ready.linked, self._prefix, stem))
+        text = f"linked {name}"
         self._workplace.on_line(text)
         self._tell(text)
 

@@ -1,0 +1,145 @@
+"""Writes a tar archive into a pipe, as mksquashfs reads it with `-tar`.
+
+Everything belongs to root. What goes in when, and where it lies, is the business of `overlap`.
+
+The format: POSIX ustar with GNU's long names, https://www.gnu.org/software/tar/manual/html_node/
+Standard.html; the headers are the standard library's. Files of more than a few blocks go from the
+page cache into the pipe without passing through here: sendfile(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import tarfile
+
+from condainer.errors import BuildError
+
+_BLOCK = 512
+_END = bytes(2 * _BLOCK)
+_SMALL = 1 << 18
+"""Bytes of a file that is read into memory; a larger one is not worth it."""
+_CHUNK = 1 << 30
+_PIPE = 1 << 20
+"""Bytes that the pipe is to hold, as an ordinary user may have it: /proc/sys/fs/pipe-max-size."""
+
+_KINDS = {
+    stat.S_IFREG: tarfile.REGTYPE,
+    stat.S_IFDIR: tarfile.DIRTYPE,
+    stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE,
+}
+
+
+class ChangedError(Exception):
+    """A file is not what it was when it was looked at; the archive is of no use any more."""
+
+
+class Archive:
+    """An archive that is being written.
+
+    Args:
+        descriptor: a pipe; closed by `close`.
+
+    Attributes:
+        bytes: of files, that have been written.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.bytes = 0
+        with contextlib.suppress(OSError):  # where all of a user's pipes hold too much already
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE)
+
+    def add(self, name: str, path: str, status: os.stat_result, mtime: int) -> None:
+        """Put a file, directory, symbolic link or named pipe in; blocks while the pipe is full.
+
+        Args:
+            name: in the archive.
+            path: where it is.
+            status: what it is, by `lstat`.
+            mtime: the time of change that the archive is to tell, in seconds.
+
+        Raises:
+            ChangedError: where it is something else by now.
+            BuildError: where it is of a kind that no environment has.
+            BrokenPipeError: where nobody reads any more.
+        """
+        kind = stat.S_IFMT(status.st_mode)
+        if kind not in _KINDS:
+            raise BuildError(f"{path} is a device or a socket, which no image is to hold")
+        header = self._header(name, _KINDS[kind], stat.S_IMODE(status.st_mode), mtime)
+        if kind == stat.S_IFLNK:
+            header.linkname = os.readlink(path)  # noqa: PTH115  (thousands of them)
+        if kind == stat.S_IFREG:
+            self._add_content(header, path, status)
+        else:
+            self._write(_encoded(header))
+
+    def link(self, name: str, target: str, mtime: int) -> None:
+        """Put a hard link in, to what is in the archive already."""
+        header = self._header(name, tarfile.LNKTYPE, 0o644, mtime)
+        header.linkname = target
+        self._write(_encoded(header))
+
+    def end(self) -> None:
+        """Write the mark of the end."""
+        self._write(_END)
+
+    def close(self) -> None:
+        """Close the pipe; without `end` before, whoever reads finds the archive cut short."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    @staticmethod
+    def _header(name: str, kind: bytes, mode: int, mtime: int) -> tarfile.TarInfo:
+        header = tarfile.TarInfo(name)
+        header.type, header.mode, header.mtime = kind, mode, mtime
+        return header
+
+    def _add_content(self, header: tarfile.TarInfo, path: str, status: os.stat_result) -> None:
+        header.size = status.st_size
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise ChangedError(f"{path}: {error.strerror}") from error
+        try:
+            now = os.fstat(file)
+            if (now.st_ino, now.st_size) != (status.st_ino, status.st_size):
+                raise ChangedError(path)
+            padding = bytes(-status.st_size % _BLOCK)
+            if status.st_size <= _SMALL:
+                content = os.read(file, status.st_size) if status.st_size else b""
+                if len(content) != status.st_size:
+                    raise ChangedError(path)
+                self._write(_encoded(header), content, padding)
+            else:
+                self._write(_encoded(header))
+                self._send(file, status.st_size, path)
+                self._write(padding)
+        finally:
+            os.close(file)
+        self.bytes += status.st_size
+
+    def _send(self, file: int, size: int, path: str) -> None:
+        done = 0
+        while done < size:
+            count = os.sendfile(self._descriptor, file, done, min(size - done, _CHUNK))
+            if not count:
+                raise ChangedError(path)
+            done += count
+
+    def _write(self, *pieces: bytes) -> None:
+        total = sum(map(len, pieces))
+        done = os.writev(self._descriptor, pieces)
+        if done < total:  # as after a signal
+            rest = memoryview(b"".join(pieces))[done:]
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+
+def _encoded(header: tarfile.TarInfo) -> bytes:
+    return header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")

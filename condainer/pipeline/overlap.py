@@ -1,0 +1,211 @@
+"""What goes into an image while the environment is still being installed, and the proof of it.
+
+A package goes in as soon as its files are there; what scripts, pip and the compiler add comes
+last. Before the end, all that was sent is compared with what is there: where something has changed,
+the image is of no use, and is made again from the finished environment. How mksquashfs is run is
+the business of `squash`, what an archive looks like that of `archive`.
+
+An `Overlap` is fed by one thread. Installers tell from any thread what is ready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from condainer.pipeline import bytecode, tree
+from condainer.pipeline.archive import Archive, ChangedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from condainer.pipeline.epoch import Epoch
+    from condainer.pipeline.installers import Final, Listing, Package
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A file as it was when it was sent.
+
+    Attributes:
+        status: what `lstat` said.
+        sha256: of its content as its package lists it; empty where that is not known.
+    """
+
+    status: os.stat_result
+    sha256: str
+
+
+class Overlap:
+    """The way of an environment into an image, package by package.
+
+    Args:
+        prefix: the environment.
+        packages: that are being installed.
+        epoch: which times the image tells. Where it is to be the same each time, packages go in
+            in an order of their own, small ones first; otherwise as they become ready.
+        descriptor: of the pipe that mksquashfs reads; closed at the end.
+        on_progress: takes the bytes that have been sent.
+    """
+
+    def __init__(
+        self,
+        prefix: Path,
+        packages: Sequence[Package],
+        epoch: Epoch,
+        descriptor: int,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self._prefix = prefix
+        self._epoch = epoch
+        self._archive = Archive(descriptor)
+        self._on_progress = on_progress
+        by_size = sorted(packages, key=lambda package: (package.size, package.name))
+        self._waiting = [package.name for package in by_size]
+        self._ready: dict[str, Listing] = {}
+        self._changed = threading.Condition()
+        self._is_complete = self._is_stopped = False
+        self._sent: dict[str, _Sent] = {}
+        self._first: dict[tuple[int, int], str] = {}
+        self._owners: Counter[str] = Counter()
+
+    def ready(self, package: str, listing: Listing) -> None:
+        """Take note that a package's files are there; from any thread."""
+        with self._changed:
+            self._ready[package] = listing
+            self._changed.notify()
+
+    def complete(self) -> None:
+        """Take note that all packages are there."""
+        with self._changed:
+            self._is_complete = True
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Send no more, and let whoever reads know that the archive is not whole."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify()
+
+    def feed(self) -> None:
+        """Send packages until all are; blocks.
+
+        Raises:
+            ChangedError: where a file changes meanwhile.
+            BrokenPipeError: where mksquashfs has ended.
+        """
+        while (listing := self._next()) is not None:
+            for final in sorted(listing()):
+                if self._is_stopped:
+                    return
+                self._owners[final.name] += 1
+                if final.name not in self._sent:
+                    self._send_final(final)
+
+    def finish(self) -> tree.Tree:
+        """Compare what was sent with what is there, and send the rest; blocks.
+
+        Returns:
+            what the image holds.
+
+        Raises:
+            ChangedError: tells what was changed after it had been sent.
+            BrokenPipeError: where mksquashfs has ended.
+        """
+        start = len(str(self._prefix)) + 1
+        entries = sorted((entry.path[start:], entry) for entry in tree.walk(self._prefix))
+        unseen = set(self._sent)
+        rest = []
+        for name, entry in entries:
+            if name in self._sent:
+                unseen.discard(name)
+                self._compare(name, entry.stat(follow_symlinks=False))
+            else:
+                rest.append((name, entry))
+        if unseen:
+            raise ChangedError(min(unseen))
+        for name, entry in rest:
+            self._send(name, entry.path, entry.stat(follow_symlinks=False), "")
+        self._archive.end()
+        return tree.survey(self._prefix)
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self._archive.close()
+
+    def _next(self) -> Listing | None:
+        """The files of the package whose turn it is; waits for one. None at the end."""
+        with self._changed:
+            while not self._is_stopped:
+                candidates = self._waiting[:1] if self._epoch.is_fixed else list(self._ready)
+                for name in candidates:
+                    listing = self._ready.pop(name, None)
+                    if listing is not None:
+                        self._waiting.remove(name)
+                        return listing
+                if self._is_complete:
+                    if not self._waiting or not self._ready:
+                        return None
+                    del self._waiting[0]  # of which nothing was said
+                else:
+                    self._changed.wait()
+        return None
+
+    def _send_final(self, final: Final) -> None:
+        if final.name.endswith(".pyc") and not bytecode.stays(final.path, self._epoch.latest):
+            return
+        try:
+            status = os.lstat(final.path)
+        except FileNotFoundError:
+            return  # another package's, which has gone elsewhere
+        kind = stat.S_IFMT(status.st_mode)
+        if kind in {stat.S_IFREG, stat.S_IFLNK}:
+            self._send(final.name, final.path, status, final.sha256)
+
+    def _send(self, name: str, path: str, status: os.stat_result, sha256: str) -> None:
+        stamp = self._epoch.of(status)
+        inode = status.st_dev, status.st_ino
+        first = self._first.get(inode)
+        if first is not None:
+            self._archive.link(name, first, stamp)
+        else:
+            self._archive.add(name, path, status, stamp)
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                self._first[inode] = name
+        self._sent[name] = _Sent(status, sha256)
+        self._on_progress(self._archive.bytes)
+
+    def _compare(self, name: str, now: os.stat_result) -> None:
+        sent = self._sent[name]
+        if _essence(now) != _essence(sent.status):
+            raise ChangedError(name)
+        # Of two packages that own one path the installer decides which gets it, maybe only later.
+        is_shared = self._owners[name] > 1
+        is_touched = now.st_ctime_ns != sent.status.st_ctime_ns and stat.S_ISREG(now.st_mode)
+        if (is_shared or is_touched) and _sha256(self._prefix / name) != sent.sha256:
+            raise ChangedError(name)
+
+
+def _essence(status: os.stat_result) -> tuple[int, ...]:
+    """What tells that a file is the same as before; its times of change are looked at besides."""
+    return (*(status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns),)
+
+
+def _sha256(path: Path) -> str:
+    """The checksum of a file, or of what a symbolic link points to, as packages list it."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError:
+        return "unreadable"
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""mksquashfs at work while the environment is being installed: its tasks, and how they end.
+
+What is sent to it, and whether that is what was installed, is the business of `overlap`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from condainer import process
+from condainer.errors import BuildError
+from condainer.pipeline.archive import ChangedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from condainer.pipeline.overlap import Overlap
+    from condainer.pipeline.tree import Tree
+
+
+class Streaming:
+    """One image that is being written.
+
+    Args:
+        overlap: what is sent.
+        write: runs mksquashfs to its end.
+
+    Attributes:
+        overlap: what is sent.
+        problem: what was changed after it had been sent; empty where nothing was.
+    """
+
+    def __init__(self, overlap: Overlap, write: Callable[[], Awaitable[None]]) -> None:
+        self.problem = ""
+        self.overlap = overlap
+        self._write = write
+        self._writing = anyio.CancelScope()
+        self._fed, self._written = anyio.Event(), anyio.Event()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Let both work; where one fails, or the installation does, all end."""
+        try:
+            async with process.task_group() as group:
+                group.start_soon(self._squash)
+                group.start_soon(self._feed)
+                try:
+                    yield
+                finally:
+                    self.overlap.stop()
+        finally:
+            self.overlap.close()
+
+    async def finish(self) -> Tree | None:
+        """Send the rest and wait for the end.
+
+        Returns:
+            what the image holds; None where it is of no use, for which `problem` says why.
+
+        Raises:
+            BuildError: where mksquashfs has ended too early.
+        """
+        await self._fed.wait()
+        counted = None
+        if not self.problem:
+            try:
+                counted = await anyio.to_thread.run_sync(self.overlap.finish)
+            except ChangedError as error:
+                self._give_up(error)
+            except BrokenPipeError:
+                await self._written.wait()  # it has more to say about that
+                raise BuildError("mksquashfs has ended before all was sent") from None
+        self.overlap.close()
+        await self._written.wait()
+        return counted
+
+    async def _squash(self) -> None:
+        with self._writing:
+            await self._write()
+        self._written.set()
+
+    async def _feed(self) -> None:
+        try:
+            await anyio.to_thread.run_sync(self.overlap.feed)
+        except ChangedError as error:
+            self._give_up(error)
+        except BrokenPipeError:
+            pass  # mksquashfs has ended, and says why
+        self._fed.set()
+
+    def _give_up(self, error: ChangedError) -> None:
+        self.problem = str(error)
+        self._writing.cancel()

@@ -1,0 +1,333 @@
+"""Images that are compressed while the environment is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from condainer.pipeline import installers
+from condainer.pipeline.archive import ChangedError
+from condainer.pipeline.epoch import Epoch
+from condainer.pipeline.installers import Final
+from condainer.pipeline.overlap import Overlap
+from tests import building, localchannel
+from tests.localchannel.package import Package, put
+from tests.support import PATIENCE, compressing, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.localchannel.package import Recipe
+    from tests.support import Workshop
+
+HARMLESS = tuple(
+    name
+    for name in building.EVERYTHING
+    if name not in {"hard-post-link-edits", "clobber-a", "clobber-b"}
+)
+"""What can be installed together without one package's changing another's files."""
+
+INSTALLERS = ("rattler", "micromamba")
+AGAIN = "compressing all again"
+
+
+@pytest.fixture(params=INSTALLERS)
+def installer(request: pytest.FixtureRequest, micromamba: Path) -> str:
+    """What installs."""
+    return "rattler" if request.param == "rattler" else str(micromamba)
+
+
+@pytest.fixture
+def locked_time(workshop: Workshop) -> None:
+    """Images are the same each time."""
+    workshop.variables["SOURCE_DATE_EPOCH"] = "1700000000"
+
+
+def build(workshop: Workshop, *how: str) -> str:
+    """Build anew, and give what was said."""
+    return workshop.run("build", "--force", *how).stderr
+
+
+def streamed(workshop: Workshop) -> bool:
+    """Whether the last build sent mksquashfs an archive."""
+    return " -tar " in workshop.build_log.read_text()
+
+
+def look(image: Path, mountpoint: Path) -> dict[str, tuple[object, ...]]:
+    """All that the kernel says of each path in an image, and what is in it."""
+    mountpoint.mkdir()
+    subprocess.run(["mount", "-o", "loop,ro", str(image), str(mountpoint)], check=True)
+    try:
+        found = building.picture(mountpoint)
+        for name, seen in found.items():
+            path = mountpoint / name
+            status = path.lstat()
+            size = 0 if path.is_dir() and not path.is_symlink() else status.st_size
+            found[name] = (*seen, status.st_gid, status.st_nlink, size)
+    finally:
+        subprocess.run(["umount", str(mountpoint)], check=True)
+    return found
+
+
+@building.needs_root
+@pytest.mark.usefixtures("locked_time")
+@pytest.mark.parametrize("packages", [HARMLESS, building.EVERYTHING])
+def test_the_same_tree_as_the_ordinary_way(
+    workshop: Workshop,
+    hard_channel: Path,
+    tmp_path: Path,
+    installer: str,
+    packages: tuple[str, ...],
+) -> None:
+    workshop.environment(*packages, channel=hard_channel)
+    said = build(workshop, "--installer", installer)
+    assert streamed(workshop)
+    assert AGAIN not in said or packages == building.EVERYTHING
+    one = look(workshop.image, tmp_path / "one")
+    build(workshop, "--installer", installer, "--no-overlap")
+    assert not streamed(workshop)
+    assert one == look(workshop.image, tmp_path / "other")
+
+
+@pytest.mark.usefixtures("locked_time")
+def test_the_same_image_each_time(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path, installer: str
+) -> None:
+    """Whatever is cached, in what order packages come, and with how many processors."""
+    with building.served_late(hard_channel) as (url, be_late_with):
+        workshop.environment(*HARMLESS, channel=url)
+        made = set()
+        for number, (late, how) in enumerate(
+            [("hard-text", ()), ("hard-binary", ("--jobs", "1")), ("python", ())]
+        ):
+            workshop.configure(package_cache=tmp_path / str(number))
+            be_late_with(late)
+            assert AGAIN not in build(workshop, "--installer", installer, *how)
+            assert streamed(workshop)
+            made.add(workshop.image.read_bytes())
+        build(workshop, "--installer", installer)  # from the cache
+        assert made == {workshop.image.read_bytes()}
+
+
+def test_a_lock_file_gives_the_same_image_each_time(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    """Also where it was written on another day: it tells its own time."""
+    workshop.environment(*HARMLESS, channel=hard_channel)
+    build(workshop)
+    lock = workshop.lock_file.read_text()
+    made = set()
+    for name in ("one", "other"):
+        workshop.configure(package_cache=tmp_path / name)
+        build(workshop, "--locked")
+        made.add(workshop.image.read_bytes())
+    assert len(made) == 1
+    assert workshop.lock_file.read_text() == lock
+    workshop.lock_file.write_text(lock.replace("# created: 20", "# created: yesterday, 20"))
+    words = workshop.run("build", "--force", "--locked", status=1).stderr
+    assert "which is no time" in words
+
+
+def test_a_time_that_is_none(workshop: Workshop, hard_channel: Path) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    for text in ("yesterday", "-1", "1" * 11):
+        words = workshop.run("build", variables={"SOURCE_DATE_EPOCH": text}, status=1).stderr
+        assert f"SOURCE_DATE_EPOCH is '{text}'" in words
+
+
+# What is changed after it was sent
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """An environment with a file that something happens to."""
+    put(tmp_path / "prefix", "share/victim", "as it was made\n")
+    put(tmp_path / "prefix", "bin/other", "another\n")
+    (tmp_path / "prefix/bin/link").symlink_to("other")
+    return tmp_path / "prefix"
+
+
+def send(prefix: Path, meanwhile: str) -> None:
+    """Send the package that owns all files, do something to them, and look whether it is noticed.
+
+    Raises:
+        ChangedError: where it is.
+    """
+    reader, writer = os.pipe()
+    drain = subprocess.Popen(["cat"], stdin=reader, stdout=subprocess.DEVNULL)
+    os.close(reader)
+    package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+    finals = [
+        Final(name, str(prefix / name), hashlib.sha256((prefix / name).read_bytes()).hexdigest())
+        for name in ("share/victim", "bin/other", "bin/link")
+    ]
+    overlap = Overlap(prefix, [package], Epoch(), writer, lambda _: None)
+    try:
+        overlap.ready("own", lambda: finals)
+        overlap.complete()
+        overlap.feed()
+        subprocess.run(["bash", "-ec", meanwhile], cwd=prefix / "share", check=True)
+        overlap.finish()
+    finally:
+        overlap.close()
+        drain.wait()
+
+
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [
+        ("echo more >> victim", "share/victim"),
+        ("cp victim x; mv x victim", "share/victim"),
+        ("touch -r victim t; cp --preserve=all victim x; mv x victim; rm t", "share/victim"),
+        ("touch -d 2001-01-01 victim", "share/victim"),
+        # Same length, same time, same inode: only the time of the inode's change differs.
+        (
+            "touch -r victim t; printf X | dd of=victim conv=notrunc; touch -r t victim; rm t",
+            "share/victim",
+        ),
+        ("chmod 600 victim", "share/victim"),
+        ("rm victim", "share/victim"),
+        ("rm victim; mkdir victim", "share/victim"),
+        ("rm victim; ln -s /etc/passwd victim", "share/victim"),
+        ("ln -sf victim ../bin/link", "bin/link"),
+        ("mv ../share ../moved; ln -s moved ../share", "share/victim"),
+    ],
+)
+def test_what_has_changed_is_noticed(prefix: Path, script: str, what: str) -> None:
+    with pytest.raises(ChangedError, match=what):
+        send(prefix, script)
+
+
+@pytest.mark.parametrize(
+    "script", ["true", "ln victim x; rm x", "echo new > x", "mkdir d; chmod 700 d"]
+)
+def test_what_has_not_changed_is_kept(prefix: Path, script: str) -> None:
+    """As by another build that links the same file from the package cache."""
+    send(prefix, script)
+
+
+def late_change(script: str) -> Recipe:
+    """A package whose post-link script does something to another's file, `share/victim`."""
+
+    def recipe(tree: Path) -> Package:
+        text = f'#!/bin/bash\ncd "$PREFIX/share"\n{script}\n'
+        put(tree, "bin/.changes-post-link.sh", text, 0o755)
+        return Package(name="changes", version="1.0", depends=("victim",))
+
+    return recipe
+
+
+def victim(tree: Path) -> Package:
+    put(tree, "share/victim", "as it was made\n")
+    return Package(name="victim", version="1.0")
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["cp victim x; echo more >> x; mv x victim", "rm victim; mkdir victim", "rm victim"],
+)
+def test_the_image_has_what_scripts_have_made_of_it(
+    workshop: Workshop, tmp_path: Path, installer: str, script: str
+) -> None:
+    """Whether it was sent before or after."""
+    channel = building.make_channel(tmp_path / "channel", victim, late_change(script))
+    workshop.environment("changes", channel=channel)
+    said = build(workshop, "--installer", installer)
+    assert said.count(AGAIN) <= 1
+    one = building.picture(building.unpack(workshop.image, tmp_path / "one"))
+    build(workshop, "--installer", installer, "--no-overlap")
+    other = building.picture(building.unpack(workshop.image, tmp_path / "other"))
+    assert contents(one) == contents(other)
+
+
+def contents(seen: dict[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
+    """Mode and content of each path but those that tell when an image was built."""
+    own = (".condainer/", "conda-meta/")
+    return {k: (v[0], v[3]) for k, v in seen.items() if not k.startswith(own)}
+
+
+def test_a_path_of_two_packages(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path, installer: str
+) -> None:
+    """The image has what the installer has left there."""
+    found = set()
+    for how in ((), ("--no-overlap",)):
+        workshop.environment("clobber-a", "clobber-b", channel=hard_channel)
+        build(workshop, "--installer", installer, *how)
+        tree = building.unpack(workshop.image, tmp_path / f"tree{len(how)}")
+        found.add((tree / "share/clobber.txt").read_text())
+    assert len(found) == 1
+
+
+# When it is not done, and what fails in the middle
+
+
+def test_old_mksquashfs_takes_the_ordinary_way(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    real = subprocess.run(["which", "mksquashfs"], capture_output=True, text=True, check=True)
+    old = tmp_path / "bin" / "mksquashfs"
+    old.parent.mkdir()
+    old.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in -version) echo "mksquashfs version 4.4 (2019/08/29)"; exit ;; esac\n'
+        f'exec {real.stdout.strip()} "$@"\n'
+    )
+    old.chmod(0o755)
+    workshop.environment("hard-text", channel=hard_channel)
+    path = f"{old.parent}:{workshop.variables['PATH']}"
+    workshop.run("build", variables={"PATH": path})
+    assert not streamed(workshop)
+    workshop.run("build", "--force")
+    assert streamed(workshop)
+
+
+@pytest.fixture
+def half_way(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """A build that has sent what there is, and waits for one more package."""
+    workshop.image.write_bytes(b"old")
+    workshop.configure(package_cache=tmp_path / "packages")
+    with building.served_but("hard-binary-1.0-0.conda", hard_channel) as (url, asked):
+        workshop.environment("hard-binary", "hard-text=1", channel=url)
+        process = workshop.start("build", "--force", "--installer", "rattler")
+        assert asked.wait(PATIENCE)
+        wait_for(lambda: compressing(workshop))
+        yield process
+    assert workshop.image.read_bytes() == b"old"
+    assert building.parts(workshop) == []
+    assert building.processes_of(workshop) == {}
+    assert workshop.left_over() == []
+
+
+def test_mksquashfs_is_killed_half_way(workshop: Workshop, half_way: subprocess.Popen[str]) -> None:
+    (mksquashfs,) = compressing(workshop)
+    os.kill(mksquashfs, signal.SIGKILL)
+    _, words = half_way.communicate()
+    assert half_way.returncode == 1
+    assert "mksquashfs failed (killed by SIGKILL)" in words
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_half_way(half_way: subprocess.Popen[str], signum: signal.Signals) -> None:
+    half_way.send_signal(signum)
+    _, words = half_way.communicate()
+    assert half_way.returncode == 128 + signum
+    assert "Traceback" not in words
+
+
+def test_wrong_checksum(workshop: Workshop) -> None:
+    workshop.image.write_bytes(b"old")
+    workshop.environment("hard-badchecksum", channel=localchannel.ensure("badchecksum"))
+    words = workshop.run("build", "--force", status=1).stderr
+    assert "hard-badchecksum" in words
+    assert workshop.image.read_bytes() == b"old"
+    assert building.parts(workshop) == []
+    assert workshop.left_over() == []
