@@ -479,9 +479,12 @@ def _mount(project: Project, situation: Situation, wishes: _Wishes) -> None:
     candidates = backends.candidates(wishes.backend, wishes.on_note)
     deadline = time.monotonic() + _PATIENCE
     while situation.state is State.ABSENT and locks.is_held(project.keeper_lock):
-        if time.monotonic() > deadline:  # it is not just going
+        unpacks = os.path.lexists(project.places.unpacking)  # for a command that was killed
+        if time.monotonic() > deadline and not unpacks:  # it is not just going
             raise MountError(f"{project.prefix} is mounted in another mount namespace")
         time.sleep(_POLL)
+        if mountpoint.look(project).state is not State.ABSENT:
+            return
     if situation.state is State.DEAD:
         wishes.on_note(f"the daemon behind {project.prefix} has died: mounting anew")
         mountpoint.mend(project)
