@@ -372,12 +372,17 @@ def unmount(project: Project) -> bool:
 
 def sweep(project: Project) -> None:
     """Remove what killed processes have noted of a mount that is not there."""
-    if not project.use_lock.exists():
+    from condainer.mounting import extract
+
+    unpacking = os.path.lexists(project.places.unpacking)
+    if not unpacking and not project.mount_lock.exists() and not mountpoint.traces(project):
         return
     with contextlib.suppress(locks.BusyError):
         turn = locks.Turn(project.mount_lock)
         try:
             if mountpoint.look(project).mount is None and not locks.is_held(project.keeper_lock):
+                if unpacking:
+                    extract.remove_part(project)
                 mountpoint.clear(project)
         finally:
             turn.end()

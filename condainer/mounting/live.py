@@ -99,7 +99,7 @@ def write(path: str, record: Record) -> None:
         OSError: where it cannot be written; nothing is left of it then.
     """
     values = tuple(getattr(record, name) for name in Record.__slots__)
-    temporary = f"{path}.{os.getpid()}"
+    temporary = f"{path}.part"  # no two write at once: whoever does is the keeper
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(temporary, flags, 0o600)
     try:

@@ -15,7 +15,8 @@ import fcntl
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condainer import locks, mounttable
@@ -25,7 +26,6 @@ from condainer.mounttable import Mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from condainer.project import Project
 
@@ -233,14 +233,53 @@ def clear(project: Project) -> None:
 
 def tidy(project: Project) -> None:
     """Remove what a mount leaves behind: what was noted of it, and the empty mountpoint."""
-    for path in (project.record, project.pin, project.mount_log):
-        path.unlink(missing_ok=True)
+    _forget(project)
+    _tidy_those_gone(project)
     remove(project)
     for path in (project.mount_lock, project.keeper_lock):  # left by those that were killed
         if path.exists():
             with contextlib.suppress(CondainerError):
                 locks.discard(path, locks.acquire(path))
     locks.tidy(project.runtime_directory)
+
+
+def traces(project: Project) -> list[Path]:
+    """The files that there are of a mount, besides the lock of who mounts."""
+    return [
+        path for path in (project.use_lock, project.keeper_lock, *_notes(project)) if path.exists()
+    ]
+
+
+def _notes(project: Project) -> tuple[Path, ...]:
+    return project.record, Path(project.places.part), project.pin, project.mount_log
+
+
+def _forget(project: Project) -> None:
+    for path in _notes(project):
+        path.unlink(missing_ok=True)
+
+
+def _tidy_those_gone(project: Project) -> None:
+    """Remove what was noted of a project's mounts in namespaces that were killed.
+
+    Their names are of one state of the image and one place, so nobody comes by them again.
+    """
+    uuid = project.config.uuid
+    found = project.runtime_directory.glob(f"{uuid}.*-*-*.*")
+    for instance in {f".{path.name[len(uuid) :].split('.')[1]}" for path in found}:
+        other = replace(project, instance=instance)
+        if instance == project.instance:
+            continue
+        with contextlib.suppress(CondainerError):
+            descriptor = locks.acquire(other.use_lock)
+            try:
+                keeper = locks.acquire(other.keeper_lock)
+            except CondainerError:
+                os.close(descriptor)
+                raise
+            _forget(other)
+            locks.discard(other.keeper_lock, keeper)
+            locks.discard(other.use_lock, descriptor)
 
 
 def remove(project: Project) -> None:
