@@ -262,23 +262,28 @@ def _see_to_private(private: Project, wishes: _Wishes) -> Held:
     """Mount in a namespace of its own, or hold what is mounted there."""
     descriptor = _hold(private)
     try:
-        if not locks.is_held(private.keeper_lock):
-            _start_first(private, backends.candidates(wishes.backend, wishes.on_note), wishes)
-        return Held(descriptor, _wait_for_record(private))
+        return Held(descriptor, _private_record(private, wishes))
     except BaseException:
         _let_go(private, descriptor)
         raise
 
 
-def _wait_for_record(private: Project) -> Record:
-    """What a mount in a namespace of its own serves; its keeper may be one that takes over."""
+def _private_record(private: Project, wishes: _Wishes) -> Record:
+    """What a mount in a namespace of its own serves, which is made where nobody keeps one.
+
+    The keeper there is may be one that takes over, or whose daemon has died and that is going.
+    """
     deadline = time.monotonic() + _TAKE_OVER
-    while time.monotonic() < deadline:
+    while True:
         record = live.read(private.places)
         if record is not None and live.is_live(private.places, record):
             return record
-        time.sleep(_POLL)
-    raise MountError(f"what is mounted at {private.prefix} is just going", "try again")
+        if time.monotonic() > deadline:
+            raise MountError(f"what is mounted at {private.prefix} is just going", "try again")
+        if locks.is_held(private.keeper_lock, shared=True):
+            time.sleep(_POLL)
+        else:
+            _start_first(private, backends.candidates(wishes.backend, wishes.on_note), wishes)
 
 
 def _serves(project: Project) -> bool:
