@@ -244,6 +244,35 @@ def test_umount_ends_a_mount_in_a_namespace(bare: Place) -> None:
     assert not prefix_of(bare).exists()
 
 
+def test_a_build_leaves_the_mount_of_a_running_program_alone(bare: Place) -> None:
+    """It installs at the mountpoint, and removes the directory: mounts would go with it."""
+    for user in (ANN, BOB):
+        running = start(bare, user, "sh", "-c", SLOW)
+        answer = bare.run(ANN, "build", "--force", "-q", cwd=project_of(bare), status=None)
+        out, errors = running.communicate()
+        assert (running.returncode, errors) == (0, ""), out
+        assert answer.returncode != 0
+        assert f"{prefix_of(bare)} is in use" in answer.stderr
+    bare.run(ANN, "exec", "true", cwd=project_of(bare))
+    bare.run(ANN, "build", "--force", "-q", cwd=project_of(bare))
+
+
+def test_nobody_mounts_while_a_build_runs(bare: Place) -> None:
+    lock = runtime_of(bare) / f"{prefix_of(bare).name.removeprefix('condainer-')}.build"
+    lock.parent.mkdir(mode=0o700)
+    os.chown(lock.parent, ANN, ANN)
+    with bare.start(ANN, "flock", str(lock), "sh", "-c", "echo held; read x", stdin=-1) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        answer = bare.run(ANN, "exec", "true", cwd=project_of(bare), status=None)
+        holder.communicate("\n")
+    lock.unlink(missing_ok=True)
+    support.wait_for(lambda: not list(runtime_of(bare).glob("*")))
+    runtime_of(bare).rmdir() if runtime_of(bare).exists() else None
+    assert answer.returncode == 125
+    assert "is being built" in answer.stderr
+
+
 def test_prereq_tells_of_namespaces(bare: Place) -> None:
     done = bare.run(ANN, "prereq", "--json", cwd=project_of(bare))
     found = json.loads(done.stdout)

@@ -260,6 +260,8 @@ def _beside_the_old(project: Project, stand_in: Project, wishes: _Wishes) -> Hel
 
 def _see_to_private(private: Project, wishes: _Wishes) -> Held:
     """Mount in a namespace of its own, or hold what is mounted there."""
+    if locks.is_held(private.build_lock):  # which removes the directory, and all mounts on it
+        raise _being_built(private)
     descriptor = _hold(private)
     try:
         return Held(descriptor, _private_record(private, wishes))
@@ -442,6 +444,8 @@ def unmount_if_idle(project: Project) -> None:
         with contextlib.suppress(CondainerError):
             if unmount(project):
                 wait_until_gone(project)
+    with contextlib.suppress(CondainerError):
+        end_private_mounts(project)
 
 
 def is_idle(project: Project) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import locks, mounttable
+from condainer import locks, mounttable, users
 from condainer.errors import CondainerError, MountError
 from condainer.mounting import backends, live
 from condainer.mounttable import Mount
@@ -36,8 +36,6 @@ _IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll", "fu
 """File system types in the mount table that an image may have."""
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-"""To open what another user may have put in the place of a file."""
 
 
 class RefusedError(MountError):
@@ -298,17 +296,7 @@ def remove(project: Project) -> None:
 
 def is_needed_by_others(project: Project) -> bool:
     """Whether another user has mounted over a project's mountpoint, in a namespace of theirs."""
-    prefix = project.prefix
-    for path in prefix.parent.glob(f"{prefix.name}.*"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, _FLAGS)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(descriptor)
-    return False
+    return bool(users.claimants(project.prefix))
 
 
 def claim(project: Project) -> int:
@@ -325,7 +313,7 @@ def claim(project: Project) -> int:
             return -1
     path = _claim(project)
     try:
-        descriptor = os.open(path, _FLAGS | os.O_CREAT, 0o644)
+        descriptor = os.open(path, users.OPEN_FOREIGN | os.O_CREAT, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         raise MountError(f"cannot make and lock {path}: {error.strerror}") from error
