@@ -273,6 +273,31 @@ def test_nobody_mounts_while_a_build_runs(bare: Place) -> None:
     assert "is being built" in answer.stderr
 
 
+def test_what_a_killed_keeper_had_claimed_goes_with_the_next_mount(bare: Place) -> None:
+    """The file by which users tell each other that they need the directory."""
+    claim = prefix_of(bare).with_name(f"{prefix_of(bare).name}.{ANN}")
+    claim.touch(0o644)
+    os.chown(claim, ANN, ANN)
+    bare.run(ANN, "exec", "true", cwd=project_of(bare))
+
+
+def test_the_older_of_two_mounts_keeps_the_claim_for_the_newer(bare: Place) -> None:
+    """Bob's mounts of two states of the image are over one directory, which is Ann's."""
+    image = next(project_of(bare).glob("*.squashfs"))
+    ann = start(bare, ANN, "sh", "-c", SLOW)
+    older = start(bare, BOB, "sh", "-c", SLOW)
+    os.utime(image)
+    newer = start(bare, BOB, "sh", "-c", SLOW)
+    claim = prefix_of(bare).with_name(f"{prefix_of(bare).name}.{BOB}")
+    assert claim.exists()
+    older.communicate()
+    support.wait_for(lambda: len(list(claim.parent.glob(f".condainer-{BOB}/*.keeper"))) == 1)
+    assert claim.exists()
+    ann.communicate()
+    out, errors = newer.communicate()
+    assert (newer.returncode, errors) == (0, ""), out
+
+
 def test_prereq_tells_of_namespaces(bare: Place) -> None:
     done = bare.run(ANN, "prereq", "--json", cwd=project_of(bare))
     found = json.loads(done.stdout)

@@ -233,6 +233,7 @@ def tidy(project: Project) -> None:
     """Remove what a mount leaves behind: what was noted of it, and the empty mountpoint."""
     _forget(project)
     _tidy_those_gone(project)
+    _drop_claim(project)  # of one that was killed
     remove(project)
     for path in (project.mount_lock, project.keeper_lock):  # left by those that were killed
         if path.exists():
@@ -312,20 +313,41 @@ def claim(project: Project) -> int:
         if project.prefix.lstat().st_uid == os.getuid():
             return -1
     path = _claim(project)
-    try:
-        descriptor = os.open(path, users.OPEN_FOREIGN | os.O_CREAT, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        raise MountError(f"cannot make and lock {path}: {error.strerror}") from error
-    return descriptor
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            descriptor = os.open(path, users.OPEN_FOREIGN | os.O_CREAT, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody looks whether it is held
+            os.close(descriptor)
+            if time.monotonic() > deadline:
+                raise MountError(f"cannot lock {path}: another user does") from None
+            time.sleep(_POLL)
+            continue
+        except OSError as error:
+            raise MountError(f"cannot make and lock {path}: {error.strerror}") from error
+        if locks.is_current(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # removed by another mount's keeper meanwhile
 
 
 def disclaim(project: Project, descriptor: int) -> None:
     """Take back what `claim` has said."""
     if descriptor >= 0:
-        with contextlib.suppress(OSError):
-            _claim(project).unlink()
         os.close(descriptor)
+        _drop_claim(project)
+
+
+def _drop_claim(project: Project) -> None:
+    """Remove what `claim` has made, unless another mount of this user's needs it."""
+    path = _claim(project)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, users.OPEN_FOREIGN)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _claim(project: Project) -> Path:
