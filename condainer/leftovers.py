@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from condainer import locks, mounttable
 from condainer.config import Config
 from condainer.errors import CondainerError, MountError
-from condainer.mounting import keeper, lifetime, mountpoint
+from condainer.mounting import extract, keeper, lifetime, mountpoint
 from condainer.pipeline import staging
 from condainer.places import DEFAULT_BASE
 from condainer.project import Project
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _FILE = re.compile(
-    rf"({_UUID})(\.[0-9a-f]+-[0-9a-f]+-[0-9a-f]+)?\.(?:build|mounting|use|keeper|mount|pin|log)"
+    rf"({_UUID})(\.[0-9a-f]+-[0-9a-f]+-[0-9a-f]+)?\.(?:build|mounting|use|keeper|mount|mount\.part|pin|log|unpacking)"
 )
 _MOUNTPOINT = re.compile(rf"condainer-({_UUID})")
 
@@ -105,11 +105,14 @@ def _unbuild(project: Project) -> None:
 
 
 def _of_a_private_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
-    if not locks.is_held(project.keeper_lock) and not locks.is_held(project.use_lock):
+    if not _is_in_use(project):
         yield f"remove the lock files of a mount at {project.prefix}", lambda: _clear(project)
 
 
 def _of_a_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
+    if os.path.lexists(project.places.unpacking) and not _is_in_use(project):
+        text = f"remove what a killed unpacking left for {project.prefix}"
+        yield text, lambda: extract.remove_part(project)
     situation = mountpoint.look(project)
     if situation.state is mountpoint.State.DEAD:
         yield f"unmount {project.prefix}, whose daemon has died", lambda: _mend(project)
@@ -121,15 +124,16 @@ def _of_a_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
         else:
             yield f"unmount {project.prefix}, which nobody uses", lambda: _unmount(project)
         return
-    left = [
-        path for path in (project.use_lock, project.keeper_lock, project.record) if path.exists()
-    ]
-    in_use = locks.is_held(project.use_lock) or locks.is_held(project.keeper_lock)
-    if left and not in_use:
+    left = mountpoint.traces(project)
+    if left and not _is_in_use(project):
         yield f"remove the lock files of {project.prefix}", lambda: _clear(project)
     elif not left and _is_empty(project.prefix):
         text = f"remove the empty directory {project.prefix}"
         yield text, lambda: mountpoint.remove(project)
+
+
+def _is_in_use(project: Project) -> bool:
+    return locks.is_held(project.use_lock) or locks.is_held(project.keeper_lock)
 
 
 def _unmount(project: Project) -> None:

@@ -27,6 +27,7 @@ class Places:
         use_lock: shared by all that use the mount, held alone to unmount it.
         keeper_lock: held by the process that keeps the mount.
         record: what the mount serves.
+        part: what the record is while it is being written.
         pin: there while a mount is to stay without users.
         log: what the mount's daemon has to say.
         unpacking: where the image is unpacked, on a node without FUSE.
@@ -42,6 +43,7 @@ class Places:
         self.use_lock = f"{stem}.use"
         self.keeper_lock = f"{stem}.keeper"
         self.record = f"{stem}.mount"
+        self.part = f"{self.record}.part"
         self.pin = f"{stem}.pin"
         self.log = f"{stem}.log"
         self.unpacking = f"{stem}.unpacking"

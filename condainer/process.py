@@ -263,6 +263,18 @@ def running(commands: Sequence[Sequence[str]]) -> list[int]:
     return found
 
 
+def running_on(word: str) -> list[int]:
+    """This user's processes that have a word in their command line, and have not ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                ours = entry.stat().st_uid == os.getuid()
+                if ours and os.fsencode(word) in (entry / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
 def show_as(text: str) -> None:
     """Let `ps` show a text as this process's command line, as much of it as there is room for.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+OPEN_FOREIGN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+"""To open what another user may have put in the place of a file."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,24 @@ def users_of(mountpoint: Path, use_lock: Path) -> list[User]:
             if uses:
                 found.append(User(int(entry.name), _command(entry)))
     return sorted(found, key=lambda user: user.pid)
+
+
+def claimants(mountpoint: Path) -> list[str]:
+    """The other users who have mounted over a directory in a namespace of theirs.
+
+    They lock a file beside it, which has their number.
+    """
+    found = []
+    for path in mountpoint.parent.glob(f"{mountpoint.name}.*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, OPEN_FOREIGN)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(path.name.rpartition(".")[2])
+            finally:
+                os.close(descriptor)
+    return found
 
 
 def describe(users: list[User], most: int = 8) -> str:

@@ -1,6 +1,7 @@
 """Everything at once, and kills in between: each command has to give what is its own.
 
     python -m tests.chaos --rounds 500 --at-once 16 --seed 1 [--backend NAME] [--user]
+                          [--without fusermount|fuse]
 
 Each round is an `exec` whose command sleeps, reads and compares files, leaves a child behind, or is
 killed; or `mount`, `umount`, `status`; or a kill -9 of the daemon, of the keeper, or of both. The
@@ -17,7 +18,8 @@ What a command may not do:
 - take more than 30 seconds longer than it sleeps.
 
 `--backend` and `--user` are for root: another backend is the first there is where those before it
-are hidden.
+are hidden. So is `--without`: an ordinary user without fusermount mounts in a namespace of their
+own, and without /dev/fuse the image is unpacked.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condainer import removal
 from tests import localchannel, support, users
 from tests.building import processes_of, unpack
 from tests.support import CONDAINER, Workshop
@@ -53,6 +56,8 @@ PATIENCE = 30.0
 BATCH = 100
 """Rounds after which everything has to come to rest."""
 BACKENDS = ("squashfuse_ll", "squashfuse", "python")
+PROGRAMS = {"fusermount": ("fusermount3", "fusermount")}
+DEVICES = {"fuse": ("/dev/fuse",)}
 
 _WRONG_CONTENT, _CANNOT_READ = 99, 98
 _FAILED = {125, 126, 127}
@@ -448,7 +453,7 @@ def clear(workshop: Workshop) -> None:
         argv = ["umount", "-l"] if os.getuid() == 0 else ["fusermount3", "-u", "-z"]
         subprocess.run([*argv, str(workshop.prefix)], check=True)
     for path in sorted(files_of(workshop), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+        removal.remove_tree(path)
 
 
 def some_files(workshop: Workshop, scratch: Path) -> list[tuple[str, str]]:
@@ -473,6 +478,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0])
     parser.add_argument("--user", action="store_true", help="as an ordinary user")
+    parser.add_argument("--without", choices=("fusermount", "fuse"), default="")
     parser.add_argument("--inside", metavar="FILE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
@@ -522,11 +528,13 @@ def begin(workshop: Workshop, files: list[tuple[str, str]], arguments: argparse.
     for option in ("rounds", "at_once", "seed"):
         words += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
     if os.getuid() != 0:
-        if arguments.backend != BACKENDS[0] or arguments.user:
-            raise SystemExit("--backend and --user are for root")
+        if arguments.backend != BACKENDS[0] or arguments.user or arguments.without:
+            raise SystemExit("--backend, --user and --without are for root")
         return subprocess.run([sys.executable, *words], check=False).returncode
     give(workshop, user)
-    with users.namespace(BACKENDS[: BACKENDS.index(arguments.backend)]) as place:
+    before = BACKENDS[: BACKENDS.index(arguments.backend)]
+    programs = (*before, *PROGRAMS.get(arguments.without, ()))
+    with users.namespace(programs, DEVICES.get(arguments.without, ())) as place:
         process = place.start(user, users.PYTHON, *words, TMPDIR=str(workshop.temporary))
         assert process.stderr is not None
         assert process.stdout is not None

@@ -157,7 +157,7 @@ class Cluster:
         """
 
         def calm() -> bool:
-            return not self.leftovers() or not any(self.servers().values())
+            return not self.leftovers() or not self.servers()["keeper"]
 
         support.wait_for(calm, "left over")
         time.sleep(1)

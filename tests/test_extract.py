@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +16,6 @@ from tests.support import CONDAINER, wait_for
 from tests.test_keeping import keepers_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support import Workshop
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can hide /dev/fuse")
@@ -139,5 +140,49 @@ def test_a_killed_unpacking_leaves_nothing_for_long(ready: Workshop) -> None:
     started.communicate()
     ready.run("mount", "--backend", "extract")
     assert not list(ready.base.glob(".condainer-*/*.unpacking"))
+    ready.run("umount")
+    ready.wait_until_clean()
+
+
+def unpackers_of(workshop: Workshop) -> list[int]:
+    return support.running("unsquashfs", f"{workshop.runtime}/{workshop.uuid}.unpacking")
+
+
+def stop_unpacking(workshop: Workshop) -> tuple[int, int]:
+    """Wait for what unpacks, and have it stand still; gives its process id and its keeper's."""
+    wait_for(lambda: unpackers_of(workshop))
+    (unpacker,) = unpackers_of(workshop)
+    os.kill(unpacker, signal.SIGSTOP)
+    stat = Path(f"/proc/{unpacker}/stat").read_text()
+    return unpacker, int(stat.rpartition(") ")[2].split()[1])
+
+
+def test_what_a_killed_keeper_had_started_does_not_go_on(ready: Workshop) -> None:
+    """It would write among the files of the next one."""
+    started = ready.start("mount", "--backend", "extract")
+    _, keeper = stop_unpacking(ready)
+    os.kill(keeper, signal.SIGKILL)
+    out, errors = started.communicate()
+    try:
+        assert started.returncode == 0, (out, errors)
+        assert unpackers_of(ready) == []
+    finally:
+        for pid in unpackers_of(ready):
+            os.kill(pid, signal.SIGKILL)
+    ready.run("umount")
+    ready.wait_until_clean()
+
+
+def test_others_wait_for_an_unpacking_whose_command_was_killed(ready: Workshop) -> None:
+    started = ready.start("mount", "--backend", "extract")
+    unpacker, _ = stop_unpacking(ready)
+    started.kill()
+    started.communicate()
+    other = ready.start("mount", "--backend", "extract")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        other.wait(5)  # longer than for a mount that is just going
+    os.kill(unpacker, signal.SIGCONT)
+    out, errors = other.communicate()
+    assert other.returncode == 0, (out, errors)
     ready.run("umount")
     ready.wait_until_clean()

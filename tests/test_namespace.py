@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import support, users
+from tests.chaos import lives
 from tests.users import ANN, BOB
 
 if TYPE_CHECKING:
@@ -128,15 +129,77 @@ def test_a_killed_keeper_does_not_take_the_namespace_with_it(bare: Place) -> Non
     user = start(bare, ANN, "sh", "-c", f"{SLOW}; readlink /proc/self/ns/mnt")
     first = namespace_of(bare)
     for _ in range(2):
-        keepers = [
-            int(line.split()[0])
-            for line in bare.enter(ANN, "pgrep", "-fa", "^condainer-keep").stdout.splitlines()
-            if str(bare.directory) in line
-        ]
-        os.kill(min(keepers), signal.SIGKILL)
+        os.kill(keepers_of(bare)[0], signal.SIGKILL)
         assert namespace_of(bare) == first
     out, _ = user.communicate()
     assert out.splitlines()[-1] + "\n" == first
+
+
+def keepers_of(place: Place) -> list[int]:
+    lines = place.enter(ANN, "pgrep", "-fa", "^condainer-keep").stdout.splitlines()
+    return sorted(int(line.split()[0]) for line in lines if str(place.directory) in line)
+
+
+def daemons_of(place: Place) -> list[int]:
+    lines = place.enter(ANN, "pgrep", "-fa", "^[^ ]*squashfuse_ll").stdout.splitlines()
+    return [int(line.split()[0]) for line in lines if str(project_of(place)) in line]
+
+
+def runtime_of(place: Place) -> Path:
+    return place.directory / "base" / f".condainer-{ANN}"
+
+
+def test_where_the_daemon_has_died_nobody_enters_its_namespace(bare: Place) -> None:
+    """What was mounted from inside would be found by nobody else, and again by nobody."""
+    user = start(bare, ANN, "sh", "-c", "echo runs; cat >/dev/null")
+    support.wait_for(lambda: len(keepers_of(bare)) == 2)
+    stopped, daemons = keepers_of(bare), daemons_of(bare)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in daemons:
+        os.kill(pid, signal.SIGKILL)
+    support.wait_for(lambda: all(not lives(pid) for pid in daemons))
+    program = (users.PYTHON, "-m", "condainer", "exec", "--", "ls", str(runtime_of(bare)))
+    other = bare.start(ANN, *program, cwd=project_of(bare))
+    lock = runtime_of(bare) / f"{prefix_of(bare).name.removeprefix('condainer-')}.mounting"
+    support.wait_for(lambda: lock.exists() or other.poll() is not None)
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    out, errors = other.communicate()
+    assert (other.returncode, errors) == (0, "")
+    assert len([name for name in out.splitlines() if name.endswith(".keeper")]) == 1, out
+    user.communicate()
+
+
+def test_a_keeper_whose_daemon_has_died_leaves_the_next_mount_alone(bare: Place) -> None:
+    user = start(bare, ANN, "sh", "-c", "echo runs; cat >/dev/null")
+    support.wait_for(lambda: len(keepers_of(bare)) == 2)
+    (daemon,) = daemons_of(bare)
+    os.kill(daemon, signal.SIGKILL)
+    support.wait_for(lambda: not list(runtime_of(bare).glob("*.keeper")))
+    (first,) = keepers_of(bare)
+    text = (project_of(bare) / "condainer.yml").read_text()
+    try:
+        (project_of(bare) / "condainer.yml").write_text(text.replace(": 0.5", ": 60"))
+        seen = namespace_of(bare)
+        user.communicate()
+        support.wait_for(lambda: not lives(first))
+        assert namespace_of(bare) == seen
+        bare.run(ANN, "umount", cwd=project_of(bare))
+    finally:
+        (project_of(bare) / "condainer.yml").write_text(text)
+
+
+def test_what_is_noted_of_namespaces_that_are_gone_goes_with_the_next_mount(bare: Place) -> None:
+    """Their names come never again: they are of an image, and of where it was mounted."""
+    runtime = runtime_of(bare)
+    runtime.mkdir(mode=0o700)
+    stem = prefix_of(bare).name.removeprefix("condainer-") + ".1f-2f-3f"
+    for suffix in (".use", ".keeper", ".mount", ".log"):
+        (runtime / f"{stem}{suffix}").touch(0o600)
+    for path in (runtime, *runtime.iterdir()):
+        os.chown(path, ANN, ANN)
+    bare.run(ANN, "exec", "true", cwd=project_of(bare))
 
 
 def test_the_working_directory_stays(bare: Place) -> None:
@@ -179,6 +242,60 @@ def test_umount_ends_a_mount_in_a_namespace(bare: Place) -> None:
     bare.run(ANN, "exec", "true", cwd=project_of(bare))
     assert "unmounted" in bare.run(ANN, "umount", cwd=project_of(bare)).stderr
     assert not prefix_of(bare).exists()
+
+
+def test_a_build_leaves_the_mount_of_a_running_program_alone(bare: Place) -> None:
+    """It installs at the mountpoint, and removes the directory: mounts would go with it."""
+    for user in (ANN, BOB):
+        running = start(bare, user, "sh", "-c", SLOW)
+        answer = bare.run(ANN, "build", "--force", "-q", cwd=project_of(bare), status=None)
+        out, errors = running.communicate()
+        assert (running.returncode, errors) == (0, ""), out
+        assert answer.returncode != 0
+        assert f"{prefix_of(bare)} is in use" in answer.stderr
+    bare.run(ANN, "exec", "true", cwd=project_of(bare))
+    bare.run(ANN, "build", "--force", "-q", cwd=project_of(bare))
+
+
+def test_nobody_mounts_while_a_build_runs(bare: Place) -> None:
+    lock = runtime_of(bare) / f"{prefix_of(bare).name.removeprefix('condainer-')}.build"
+    lock.parent.mkdir(mode=0o700)
+    os.chown(lock.parent, ANN, ANN)
+    with bare.start(ANN, "flock", str(lock), "sh", "-c", "echo held; read x", stdin=-1) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        answer = bare.run(ANN, "exec", "true", cwd=project_of(bare), status=None)
+        holder.communicate("\n")
+    lock.unlink(missing_ok=True)
+    support.wait_for(lambda: not list(runtime_of(bare).glob("*")))
+    runtime_of(bare).rmdir() if runtime_of(bare).exists() else None
+    assert answer.returncode == 125
+    assert "is being built" in answer.stderr
+
+
+def test_what_a_killed_keeper_had_claimed_goes_with_the_next_mount(bare: Place) -> None:
+    """The file by which users tell each other that they need the directory."""
+    claim = prefix_of(bare).with_name(f"{prefix_of(bare).name}.{ANN}")
+    claim.touch(0o644)
+    os.chown(claim, ANN, ANN)
+    bare.run(ANN, "exec", "true", cwd=project_of(bare))
+
+
+def test_the_older_of_two_mounts_keeps_the_claim_for_the_newer(bare: Place) -> None:
+    """Bob's mounts of two states of the image are over one directory, which is Ann's."""
+    image = next(project_of(bare).glob("*.squashfs"))
+    ann = start(bare, ANN, "sh", "-c", SLOW)
+    older = start(bare, BOB, "sh", "-c", SLOW)
+    os.utime(image)
+    newer = start(bare, BOB, "sh", "-c", SLOW)
+    claim = prefix_of(bare).with_name(f"{prefix_of(bare).name}.{BOB}")
+    assert claim.exists()
+    older.communicate()
+    support.wait_for(lambda: len(list(claim.parent.glob(f".condainer-{BOB}/*.keeper"))) == 1)
+    assert claim.exists()
+    ann.communicate()
+    out, errors = newer.communicate()
+    assert (newer.returncode, errors) == (0, ""), out
 
 
 def test_prereq_tells_of_namespaces(bare: Place) -> None:

@@ -34,7 +34,7 @@ shift
 mount --make-rprivate /
 mknod -m 666 "$directory/fuse" c 10 229
 mount --bind "$directory/fuse" /dev/fuse
-for file in $(which -a $HIDDEN); do mount --bind /dev/null "$file"; done
+for file in $(which -a $HIDDEN) $CLOSED; do mount --bind /dev/null "$file"; done
 while [ $# -gt 0 ]; do
   mount --bind "$1" "$directory/$2"
   shift 2
@@ -129,11 +129,14 @@ class Place:
 
 
 @contextlib.contextmanager
-def namespace(hidden: Sequence[str] = (), **shown: Path) -> Iterator[Place]:
+def namespace(
+    hidden: Sequence[str] = (), closed: Sequence[str] = (), **shown: Path
+) -> Iterator[Place]:
     """A place to be other users in.
 
     Args:
         hidden: programs that nobody can execute in that place, wherever they are on PATH.
+        closed: devices that are not what they are elsewhere.
         shown: directories that they are to see in that place, by the names they are to have.
     """
     directory = Path(tempfile.mkdtemp(prefix="cndt-", dir="/tmp"))
@@ -145,7 +148,7 @@ def namespace(hidden: Sequence[str] = (), **shown: Path) -> Iterator[Place]:
     words = [word for name, path in shown.items() for word in (str(path), name)]
     with subprocess.Popen(
         ["unshare", "-m", "sh", "-c", _PREPARE, "sh", str(directory), *words],
-        env={**os.environ, "HIDDEN": " ".join(hidden)},
+        env={**os.environ, "HIDDEN": " ".join(hidden), "CLOSED": " ".join(closed)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

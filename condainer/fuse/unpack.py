@@ -66,7 +66,7 @@ def unpack(files: vfs.FileSystem, top: bytes) -> None:
 
     Args:
         files: the image.
-        top: the directory to make; it must not be there.
+        top: the directory to make, or one that is empty.
 
     Raises:
         OSError: where something cannot be written.
@@ -81,7 +81,7 @@ def unpack(files: vfs.FileSystem, top: bytes) -> None:
             os.link(first[inode.number], path, follow_symlinks=False)
             continue
         if inode.kind == squashfs.DIRECTORY:
-            path.mkdir(0o700)
+            path.mkdir(0o700, exist_ok=not name)
             directories.append((path, inode))
             continue
         if inode.kind == squashfs.LINK:

@@ -6,9 +6,12 @@ of this user's own, and known by its root directory's inode, which `live` notes.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 PATIENCE = 3600.0
 """Seconds for which unpacking may take."""
 
+_ENDING, _POLL = 5.0, 0.02
+"""Seconds for programs that are killed to end, and between two looks."""
 _ROOM = 64 << 20
 """Bytes to leave free, for directories and for what others write meanwhile."""
 _MODULE = ("-m", "condainer.fuse.unpack")
@@ -39,11 +44,12 @@ def unpack(project: Project) -> None:
             f"{base} is mounted noexec: no program would run from there",
             "choose another mount_base_directory in condainer.yml, and build again",
         )
-    inodes, size = _measure(project)
-    _require(base, inodes, size)
     tree = Path(project.places.unpacking)
-    removal.remove_tree(tree)  # what a killed keeper has left
+    remove_part(project)
     try:
+        tree.mkdir(mode=0o700)  # tells all others that they have to wait
+        inodes, size = _measure(project)
+        _require(base, inodes, size)
         _fill(project, tree)
         _compare(project, (inodes, size), _seal(tree))
         tree.chmod(tree.stat().st_mode | stat.S_IWUSR)  # or it could not be moved
@@ -55,6 +61,21 @@ def unpack(project: Project) -> None:
     except BaseException:
         removal.remove_tree(tree)
         raise
+
+
+def remove_part(project: Project) -> None:
+    """Remove what a killed keeper has unpacked so far, and end what still does for it.
+
+    Whoever calls holds the lock of the keeper, or of those who mount while there is no keeper.
+    """
+    tree = Path(project.places.unpacking)
+    deadline = time.monotonic() + _ENDING
+    while (found := process.running_on(str(tree))) and time.monotonic() < deadline:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_POLL)
+    removal.remove_tree(tree)
 
 
 def remove(project: Project) -> str:
@@ -105,7 +126,7 @@ def _fill(project: Project, tree: Path) -> None:
     unsquashfs = tools.which("unsquashfs")
     if unsquashfs is not None:
         processors = str(len(os.sched_getaffinity(0)))
-        options = ("-quiet", "-no-progress", "-no-xattrs", "-processors", processors)
+        options = ("-quiet", "-no-progress", "-no-xattrs", "-force", "-processors", processors)
         command = [str(unsquashfs), *options, "-dest", str(tree), str(project.image)]
         if process.call(command, timeout=PATIENCE).returncode == 0:
             return

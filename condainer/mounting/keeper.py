@@ -567,6 +567,8 @@ def _clean_up(project: Project) -> None:
 
 def _is_left_to_us(project: Project) -> bool:
     """Whether something is left, and nobody has mounted the image again, with a keeper anew."""
+    if locks.is_held(project.keeper_lock, shared=True):
+        return False  # it is in another's care, maybe in a namespace of its own
     left = (project.use_lock, project.pin, project.mount_log, project.prefix)
     if os.path.lexists(project.mount_log) and not os.path.samestat(
         project.mount_log.lstat(), os.fstat(_LOG)
@@ -581,6 +583,8 @@ def _has_tidied(project: Project) -> bool:
     with contextlib.suppress(locks.BusyError):
         turn = locks.Turn(project.mount_lock)
         try:
+            if locks.is_held(project.keeper_lock, shared=True):
+                return True
             mountpoint.mend(project)
             if mountpoint.look(project).state is not mountpoint.State.LIVE:
                 mountpoint.clear(project)

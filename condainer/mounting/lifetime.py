@@ -260,25 +260,32 @@ def _beside_the_old(project: Project, stand_in: Project, wishes: _Wishes) -> Hel
 
 def _see_to_private(private: Project, wishes: _Wishes) -> Held:
     """Mount in a namespace of its own, or hold what is mounted there."""
+    if locks.is_held(private.build_lock):  # which removes the directory, and all mounts on it
+        raise _being_built(private)
     descriptor = _hold(private)
     try:
-        if not locks.is_held(private.keeper_lock):
-            _start_first(private, backends.candidates(wishes.backend, wishes.on_note), wishes)
-        return Held(descriptor, _wait_for_record(private))
+        return Held(descriptor, _private_record(private, wishes))
     except BaseException:
         _let_go(private, descriptor)
         raise
 
 
-def _wait_for_record(private: Project) -> Record:
-    """What a mount in a namespace of its own serves; its keeper may be one that takes over."""
+def _private_record(private: Project, wishes: _Wishes) -> Record:
+    """What a mount in a namespace of its own serves, which is made where nobody keeps one.
+
+    The keeper there is may be one that takes over, or whose daemon has died and that is going.
+    """
     deadline = time.monotonic() + _TAKE_OVER
-    while time.monotonic() < deadline:
+    while True:
         record = live.read(private.places)
         if record is not None and live.is_live(private.places, record):
             return record
-        time.sleep(_POLL)
-    raise MountError(f"what is mounted at {private.prefix} is just going", "try again")
+        if time.monotonic() > deadline:
+            raise MountError(f"what is mounted at {private.prefix} is just going", "try again")
+        if locks.is_held(private.keeper_lock, shared=True):
+            time.sleep(_POLL)
+        else:
+            _start_first(private, backends.candidates(wishes.backend, wishes.on_note), wishes)
 
 
 def _serves(project: Project) -> bool:
@@ -372,12 +379,17 @@ def unmount(project: Project) -> bool:
 
 def sweep(project: Project) -> None:
     """Remove what killed processes have noted of a mount that is not there."""
-    if not project.use_lock.exists():
+    from condainer.mounting import extract
+
+    unpacking = os.path.lexists(project.places.unpacking)
+    if not unpacking and not project.mount_lock.exists() and not mountpoint.traces(project):
         return
     with contextlib.suppress(locks.BusyError):
         turn = locks.Turn(project.mount_lock)
         try:
             if mountpoint.look(project).mount is None and not locks.is_held(project.keeper_lock):
+                if unpacking:
+                    extract.remove_part(project)
                 mountpoint.clear(project)
         finally:
             turn.end()
@@ -432,6 +444,8 @@ def unmount_if_idle(project: Project) -> None:
         with contextlib.suppress(CondainerError):
             if unmount(project):
                 wait_until_gone(project)
+    with contextlib.suppress(CondainerError):
+        end_private_mounts(project)
 
 
 def is_idle(project: Project) -> bool:
@@ -479,9 +493,12 @@ def _mount(project: Project, situation: Situation, wishes: _Wishes) -> None:
     candidates = backends.candidates(wishes.backend, wishes.on_note)
     deadline = time.monotonic() + _PATIENCE
     while situation.state is State.ABSENT and locks.is_held(project.keeper_lock):
-        if time.monotonic() > deadline:  # it is not just going
+        unpacks = os.path.lexists(project.places.unpacking)  # for a command that was killed
+        if time.monotonic() > deadline and not unpacks:  # it is not just going
             raise MountError(f"{project.prefix} is mounted in another mount namespace")
         time.sleep(_POLL)
+        if mountpoint.look(project).state is not State.ABSENT:
+            return
     if situation.state is State.DEAD:
         wishes.on_note(f"the daemon behind {project.prefix} has died: mounting anew")
         mountpoint.mend(project)

@@ -99,7 +99,7 @@ def write(path: str, record: Record) -> None:
         OSError: where it cannot be written; nothing is left of it then.
     """
     values = tuple(getattr(record, name) for name in Record.__slots__)
-    temporary = f"{path}.{os.getpid()}"
+    temporary = f"{path}.part"  # no two write at once: whoever does is the keeper
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(temporary, flags, 0o600)
     try:
@@ -136,6 +136,8 @@ def is_live(places: Places, record: Record) -> bool:
     """Whether the mount that was noted is there, and is being served and kept."""
     place = namespace.Place(*record.namespace) if record.namespace is not None else None
     if place is not None and not place.is_here():
+        if not _runs(record.daemon):  # there is no way back for who finds out inside
+            return False
         try:
             place.close(*place.open())
         except MountError:
@@ -143,6 +145,15 @@ def is_live(places: Places, record: Record) -> bool:
     elif not _answers(places.prefix, record):
         return False
     return locks.is_held(places.keeper_lock, shared=True)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process has not ended yet, if only to be waited for."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] not in b"ZX"
+    except OSError:
+        return False
 
 
 def _answers(prefix: str, record: Record) -> bool:

@@ -15,17 +15,17 @@ import fcntl
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import locks, mounttable
+from condainer import locks, mounttable, users
 from condainer.errors import CondainerError, MountError
 from condainer.mounting import backends, live
 from condainer.mounttable import Mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from condainer.project import Project
 
@@ -36,8 +36,6 @@ _IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll", "fu
 """File system types in the mount table that an image may have."""
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-"""To open what another user may have put in the place of a file."""
 
 
 class RefusedError(MountError):
@@ -233,14 +231,54 @@ def clear(project: Project) -> None:
 
 def tidy(project: Project) -> None:
     """Remove what a mount leaves behind: what was noted of it, and the empty mountpoint."""
-    for path in (project.record, project.pin, project.mount_log):
-        path.unlink(missing_ok=True)
+    _forget(project)
+    _tidy_those_gone(project)
+    _drop_claim(project)  # of one that was killed
     remove(project)
     for path in (project.mount_lock, project.keeper_lock):  # left by those that were killed
         if path.exists():
             with contextlib.suppress(CondainerError):
                 locks.discard(path, locks.acquire(path))
     locks.tidy(project.runtime_directory)
+
+
+def traces(project: Project) -> list[Path]:
+    """The files that there are of a mount, besides the lock of who mounts."""
+    return [
+        path for path in (project.use_lock, project.keeper_lock, *_notes(project)) if path.exists()
+    ]
+
+
+def _notes(project: Project) -> tuple[Path, ...]:
+    return project.record, Path(project.places.part), project.pin, project.mount_log
+
+
+def _forget(project: Project) -> None:
+    for path in _notes(project):
+        path.unlink(missing_ok=True)
+
+
+def _tidy_those_gone(project: Project) -> None:
+    """Remove what was noted of a project's mounts in namespaces that were killed.
+
+    Their names are of one state of the image and one place, so nobody comes by them again.
+    """
+    uuid = project.config.uuid
+    found = project.runtime_directory.glob(f"{uuid}.*-*-*.*")
+    for instance in {f".{path.name[len(uuid) :].split('.')[1]}" for path in found}:
+        other = replace(project, instance=instance)
+        if instance == project.instance:
+            continue
+        with contextlib.suppress(CondainerError):
+            descriptor = locks.acquire(other.use_lock)
+            try:
+                keeper = locks.acquire(other.keeper_lock)
+            except CondainerError:
+                os.close(descriptor)
+                raise
+            _forget(other)
+            locks.discard(other.keeper_lock, keeper)
+            locks.discard(other.use_lock, descriptor)
 
 
 def remove(project: Project) -> None:
@@ -259,17 +297,7 @@ def remove(project: Project) -> None:
 
 def is_needed_by_others(project: Project) -> bool:
     """Whether another user has mounted over a project's mountpoint, in a namespace of theirs."""
-    prefix = project.prefix
-    for path in prefix.parent.glob(f"{prefix.name}.*"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, _FLAGS)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(descriptor)
-    return False
+    return bool(users.claimants(project.prefix))
 
 
 def claim(project: Project) -> int:
@@ -285,20 +313,41 @@ def claim(project: Project) -> int:
         if project.prefix.lstat().st_uid == os.getuid():
             return -1
     path = _claim(project)
-    try:
-        descriptor = os.open(path, _FLAGS | os.O_CREAT, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        raise MountError(f"cannot make and lock {path}: {error.strerror}") from error
-    return descriptor
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            descriptor = os.open(path, users.OPEN_FOREIGN | os.O_CREAT, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody looks whether it is held
+            os.close(descriptor)
+            if time.monotonic() > deadline:
+                raise MountError(f"cannot lock {path}: another user does") from None
+            time.sleep(_POLL)
+            continue
+        except OSError as error:
+            raise MountError(f"cannot make and lock {path}: {error.strerror}") from error
+        if locks.is_current(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # removed by another mount's keeper meanwhile
 
 
 def disclaim(project: Project, descriptor: int) -> None:
     """Take back what `claim` has said."""
     if descriptor >= 0:
-        with contextlib.suppress(OSError):
-            _claim(project).unlink()
         os.close(descriptor)
+        _drop_claim(project)
+
+
+def _drop_claim(project: Project) -> None:
+    """Remove what `claim` has made, unless another mount of this user's needs it."""
+    path = _claim(project)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, users.OPEN_FOREIGN)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _claim(project: Project) -> Path:

@@ -227,6 +227,26 @@ def _check_unmounted(project: Project) -> None:
             f"{mounted[-1].mountpoint} is mounted ({mounted[-1].kind})",
             f"end what uses it, then run: condainer -d {directory} umount",
         )
+    _check_unneeded(project)
+
+
+def _check_unneeded(project: Project) -> None:
+    """See that nobody has mounted over the prefix in a namespace: it would go with the directory.
+
+    Raises:
+        BuildError: says who.
+    """
+    hint = "end what uses it, then build again"
+    for path in project.runtime_directory.glob(f"{project.config.uuid}.?*-*.keeper"):
+        if locks.is_held(path, shared=True):
+            who = users.describe(users.users_of(project.prefix, path.with_suffix(".use")))
+            raise BuildError(
+                f"{project.prefix} is in use in a namespace of its own"
+                + (f" by {who}" if who else ""),
+                hint,
+            )
+    if others := users.claimants(project.prefix):
+        raise BuildError(f"{project.prefix} is in use by user {', '.join(others)}", hint)
 
 
 @contextlib.contextmanager
