@@ -100,6 +100,23 @@ def test_several_projects_have_a_line_each() -> None:
     assert [line[2:] for line in shown] == ["a: solve 0:01", "b: squash 0:01"]
 
 
+def test_stages_that_go_on_at_once_have_a_line_each() -> None:
+    made = board(
+        (0.0, StageStarted("a", Stage.INSTALL)),
+        (1.0, StageStarted("a", Stage.SQUASH)),
+        (2.0, Progress("a", Stage.INSTALL, 3, 9, Unit.PACKAGES)),
+        (2.0, Progress("a", Stage.SQUASH, 7, None, Unit.BLOCKS)),
+    )
+    install, squash = made.render(3.0, 100)
+    assert "a: fetch and link 0:03" in install
+    assert "3 of 9 packages" in install
+    assert "a: squash 0:02" in squash
+    assert "7 blocks" in squash
+    made.update(StageFinished("a", Stage.INSTALL, 3.0), 3.0)
+    (left,) = made.render(4.0, 100)
+    assert "squash" in left
+
+
 def test_words_and_output_of_programs_are_no_lines() -> None:
     assert board((0.0, Note("a", "x")), (0.0, Output("a", "y"))).render(1.0, 80) == []
 
