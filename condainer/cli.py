@@ -314,6 +314,11 @@ def _add_building(commands: Any) -> None:  # noqa: ANN401
         action="store_true",
         help="compress when all is installed, not while other packages are still being fetched",
     )
+    build.add_argument(
+        "--repack",
+        action="store_true",
+        help="install nothing: lay out the image that is there anew, as 'profile' has found best",
+    )
     build.add_argument("directories", nargs="*", type=Path, metavar="DIR", help="projects to build")
 
 
@@ -332,6 +337,15 @@ def _add_running(commands: Any) -> None:  # noqa: ANN401
     commands._parser_class = argparse.ArgumentParser  # noqa: SLF001
     execute.usage = _EXEC_USAGE
     execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD", help="and its arguments")
+    profile = _add(
+        commands,
+        "profile",
+        _profile,
+        "run a command once and note which files it reads, for the next build to put together",
+        "  condainer profile -- python -c 'import numpy, pandas'\n"
+        "  condainer build --repack         lay out the image anew, without installing\n",
+    )
+    profile.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD", help="the command")
     mount = _add(
         commands,
         "mount",
@@ -460,7 +474,12 @@ def _build(arguments: argparse.Namespace) -> int:
         installer=arguments.installer,
         dry_run=arguments.dry_run,
         overlap=not arguments.no_overlap,
-        idle=_unmount_idle(arguments, projects) if arguments.force else frozenset(),
+        repack=arguments.repack,
+        idle=(
+            _unmount_idle(arguments, projects)
+            if arguments.force or arguments.repack
+            else frozenset()
+        ),
     )
     reporter = progress.reporter(
         quiet=arguments.quiet, verbose=arguments.verbose, several=len(projects) > 1
@@ -508,6 +527,21 @@ def _exec(arguments: argparse.Namespace) -> int:
             on_warning=None if arguments.quiet else warn,
         )
     return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from condainer import profiling
+
+    command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    if not command:
+        raise CondainerError("profile needs a command", "such as: condainer profile -- python -V")
+    project = _open(arguments)
+    if arguments.dry_run:
+        _inform(arguments, f"would run {' '.join(command)} and write {project.startup_file}")
+        return 0
+    status, count = profiling.record(project, command, _notes(arguments) or (lambda _: None))
+    _inform(arguments, f"{project.startup_file}: {count:,} files; 'build --repack' puts them first")
+    return status
 
 
 def _mount(arguments: argparse.Namespace) -> int:

@@ -117,7 +117,47 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+_STARTUP = struct.Struct("<24sQQ")
+_STARTUP_MARK = b"condainer startup part 1"
+_PAGE = 4096
+"""Images are padded to a multiple of that, which file systems want that are used as a device."""
 _REBUILD = "copy it again from where it came, or build it again with 'condainer build --force'"
+
+
+def write_startup(path: Path, start: int, end: int) -> None:
+    """Note behind an image which of its bytes a program needs when it starts.
+
+    No file system looks there: an image ends where its superblock says.
+
+    Raises:
+        ImageError: where it is no image.
+    """
+    place = _behind(read_superblock(path))
+    with path.open("r+b") as file:
+        file.truncate(place)
+        file.seek(place)
+        file.write(_STARTUP.pack(_STARTUP_MARK, start, end).ljust(_PAGE, b"\0"))
+
+
+def read_startup(path: Path) -> tuple[int, int]:
+    """Which bytes of an image a program needs when it starts; 0 and 0 where nobody has noted it.
+
+    Raises:
+        ImageError: where it is no image.
+    """
+    superblock = read_superblock(path)
+    with path.open("rb") as file:
+        file.seek(_behind(superblock))
+        data = file.read(_STARTUP.size)
+    if len(data) < _STARTUP.size:
+        return 0, 0
+    mark, start, end = _STARTUP.unpack(data)
+    sane = mark == _STARTUP_MARK and start < end <= superblock.bytes_used
+    return (start, end) if sane else (0, 0)
+
+
+def _behind(superblock: Superblock) -> int:
+    return -(-superblock.bytes_used // _PAGE) * _PAGE
 
 
 def _is_manifest(document: object) -> bool:

@@ -216,6 +216,25 @@ def call(
     return Completed(process.returncode, stdout, stderr)
 
 
+def pass_through(argv: Sequence[str]) -> int:
+    """Run a program with this one's streams and terminal, and give its exit status as a shell does.
+
+    A Ctrl-C reaches it as well, and is its business.
+
+    Raises:
+        ToolError: where it cannot be started.
+    """
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # not ignored: it would be for it, too
+    try:
+        with subprocess.Popen(argv) as process:
+            status = process.wait()
+    except OSError as error:
+        raise ToolError(f"cannot run {argv[0]}: {error.strerror}") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return status if status >= 0 else 128 - status
+
+
 def end_calls() -> None:
     """End the programs that `call` waits for in other threads, which nobody can cancel."""
     for group in list(_calls):

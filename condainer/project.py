@@ -71,6 +71,11 @@ class Project:
         return self.directory / f"{self.config.uuid}.lock.txt"
 
     @property
+    def startup_file(self) -> Path:
+        """What a program reads when it starts, in that order: `condainer profile` writes it."""
+        return self.directory / f"{self.config.uuid}.startup.txt"
+
+    @property
     def build_log(self) -> Path:
         """The full output of every program of the last build."""
         return self.directory / f"{self.config.uuid}.build.log"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from condainer import image
 from condainer.errors import ImageError
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def read_all(path: Path, on_progress: Callable[[int, int], None]) -> int:
         with path.open("rb", buffering=0) as file:
             total = os.fstat(file.fileno()).st_size
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            start, end = image.read_startup(path)
+            if start < end:  # what programs want first
+                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
             buffer = bytearray(_CHUNK)
             while count := file.readinto(buffer):
                 done += count

@@ -167,7 +167,7 @@ def send(prefix: Path, meanwhile: str) -> None:
         Final(name, str(prefix / name), hashlib.sha256((prefix / name).read_bytes()).hexdigest())
         for name in ("share/victim", "bin/other", "bin/link")
     ]
-    overlap = Overlap(prefix, [package], Epoch(), writer, lambda _: None)
+    overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
     try:
         overlap.ready("own", lambda: finals)
         overlap.complete()

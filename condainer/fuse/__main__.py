@@ -22,6 +22,8 @@ from condainer.fuse.codecs import CodecError
 from condainer.fuse.options import INHERITED, Options, UnknownOptionError, UsageError
 
 _NOT_MOUNTED, _WRONG_USAGE, _BAD_IMAGE = 1, 254, 255
+_RECORD = "CONDAINER_FUSE_RECORD"
+"""Names a file: see `record`."""
 
 
 def main(arguments: list[str]) -> int:
@@ -79,7 +81,12 @@ def open_files(asked: Options) -> vfs.FileSystem:
     """
     descriptor = os.open(asked.image, os.O_RDONLY | os.O_CLOEXEC)
     image = squashfs.Image(descriptor, asked.offset)
-    files = vfs.FileSystem(image, threads=0 if asked.single else binding.threads() - 1)
+    threads = 0 if asked.single else binding.threads() - 1
+    files = vfs.FileSystem(image, threads=threads)
+    if _RECORD in os.environ:
+        from condainer.fuse.record import Recorder
+
+        files = Recorder(image, threads=threads)
     if asked.subdir:
         files.descend(os.fsencode(asked.subdir))
     return files
@@ -101,6 +108,8 @@ def _serve_in_background(files: vfs.FileSystem, asked: Options) -> int:
 
 def _serve(files: vfs.FileSystem, asked: Options, sender: int) -> int:
     def on_ready() -> None:
+        with contextlib.suppress(OSError):
+            files.image.read_ahead()
         if asked.notify_pipe:
             try:
                 _thread.start_new_thread(_notify, (asked.notify_pipe, b"s"))
@@ -118,7 +127,19 @@ def _serve(files: vfs.FileSystem, asked: Options, sender: int) -> int:
     except OSError as error:
         _say(f"condainer.fuse: /dev/fuse: {error.strerror}")
         return _NOT_MOUNTED
+    if _RECORD in os.environ:
+        _write_record(files, os.environ[_RECORD])
     return 0
+
+
+def _write_record(files: vfs.FileSystem, path: str) -> None:
+    from condainer.fuse.record import Recorder
+
+    try:
+        if isinstance(files, Recorder):
+            files.write(path)
+    except (OSError, squashfs.FormatError) as error:
+        _say(f"condainer.fuse: {path}: {error}")
 
 
 def _leave(sender: int) -> None:

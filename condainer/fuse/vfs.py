@@ -321,6 +321,23 @@ class FileSystem:
         pieces = self._read(inode, offset, size, wait=True)
         return pieces if pieces is not None else []
 
+    def places(self, inode: Inode) -> Iterator[tuple[int, int]]:
+        """Where in the image the content of a file lies: beginnings, and ends behind them.
+
+        Args:
+            inode: of a regular file.
+
+        Raises:
+            FormatError: where the image is damaged.
+        """
+        layout = self._layout(inode)
+        for index in range(layout.count):
+            place = layout.place(index)
+            yield place.position, place.position + (place.word & ~UNCOMPRESSED)
+        if inode.fragment != NOTHING:
+            position, word = self.image.fragment(inode.fragment)
+            yield position, position + (word & ~UNCOMPRESSED)
+
     def _read(self, inode: Inode, offset: int, size: int, *, wait: bool) -> list[memoryview] | None:
         if inode.kind != REGULAR:
             raise WrongKindError

@@ -20,6 +20,7 @@ import anyio.to_thread
 
 from condainer import environment as environment_module
 from condainer import files, shell, tools
+from condainer import image as image_module
 from condainer.errors import BuildError
 from condainer.pipeline import (
     bytecode,
@@ -34,6 +35,7 @@ from condainer.pipeline import (
     space,
     squash,
     staging,
+    startup,
     tree,
 )
 from condainer.pipeline.events import (
@@ -77,6 +79,7 @@ class Options:
         installer: name or path; empty means the first there is.
         dry_run: only check and solve.
         overlap: compress while it installs, where that can be done.
+        repack: lay out the image that is there anew, and install nothing.
         idle: prefixes with a mount that is taken away before the build, if this is no dry run.
         umask: for the files beside the image.
     """
@@ -86,6 +89,7 @@ class Options:
     installer: str = ""
     dry_run: bool = False
     overlap: bool = True
+    repack: bool = False
     idle: frozenset[Path] = frozenset()
     umask: int = 0o022
 
@@ -107,6 +111,7 @@ class Plan:
         tools: name to version of what takes part.
         epoch: which times the image tells.
         created: the time that the lock file tells, in seconds.
+        startup: paths of what a program reads first, in that order.
     """
 
     environment: Environment | None
@@ -121,6 +126,7 @@ class Plan:
     tools: dict[str, str]
     epoch: Epoch
     created: int
+    startup: tuple[str, ...]
 
     @property
     def pip_lines(self) -> tuple[str, ...]:
@@ -185,7 +191,8 @@ class Build:
 
     async def _run(self, plan: Plan) -> None:
         project = self.project
-        hold = staging.claim if plan.installer is not None else staging.borrow
+        fills = plan.installer is not None or self.options.repack
+        hold = staging.claim if fills else staging.borrow
         with hold(project) as held:
             self._site.hold = held
             parts.remove_stale(
@@ -208,8 +215,13 @@ class Build:
         part = parts.part_of(plan.image)
         try:
             installed, counted = await self._make(plan, hold, part)
-            async with self._site.stage(Stage.VERIFY):
+            async with (
+                self._site.stage(Stage.VERIFY),
+                self._site.workplace(Stage.VERIFY, 1) as workplace,
+            ):
                 await anyio.to_thread.run_sync(squash.verify, part, counted)
+                if plan.startup:
+                    await startup.mark(part, plan.startup, workplace)
             size = part.stat().st_size
             async with self._site.stage(Stage.PUBLISH):
                 await self._publish((part, plan.image), installed, plan.created)
@@ -222,14 +234,21 @@ class Build:
                 image_bytes=size,
                 files=counted.entries,
                 tree_bytes=counted.bytes,
-                packages=len(installed.packages),
+                packages=len(installed.packages) if installed else 0,
                 stages=tuple(self._site.seconds),
                 seconds=self._site.elapsed(),
             )
         )
 
-    async def _make(self, plan: Plan, hold: Hold, part: Path) -> tuple[Installed, tree.Tree]:
-        """Install the environment and compress it, both at once where that can be done."""
+    async def _make(self, plan: Plan, hold: Hold, part: Path) -> tuple[Installed | None, tree.Tree]:
+        """Install the environment and compress it, both at once where that can be done.
+
+        Returns:
+            what was installed, and what the image holds.
+        """
+        if self.options.repack:
+            await self._unpack(plan, hold)
+            return None, await self._squash(plan, part)
         if plan.installer is None:
             application = Installed((), (), await self._snapshot(plan, ()))
             return application, await self._squash(plan, part)
@@ -268,14 +287,15 @@ class Build:
         """See that everything is there, before anything is done."""
         project, config = self.project, self.project.config
         image = self._check_places()
-        conda = not config.non_conda_application
+        conda = not config.non_conda_application and not self.options.repack
         environment = environment_module.load(project.environment_file) if conda else None
         lock = lockfile.read(project.lock_file) if self.options.locked and conda else None
         self._site.epoch = epoch.of_build(lock.created if lock else None)
         staging.check_base_directory(project.prefix.parent)
         staging.check_unclaimed(project)
         if project.prefix not in self.options.idle:
-            see = staging.check_prefix if conda else staging.check_application
+            fills = conda or self.options.repack
+            see = staging.check_prefix if fills else staging.check_application
             see(project)
         mksquashfs = tools.find_mksquashfs()
         requirements = self._requirements()
@@ -300,6 +320,7 @@ class Build:
                 **({"installer": installer.description} if installer else {}),
             },
             epoch=self._site.epoch,
+            startup=startup.read(project.startup_file),
             created=lock.created if lock else self._site.epoch.stamp or int(time.time()),
         )
 
@@ -308,7 +329,13 @@ class Build:
         project = self.project
         for path in (project.image, project.lock_file, project.build_log):
             parts.check_replaceable(path)
-        if project.image.exists() and not self.options.force:
+        if self.options.repack:
+            if not os.path.lexists(project.image):
+                raise BuildError(
+                    f"there is no image {project.image}", "make one with 'condainer build'"
+                )
+            image_module.read_manifest(project.image)
+        elif project.image.exists() and not self.options.force:
             raise BuildError(
                 f"the image {project.image} is there already",
                 "'condainer build --force' replaces it once the new one is complete",
@@ -326,6 +353,20 @@ class Build:
                 "build in a copy of it, or ask its owner",
             )
         return parts.behind_link(project.image)
+
+    async def _unpack(self, plan: Plan, hold: Hold) -> None:
+        """Put what is in the image at the prefix."""
+        prefix, source = self.project.prefix, self.project.image
+        needed = source.stat().st_size * space.IMAGE_RATIO
+        async with (
+            self._site.stage(Stage.UNPACK),
+            self._site.workplace(Stage.UNPACK) as workplace,
+        ):
+            with self._site.watching(space.Place(prefix, "the unpacked image", needed)):
+                staging.make_prefix(prefix, hold)
+                await squash.unpack(source, prefix, workplace)
+                staging.check_made(prefix)
+                manifest.note_startup(prefix, plan.startup)
 
     async def _solve(self, plan: Plan, installer: Installer) -> Solution:
         async with (
@@ -458,6 +499,7 @@ class Build:
                 snapshot=await snapshot.capture(
                     project.prefix, name or project.prefix.name, variables, workplace
                 ),
+                startup=plan.startup,
             )
             with self._site.watching(space.Place(project.prefix, "the manifest", 0)):
                 manifest.write(project, described, plan.epoch)
@@ -471,7 +513,10 @@ class Build:
             place = self._place_of_image(part, counted.bytes, counted.bytes // space.IMAGE_RATIO)
             with self._site.watching(place):
                 async with self._site.workplace(Stage.SQUASH) as workplace:
-                    await squash.write(plan.mksquashfs, prefix, part, plan.compression, workplace)
+                    order = startup.write_order(plan.startup, prefix, workplace.temporary)
+                    await squash.write(
+                        *(plan.mksquashfs, prefix, part, plan.compression, workplace), order=order
+                    )
             stage.detail = f"{plan.compression.algorithm}, {human(part.stat().st_size)}"
         return counted
 
@@ -494,6 +539,7 @@ class Build:
                 self.project.prefix,
                 solution.packages,
                 plan.epoch,
+                plan.startup,
                 writer,
                 lambda done: workplace.on_progress(done // block, None, ""),
             ),
@@ -506,10 +552,16 @@ class Build:
         space.require(place, unpacked // _LEAST_COMPRESSION)
         return place
 
-    async def _publish(self, image: tuple[Path, Path], installed: Installed, created: int) -> None:
+    async def _publish(
+        self, image: tuple[Path, Path], installed: Installed | None, created: int
+    ) -> None:
         """Put everything in its place by rename, last the image: from its part to its name."""
-        project, described = self.project, installed.described
         _sync(image[0])
+        mode = 0o666 & ~self.options.umask
+        if installed is None:
+            parts.publish({}, mode, image)
+            return
+        project, described = self.project, installed.described
         texts = {
             project.activate: shell.activate_script(
                 described.snapshot, self._own_variables(described), _command()
@@ -518,7 +570,6 @@ class Build:
         }
         if described.packages:
             texts[project.lock_file] = lockfile.render(described.packages, installed.added, created)
-        mode = 0o666 & ~self.options.umask
         parts.publish(texts, mode, image)
 
     # What the stages share

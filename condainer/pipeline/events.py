@@ -20,6 +20,7 @@ class Stage(enum.Enum):
     PIP = "pip"
     COMPILE = "compile"
     SNAPSHOT = "snapshot"
+    UNPACK = "unpack"
     SQUASH = "squash"
     VERIFY = "verify"
     PUBLISH = "publish"

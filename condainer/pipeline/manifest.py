@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import condainer
-from condainer import image
+from condainer import files, image
 from condainer.activation import SNAPSHOT, Snapshot
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
@@ -43,6 +43,7 @@ class Manifest:
         pip: name and version of what pip installed.
         tools: name to version of what built the image.
         snapshot: the activation.
+        startup: paths of what a program reads first, in that order.
     """
 
     environment: Environment | None
@@ -51,6 +52,7 @@ class Manifest:
     pip: tuple[tuple[str, str], ...]
     tools: dict[str, str]
     snapshot: Snapshot
+    startup: tuple[str, ...] = ()
 
 
 def installed_packages(prefix: Path, solution: Iterable[Package]) -> tuple[Package, ...]:
@@ -163,6 +165,7 @@ def write(project: Project, manifest: Manifest, epoch: Epoch) -> None:
         "packages": [asdict(package) for package in manifest.packages],
         "pip": [{"name": name, "version": version} for name, version in manifest.pip],
         "activation": manifest.snapshot.to_json(),
+        "startup": list(manifest.startup),
     }
     directory = (project.prefix / image.MANIFEST).parent
     try:
@@ -179,6 +182,24 @@ def write(project: Project, manifest: Manifest, epoch: Epoch) -> None:
     _write_json(project.prefix / SNAPSHOT, manifest.snapshot.to_json())
     if text is not None:
         (directory / "environment.yml").write_text(text, encoding="utf-8")
+
+
+def note_startup(prefix: Path, startup: Iterable[str]) -> None:
+    """Put another list of what is read first into the manifest of an image that is unpacked.
+
+    Raises:
+        BuildError: where it has none.
+    """
+    path = prefix / image.MANIFEST
+    try:
+        document = json.loads(files.read(path, within=prefix))
+        document["startup"] = list(startup)
+    except (OSError, ValueError, TypeError) as error:
+        raise BuildError(f"the image has no manifest: {error}", "build it again") from error
+    before = path.parent.stat()
+    path.unlink()
+    _write_json(path, document)
+    os.utime(path.parent, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ class Overlap:
         packages: that are being installed.
         epoch: which times the image tells. Where it is to be the same each time, packages go in
             in an order of their own, small ones first; otherwise as they become ready.
+        startup: files that come next to each other, in this order, when all others are known.
         descriptor: of the pipe that mksquashfs reads; closed at the end.
         on_progress: takes the bytes that have been sent.
     """
@@ -61,11 +62,13 @@ class Overlap:
         prefix: Path,
         packages: Sequence[Package],
         epoch: Epoch,
+        startup: Sequence[str],
         descriptor: int,
         on_progress: Callable[[int], None],
     ) -> None:
         self._prefix = prefix
         self._epoch = epoch
+        self._startup = {name: place for place, name in enumerate(startup)}
         self._archive = Archive(descriptor)
         self._on_progress = on_progress
         by_size = sorted(packages, key=lambda package: (package.size, package.name))
@@ -107,7 +110,7 @@ class Overlap:
                 if self._is_stopped:
                     return
                 self._owners[final.name] += 1
-                if final.name not in self._sent:
+                if final.name not in self._sent and final.name not in self._startup:
                     self._send_final(final)
 
     def finish(self) -> tree.Tree:
@@ -132,7 +135,8 @@ class Overlap:
                 rest.append((name, entry))
         if unseen:
             raise ChangedError(min(unseen))
-        for name, entry in rest:
+        last = len(self._startup)
+        for name, entry in sorted(rest, key=lambda item: self._startup.get(item[0], last)):
             self._send(name, entry.path, entry.stat(follow_symlinks=False), "")
         self._archive.end()
         return tree.survey(self._prefix)

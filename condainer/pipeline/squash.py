@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from condainer import image
+from condainer import image, tools
 from condainer.errors import BuildError, ImageError, ToolError
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ async def write(
     target: Path,
     compression: Compression,
     workplace: Workplace,
+    order: Path | None = None,
 ) -> None:
     """Compress a directory into a new image, or what comes through a pipe.
 
@@ -101,11 +102,13 @@ async def write(
         target: the image.
         compression: how.
         workplace: where it runs.
+        order: of a directory: a file that says which files come first.
 
     Raises:
         BuildError: with mksquashfs's last lines.
     """
     own = ["-tar", "-root-mode", "755"] if isinstance(source, int) else []
+    own += ["-sort", str(order)] if order is not None else []
 
     def take(line: str) -> None:
         bar = _BAR.match(line)
@@ -132,6 +135,29 @@ async def write(
         lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]
         last = "\n".join(f"  {line}" for line in lines)
         raise BuildError(f"mksquashfs failed ({answer.verdict}):\n{last}")
+
+
+async def unpack(source: Path, directory: Path, workplace: Workplace) -> None:
+    """Unpack an image into an empty directory.
+
+    Raises:
+        ToolError: where there is no unsquashfs, which comes with mksquashfs.
+        BuildError: with its last lines.
+    """
+    unsquashfs = tools.which("unsquashfs")
+    if unsquashfs is None:
+        raise ToolError(
+            "unsquashfs was not found", f"install or load {tools.PACKAGE_HINTS['mksquashfs']}"
+        )
+    answer = await workplace.run(
+        [
+            *(str(unsquashfs), "-force", "-no-xattrs", "-no-progress"),
+            *("-processors", str(workplace.processors), "-dest", str(directory), str(source)),
+        ]
+    )
+    if answer.returncode != 0:
+        last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
+        raise BuildError(f"unsquashfs failed ({answer.verdict}):\n{last}")
 
 
 def verify(path: Path, tree: Tree) -> image.Superblock:

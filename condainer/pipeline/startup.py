@@ -1,0 +1,76 @@
+"""The files that a program reads when it starts, next to each other in the image.
+
+`condainer profile` has listed them. Where they lie in an image is noted behind it, where no file
+system looks, so that whoever wants can read that part ahead: `image` says how.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from condainer import files, image
+from condainer.errors import BuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from condainer.pipeline.installers import Workplace
+
+_HIGHEST = 32767
+"""Priority that mksquashfs gives a file at the most."""
+
+
+def read(path: Path) -> tuple[str, ...]:
+    """The list that is kept in a project; empty where there is none.
+
+    Raises:
+        CondainerError: where it cannot be read.
+    """
+    if files.is_missing(path):
+        return ()
+    lines = (line.strip() for line in files.read_text(path).splitlines())
+    names = (line for line in lines if line and not line.startswith(("#", "/")))
+    return tuple(dict.fromkeys(name for name in names if ".." not in name.split("/")))
+
+
+def write_order(names: Sequence[str], prefix: Path, directory: Path | None) -> Path | None:
+    """Write down for mksquashfs which files come first.
+
+    Args:
+        names: their paths below the prefix, in their order.
+        prefix: the environment.
+        directory: where to write it.
+
+    Returns:
+        the file; None where nothing comes first.
+    """
+    if not names or directory is None:
+        return None
+    path = directory / "order"
+    with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        for place, name in enumerate(names[: 2 * _HIGHEST]):
+            if not any(letter.isspace() for letter in name) and os.path.lexists(prefix / name):
+                file.write(f"{prefix / name} {_HIGHEST - place}\n")
+    return path
+
+
+async def mark(path: Path, names: Sequence[str], workplace: Workplace) -> None:
+    """Note behind an image which part of it has some files.
+
+    Raises:
+        BuildError: where the image cannot be read.
+    """
+    answer = await workplace.run(
+        [sys.executable, "-m", "condainer.fuse.locate", str(path)],
+        stdin=b"\0".join(os.fsencode(name) for name in names),
+        capture=True,
+    )
+    if answer.returncode != 0:
+        last = answer.tail[-1] if answer.tail else answer.verdict
+        raise BuildError(f"cannot see where files lie in {path}: {last}")
+    start, end = map(int, answer.stdout.split())
+    if start < end:
+        image.write_startup(path, start, end)

@@ -1,0 +1,155 @@
+"""What a program reads when it starts: noted by `profile`, put together by `build`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from condainer import image
+from condainer.pipeline import startup
+from tests import building
+from tests.forgery import opened
+from tests.localchannel.package import Package
+from tests.support import CONDAINER, wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support import Workshop
+
+
+def startup_file(workshop: Workshop) -> Path:
+    return workshop.directory / f"{workshop.uuid}.startup.txt"
+
+
+def listed(workshop: Workshop) -> list[str]:
+    return [
+        line for line in startup_file(workshop).read_text().splitlines() if not line.startswith("#")
+    ]
+
+
+def places(workshop: Workshop, names: list[str]) -> list[int]:
+    """Where the data of files begin in the image."""
+    with opened(workshop.image.read_bytes()) as files:
+        inodes = [files.inode(files.resolve(os.fsencode(name))) for name in names]
+        return [min(start for start, _ in files.places(inode)) for inode in inodes]
+
+
+@pytest.fixture
+def noisy(workshop: Workshop, tmp_path: Path) -> Workshop:
+    """A project of files of more than a block, which nobody reads in their order."""
+
+    def recipe(tree: Path) -> Package:
+        for name in "abcdefgh":
+            path = tree / f"share/noise/{name}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(os.urandom(600_000))
+        return Package(name="noise", version="1.0")
+
+    workshop.environment("noise", channel=building.make_channel(tmp_path / "channel", recipe))
+    workshop.run("build")
+    return workshop
+
+
+def profile(
+    workshop: Workshop, script: str, *, status: int = 0
+) -> subprocess.CompletedProcess[str]:
+    return workshop.run(
+        "profile", "--", "sh", "-c", f"cd {workshop.prefix}/share/noise; {script}", status=status
+    )
+
+
+def test_files_are_noted_in_the_order_of_their_first_reads(noisy: Workshop) -> None:
+    done = profile(noisy, "cat f b f >/dev/null; cat g h | wc -c; exit 7", status=7)
+    assert done.stdout == "1200000\n"
+    assert f"{startup_file(noisy)}: " in done.stderr
+    noise = [name for name in listed(noisy) if "noise" in name]
+    assert noise == [f"share/noise/{name}" for name in "fbgh"]
+    noisy.wait_until_clean()
+
+
+@pytest.mark.parametrize("how", [("--repack",), ("--force",), ("--force", "--no-overlap")])
+def test_they_lie_next_to_each_other_afterwards(
+    noisy: Workshop, tmp_path: Path, how: tuple[str, ...]
+) -> None:
+    before = building.picture(building.unpack(noisy.image, tmp_path / "before"))
+    profile(noisy, "cat f b h >/dev/null")
+    lock = noisy.lock_file.read_text()
+    noisy.run("build", *how)
+    names = [f"share/noise/{name}" for name in "fbhacdeg"]
+    found = places(noisy, names)
+    together = sorted(found[:3])
+    assert together == found[:3]
+    assert not any(together[0] < place < together[2] for place in found[3:])
+    start, end = image.read_startup(noisy.image)
+    assert start <= together[0] < together[2] < end
+    assert end - start < 3 * 600_000 + 200_000
+    manifest = image.read_manifest(noisy.image)
+    assert manifest["startup"] == listed(noisy)
+    after = building.picture(building.unpack(noisy.image, tmp_path / "after"))
+    if how == ("--repack",):
+        for seen in (before, after):
+            del seen[".condainer/manifest.json"]
+        assert after == before
+        assert noisy.lock_file.read_text() == lock
+    assert noisy.run("exec", "--", "sh", "-c", "echo runs").stdout == "runs\n"
+    noisy.wait_until_clean()
+
+
+def test_an_image_in_use_cannot_be_watched(mounted: Workshop) -> None:
+    with subprocess.Popen(
+        [*CONDAINER, "exec", "--", "sleep", "60"], cwd=mounted.directory, env=mounted.variables
+    ) as user:
+        wait_for(lambda: mounted.run("status").stdout.count("sleep"))
+        words = mounted.run("profile", "--", "true", status=1).stderr
+        user.send_signal(signal.SIGTERM)
+    assert "is mounted already, so nobody can see what one program reads" in words
+    assert not startup_file(mounted).exists()
+
+
+def test_there_is_nothing_to_repack(workshop: Workshop) -> None:
+    assert "there is no image" in workshop.run("build", "--repack", status=1).stderr
+
+
+def test_repacking_that_is_killed_leaves_the_image(noisy: Workshop) -> None:
+    noisy.configure(compression="xz")
+    before = noisy.image.read_bytes()
+    build = noisy.start("build", "--repack")
+    wait_for(lambda: building.parts(noisy))
+    build.send_signal(signal.SIGINT)
+    build.communicate()
+    assert build.returncode == 128 + signal.SIGINT
+    assert noisy.image.read_bytes() == before
+    assert noisy.left_over() == []
+    assert building.parts(noisy) == []
+
+
+def test_a_list_that_somebody_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    assert startup.read(path) == ()
+    path.write_text("# words\n\nb\na b\nb\n../../etc/passwd\n")
+    names = startup.read(path)
+    assert names == ("b", "a b")
+    (tmp_path / "b").touch()
+    (tmp_path / "a b").touch()
+    order = startup.write_order(names, tmp_path, tmp_path)
+    assert order is not None
+    assert order.read_text() == f"{tmp_path}/b 32767\n"
+
+
+def test_what_is_noted_behind_an_image_is_checked(noisy: Workshop) -> None:
+    data = noisy.image.read_bytes()
+    assert image.read_startup(noisy.image) == (0, 0)
+    image.write_startup(noisy.image, 96, 1000)
+    assert image.read_startup(noisy.image) == (96, 1000)
+    assert noisy.image.read_bytes()[: len(data)] == data
+    image.write_startup(noisy.image, 96, 1 << 40)
+    assert image.read_startup(noisy.image) == (0, 0)
+    assert json.loads(noisy.run("status", "--json").stdout)["image"]["exists"]
+    noisy.run("exec", "--", "true")
+    noisy.wait_until_clean()
