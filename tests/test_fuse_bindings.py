@@ -80,11 +80,12 @@ def test_damage_is_an_error(collection: images.Collection, tmp_path: Path, bindi
 
 
 def test_it_cannot_be_mounted(collection: images.Collection, tmp_path: Path, binding: str) -> None:
+    (tmp_path / "file").touch()
     done = images.serve(
-        collection.image("small"), tmp_path / "nosuch", CONDAINER_FUSE_BINDING=binding
+        collection.image("small"), tmp_path / "file", CONDAINER_FUSE_BINDING=binding
     )
     assert done.returncode == 1
-    assert f"condainer.fuse: cannot mount at {tmp_path / 'nosuch'}\n" in done.stderr
+    assert f"condainer.fuse: cannot mount at {tmp_path / 'file'}: Not a directory\n" in done.stderr
 
 
 def test_a_signal_unmounts(collection: images.Collection, tmp_path: Path, binding: str) -> None:

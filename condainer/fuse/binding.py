@@ -8,6 +8,7 @@ where it cannot be spoken; they are asked by path, so each request costs more.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -86,6 +87,8 @@ def _serve_by_library(
 ) -> None:
     from condainer.fuse.operations import ENCODING, Operations, text
 
+    if not os.path.isdir(options.mountpoint):  # noqa: PTH112  (root may mount on a file, oddly)
+        raise AttachError(f"cannot mount at {options.mountpoint}: {os.strerror(errno.ENOTDIR)}")
     operations = Operations(files, options.uid, options.gid, on_ready)
     words: dict[str, object] = dict.fromkeys(options.flags, True)
     for word in ("allow_other", "allow_root", "default_permissions"):

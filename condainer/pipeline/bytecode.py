@@ -60,6 +60,8 @@ for name in sys.stdin.buffer.read().split(b"\\0"):
     else:
         print("+")
 """
+_OURS = struct.pack("<I", 1)
+"""The flags of those; packages hardly ever have such."""
 _DONE = "+"
 _HEADER = struct.Struct("<4sIII")
 _REPORT_EVERY = 50
@@ -169,7 +171,7 @@ async def _compile(
 
 
 def stays(cached: str, latest: int) -> bool:
-    """Whether a `.pyc` that a package has brought will not be compiled again, as far as is known.
+    """Whether a `.pyc` is a package's own, and will not be compiled again, as far as is known.
 
     Args:
         cached: its path.
@@ -177,8 +179,9 @@ def stays(cached: str, latest: int) -> bool:
     """
     directory, name = os.path.split(cached)
     source = f"{os.path.dirname(directory)}/{name.rsplit('.', 2)[0]}.py"  # noqa: PTH120
+    header = _header(cached)
     try:
-        return _matches(_header(cached), os.lstat(source), latest)
+        return header[4:8] != _OURS and _matches(header, os.lstat(source), latest)
     except FileNotFoundError:
         return True  # nothing to compile it from
 
