@@ -6,12 +6,14 @@ import hashlib
 import os
 import signal
 import subprocess
+import tarfile
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from condainer.pipeline import installers
-from condainer.pipeline.archive import ChangedError
+from condainer.pipeline.archive import Archive, ChangedError
 from condainer.pipeline.epoch import Epoch
 from condainer.pipeline.installers import Final
 from condainer.pipeline.overlap import Overlap
@@ -210,6 +212,57 @@ def test_what_has_changed_is_noticed(prefix: Path, script: str, what: str) -> No
 def test_what_has_not_changed_is_kept(prefix: Path, script: str) -> None:
     """As by another build that links the same file from the package cache."""
     send(prefix, script)
+
+
+def test_an_archive_is_what_tar_reads(tmp_path: Path) -> None:
+    """Also names around the length that a header has room for, and any bytes in them."""
+    names = [
+        "short",
+        "n" * 99,
+        "n" * 100,
+        "n" * 101,
+        "d/" * 99 + "n",
+        "größe",
+        "\udcff",
+        "new\nline",
+    ]
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"x" * 513)
+    large.write_bytes(os.urandom(300_000))
+    link = tmp_path / "link"
+    link.symlink_to("t" * 150)
+    reader, writer = os.pipe()
+    found = {}
+
+    def read() -> None:
+        with (
+            os.fdopen(reader, "rb") as file,
+            tarfile.open(fileobj=file, mode="r|", errors="surrogateescape") as archive,
+        ):
+            for member in archive:
+                data = archive.extractfile(member) if member.isreg() else None
+                content = data.read() if data else member.linkname.encode()
+                found[member.name] = (member.mode, member.mtime, member.uid, content)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    archive = Archive(writer)
+    for name in names:
+        archive.add(name, str(small), small.lstat(), 1_700_000_000)
+    archive.add("large", str(large), large.lstat(), 5)
+    archive.add("link", str(link), link.lstat(), 6)
+    archive.add("directory", str(tmp_path), tmp_path.lstat(), 7)
+    archive.link("n" * 120, "n" * 99, 8)
+    archive.end()
+    archive.close()
+    thread.join()
+    mode = small.stat().st_mode & 0o7777
+    wanted = (mode, 1_700_000_000, 0, b"x" * 513)
+    assert [found[name] for name in names] == [wanted] * len(names)
+    assert found["large"][3] == large.read_bytes()
+    assert found["link"][3] == b"t" * 150
+    assert found["directory"][:2] == (tmp_path.stat().st_mode & 0o7777, 7)
+    assert found["n" * 120][3] == b"n" * 99
 
 
 def late_change(script: str) -> Recipe:
