@@ -493,8 +493,9 @@ def _mount(project: Project, situation: Situation, wishes: _Wishes) -> None:
     candidates = backends.candidates(wishes.backend, wishes.on_note)
     deadline = time.monotonic() + _PATIENCE
     while situation.state is State.ABSENT and locks.is_held(project.keeper_lock):
-        unpacks = os.path.lexists(project.places.unpacking)  # for a command that was killed
-        if time.monotonic() > deadline and not unpacks:  # it is not just going
+        if os.path.lexists(project.places.unpacking):  # for a command that was killed
+            deadline = time.monotonic() + _PATIENCE  # it is noted only after it was renamed
+        elif time.monotonic() > deadline:  # it is not just going
             raise MountError(f"{project.prefix} is mounted in another mount namespace")
         time.sleep(_POLL)
         if mountpoint.look(project).state is not State.ABSENT:
