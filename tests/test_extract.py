@@ -13,7 +13,7 @@ import pytest
 
 from tests import building, support
 from tests.support import CONDAINER, wait_for
-from tests.test_keeping import keepers_of
+from tests.test_keeping import keepers_of, kill_keepers
 
 if TYPE_CHECKING:
     from tests.support import Workshop
@@ -90,9 +90,7 @@ def test_what_is_unpacked_can_be_kept(ready: Workshop) -> None:
         (ready.runtime / f"{ready.uuid}.pin").unlink()
         inode = ready.prefix.stat().st_ino
         ready.run("exec", "--", "true")
-        for pid in keepers_of(ready):
-            os.kill(pid, 9)
-        wait_for(lambda: not keepers_of(ready))
+        kill_keepers(ready)
         ready.run("exec", "--", "true")
         assert ready.prefix.stat().st_ino == inode
         ready.run("umount")

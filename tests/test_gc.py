@@ -13,20 +13,12 @@ import pytest
 from tests import support
 from tests.support import daemons_of, wait_for
 from tests.test_extract import stop_unpacking, unpackers_of
-from tests.test_keeping import keepers_of, pair_of, use
+from tests.test_keeping import kill_keepers, use
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support import Workshop
-
-
-def kill_keepers(workshop: Workshop) -> None:
-    for pid in sorted(pair_of(workshop), reverse=True):
-        os.kill(pid, signal.SIGSTOP)
-    for pid in keepers_of(workshop):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not keepers_of(workshop))
 
 
 def test_nothing_is_left(ready: Workshop) -> None:

@@ -61,6 +61,15 @@ def pair_of(workshop: Workshop, without: int = 0) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def kill_keepers(workshop: Workshop) -> None:
+    """Both at once, so that neither takes over from the other."""
+    for pid in sorted(pair_of(workshop), reverse=True):
+        os.kill(pid, signal.SIGSTOP)
+    for pid in keepers_of(workshop):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not keepers_of(workshop))
+
+
 def use(workshop: Workshop) -> subprocess.Popen[str]:
     """Start a command that runs from the mount until its standard input ends."""
     user = workshop.start("exec", "--", "sh", "-c", "echo runs; cat", stdin=subprocess.PIPE)
@@ -153,12 +162,7 @@ def test_a_keeper_gets_another_shadow(ready: Workshop) -> None:
 def test_a_mount_that_nobody_keeps_is_kept_by_the_next_exec(ready: Workshop) -> None:
     user = use(ready)
     daemon = daemons_of(ready)
-    wait_for(lambda: len(keepers_of(ready)) == 2)
-    for pid in keepers_of(ready):
-        os.kill(pid, signal.SIGSTOP)
-    for pid in keepers_of(ready):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not keepers_of(ready))
+    kill_keepers(ready)
     answer = ready.run("-v", "exec", "--", "hard-activated")
     assert answer.stdout == "activated\n"
     assert "nobody keeps it" in answer.stderr
