@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 
 from condainer.pipeline import bytecode, tree
 from condainer.pipeline.archive import Archive, ChangedError
+from condainer.pipeline.installers import Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from condainer.pipeline.epoch import Epoch
-    from condainer.pipeline.installers import Final, Listing, Package
+    from condainer.pipeline.installers import Listing, Package
 
 _CHUNK = 1 << 20
 
@@ -38,10 +39,12 @@ class _Sent:
     Attributes:
         status: what `lstat` said.
         sha256: of its content as its package lists it; empty where that is not known.
+        is_copied: whether what is in the prefix is a copy.
     """
 
     status: os.stat_result
     sha256: str
+    is_copied: bool
 
 
 class Overlap:
@@ -137,7 +140,7 @@ class Overlap:
             raise ChangedError(min(unseen))
         last = len(self._startup)
         for name, entry in sorted(rest, key=lambda item: self._startup.get(item[0], last)):
-            self._send(name, entry.path, entry.stat(follow_symlinks=False), "")
+            self._send(Final(name, entry.path, ""), entry.stat(follow_symlinks=False))
         self._archive.end()
         return tree.survey(self._prefix)
 
@@ -171,25 +174,27 @@ class Overlap:
         except FileNotFoundError:
             return  # another package's, which has gone elsewhere
         kind = stat.S_IFMT(status.st_mode)
-        if kind in {stat.S_IFREG, stat.S_IFLNK}:
-            self._send(final.name, final.path, status, final.sha256)
+        is_known = kind == stat.S_IFREG and final.sha256  # what a copy is to be like
+        if is_known or (kind in {stat.S_IFREG, stat.S_IFLNK} and not final.is_copied):
+            self._send(final, status)
 
-    def _send(self, name: str, path: str, status: os.stat_result, sha256: str) -> None:
+    def _send(self, final: Final, status: os.stat_result) -> None:
         stamp = self._epoch.of(status)
         inode = status.st_dev, status.st_ino
-        first = self._first.get(inode)
+        first = None if final.is_copied else self._first.get(inode)
         if first is not None:
-            self._archive.link(name, first, stamp)
+            self._archive.link(final.name, first, stamp)
         else:
-            self._archive.add(name, path, status, stamp)
-            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                self._first[inode] = name
-        self._sent[name] = _Sent(status, sha256)
+            self._archive.add(final.name, final.path, status, stamp)
+            if status.st_nlink > 1 and not (final.is_copied or stat.S_ISDIR(status.st_mode)):
+                self._first[inode] = final.name
+        self._sent[final.name] = _Sent(status, final.sha256, final.is_copied)
         self._on_progress(self._archive.bytes)
 
     def _compare(self, name: str, now: os.stat_result) -> None:
         sent = self._sent[name]
-        if _essence(now) != _essence(sent.status):
+        essence = _essence_of_copy if sent.is_copied else _essence
+        if essence(now) != essence(sent.status) or (sent.is_copied and now.st_nlink > 1):
             raise ChangedError(name)
         # Of two packages that own one path the installer decides which gets it, maybe only later.
         is_shared = self._owners[name] > 1
@@ -201,6 +206,10 @@ class Overlap:
 def _essence(status: os.stat_result) -> tuple[int, ...]:
     """What tells that a file is the same as before; its times of change are looked at besides."""
     return (*(status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns),)
+
+
+def _essence_of_copy(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_mode, status.st_size, int(status.st_mtime)
 
 
 def _sha256(path: Path) -> str:

@@ -178,13 +178,15 @@ class Final(NamedTuple):
 
     Attributes:
         name: its path below the prefix.
-        path: where it is: in the prefix, or the same file by another name.
+        path: where it is in a package cache.
         sha256: of its content; empty where nobody said.
+        is_copied: whether the one in the prefix will be a copy, instead of the same file.
     """
 
     name: str
     path: str
     sha256: str
+    is_copied: bool = False
 
 
 Listing: TypeAlias = "Callable[[], Iterable[Final]]"

@@ -6,7 +6,6 @@ that for every installer alike. https://conda.github.io/rattler/py-rattler/
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import urllib.parse
@@ -28,6 +27,7 @@ from condainer.pipeline.installers import (
     Solution,
     Workplace,
     contents,
+    fetching,
     patience,
     ready,
     solver,
@@ -72,10 +72,15 @@ class Rattler:
         records = solution.records
         assert isinstance(records, list)  # noqa: S101  (what `solve` gave)
         cache = solver.cache_of(request).packages
-        await anyio.to_thread.run_sync(_verify_local, solution.packages)
+        site_packages = _site_packages(records, solution.packages)
+        there = _There(workplace, request.prefix, cache, site_packages)
+        fetch = fetching.Fetching(records, solution.packages, cache, workplace, there.tell)
+        kept = [package for package in solution.packages if package not in fetch.missing]
+        await anyio.to_thread.run_sync(_verify_local, kept)
         await anyio.to_thread.run_sync(_check_cached, records, solution.packages, cache)
+        await patience.unless_silent(fetch.run(), fetch.signs, fetch.source)
         # The base class does nothing in the callbacks that are left to it.
-        reporter = _Reporter(workplace, request.prefix, solution.packages, cache)  # type: ignore[abstract]
+        reporter = _Reporter(workplace, solution.packages, cache, there)  # type: ignore[abstract]
         work = rattler.install(
             records,
             target_prefix=request.prefix,
@@ -96,6 +101,32 @@ class Rattler:
         await anyio.to_thread.run_sync(_tidy, request.prefix, workplace)
 
 
+class _There:
+    """Tells once of each package that is in the cache, and from there goes into the prefix.
+
+    Args:
+        workplace: is told.
+        prefix: where it goes.
+        cache: where it is unpacked.
+        site_packages: where packages for any Python put their modules, below the prefix.
+    """
+
+    def __init__(self, workplace: Workplace, prefix: Path, cache: Path, site_packages: str) -> None:
+        self._workplace = workplace
+        self._cache = cache
+        self._site_packages = site_packages
+        self._is_linked = partial(ready.is_linked, cache, prefix)
+        self._told: set[str] = set()
+
+    def tell(self, package: Package) -> None:
+        """A package is in the cache."""
+        if package.name not in self._told:
+            self._told.add(package.name)
+            unpacked = self._cache / package.stem
+            listing = partial(ready.cached, unpacked, self._site_packages, self._is_linked)
+            self._workplace.on_ready(package.name, listing)
+
+
 class _Reporter(InstallerReporter):
     """Passes rattler's callbacks on, which come from its own threads.
 
@@ -103,21 +134,21 @@ class _Reporter(InstallerReporter):
 
     Args:
         workplace: takes them.
-        prefix: where it is installed.
         packages: what is installed.
         cache: where they are unpacked.
+        there: is told of those that are.
 
     Attributes:
         refused: says which package must not be linked.
     """
 
     def __init__(
-        self, workplace: Workplace, prefix: Path, packages: tuple[Package, ...], cache: Path
+        self, workplace: Workplace, packages: tuple[Package, ...], cache: Path, there: _There
     ) -> None:
         self.refused: BuildError | None = None
         self._workplace = workplace
-        self._prefix = prefix
         self._cache = cache
+        self._there = there
         self._total = len(packages)
         self._linked = 0
         self._names: dict[int, str] = {}
@@ -159,7 +190,8 @@ class _Reporter(InstallerReporter):
 
         It takes no "no" for an answer, but it cannot link what is no longer there.
         """
-        stem = self._packages[self._names[cache_entry]].stem
+        package = self._packages[self._names[cache_entry]]
+        stem = package.stem
         try:
             contents.check_package(stem, self._cache / stem)
         except BuildError as error:
@@ -167,6 +199,8 @@ class _Reporter(InstallerReporter):
             aside = self._cache / f".{stem}.refused.{os.getpid()}"
             (self._cache / stem).rename(aside)  # at once, whatever is in it
             removal.remove_tree(aside)
+        else:
+            self._there.tell(package)
 
     def on_link_start(self, operation: int, package_name: str) -> int:
         self._names[operation] = package_name
@@ -174,11 +208,7 @@ class _Reporter(InstallerReporter):
 
     def on_link_complete(self, index: int) -> None:
         self._linked += 1
-        name = self._names.get(index, "")
-        if name in self._packages:
-            stem = self._packages[name].stem
-            self._workplace.on_ready(name, partial(ready.linked, self._prefix, stem))
-        text = f"linked {name}"
+        text = f"linked {self._names.get(index, '')}"
         self._workplace.on_line(text)
         self._tell(text)
 
@@ -190,6 +220,11 @@ class _Reporter(InstallerReporter):
             bytes_done=sum(self._fetched.values()),
             bytes_total=sum(self._to_fetch.values()),
         )
+
+
+def _site_packages(records: Iterable[RepoDataRecord], packages: Iterable[Package]) -> str:
+    named = (record.python_site_packages_path for record in records)
+    return next(filter(None, named), "") or ready.site_packages(packages)
 
 
 def _in_order(records: Iterable[RepoDataRecord]) -> list[RepoDataRecord]:
@@ -227,21 +262,13 @@ def _verify_local(packages: Iterable[Package]) -> None:
         if address.scheme != "file" or not package.sha256 or not path.exists():
             continue
         from_thread.check_cancelled()
-        found = _sha256(path)
+        found = fetching.sha256_of(path)
         if found != package.sha256:
             raise BuildError(
                 f"{path} is not the file that its channel lists: "
                 f"SHA256 {found[:16]}… instead of {package.sha256[:16]}…",
                 "the channel is damaged: index it again, or fetch it again",
             )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _tidy(prefix: Path, workplace: Workplace) -> None:

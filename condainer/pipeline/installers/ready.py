@@ -1,14 +1,17 @@
 """Which packages are there while others are being fetched, and which of their files stay.
 
-rattler tells when it has linked a package. The mamba family says nothing before the end; but it
-unpacks each package in its cache and writes `info/repodata_record.json` there when that is done,
-and links from there what holds no prefix. What comes of the files is the business of `overlap`.
+All installers unpack a package in a cache and link from there what holds no prefix, or copy it
+where they cannot link. The mamba family says nothing before the end; but it writes
+`info/repodata_record.json` there when a package is unpacked. What comes of the files is the
+business of `overlap`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,46 +23,56 @@ from condainer import files
 from condainer.pipeline.installers import Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from condainer.pipeline.installers import OnReady, Package
 
 _POLL = 0.1
+_FICLONE = 0x40049409
+"""The request that makes a file share another's blocks: ioctl_ficlone(2)."""
 _DONE = "info/repodata_record.json"
 
 
-def linked(prefix: Path, stem: str) -> Iterator[Final]:
-    """The files of a package that has been linked, as its record lists them.
+def site_packages(packages: Iterable[Package]) -> str:
+    """The directory of the environment's Python modules below the prefix, as usual."""
+    version = next((package.version for package in packages if package.name == "python"), "")
+    return f"lib/python{'.'.join(version.split('.')[:2])}/site-packages"
+
+
+def is_linked(cache: Path, prefix: Path) -> bool:
+    """Whether rattler puts hard links into a prefix: it does where it can do nothing better."""
+    if cache.stat().st_dev != prefix.stat().st_dev:
+        return False
+    with tempfile.TemporaryFile(dir=cache) as source, tempfile.TemporaryFile(dir=prefix) as target:
+        source.write(b"x" * 4096)
+        source.flush()
+        try:
+            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+        except OSError:
+            return True
+    return False
+
+
+def cached(unpacked: Path, python: str, links: Callable[[], bool]) -> Iterator[Final]:
+    """The files of an unpacked package that will be in the prefix as they are.
 
     What cannot be read is not listed: whoever asks looks at the prefix itself in the end.
-
-    Args:
-        prefix: the environment.
-        stem: name, version and build of the package.
-    """
-    for entry in _entries(prefix, f"conda-meta/{stem}.json", "paths_data", "paths"):
-        name = entry.get("_path")
-        if isinstance(name, str) and _is_below(name):
-            checksum = entry.get("sha256_in_prefix") or entry.get("sha256")
-            yield Final(name, f"{prefix}/{name}", checksum if isinstance(checksum, str) else "")
-
-
-def cached(unpacked: Path, python: str) -> Iterator[Final]:
-    """The files of an unpacked package that will be hard links in the prefix, as they are.
 
     Args:
         unpacked: the package in the package cache.
         python: directory of the environment's Python modules below the prefix, where packages for
             any Python put theirs.
+        links: whether they will be hard links; otherwise copies, with the same times.
     """
+    is_copied = not links()
     index = _entries(unpacked, "info/index.json")
     is_for_any = bool(index) and index[0].get("noarch") == "python"
     entries = _entries(unpacked, "info/paths.json", "paths")
-    replaced = {str(e["_path"])[:-3] for e in entries if e.get("prefix_placeholder")}
+    replaced = {str(e.get("_path"))[:-3] for e in entries if e.get("prefix_placeholder")}
     for entry in entries:
         name, checksum = entry.get("_path"), entry.get("sha256")
-        is_linked = entry.get("path_type") == "hardlink" and not entry.get("no_link")
-        if not isinstance(name, str) or not _is_below(name) or not is_linked:
+        is_plain = entry.get("path_type") == "hardlink" and not entry.get("no_link")
+        if not isinstance(name, str) or not _is_below(name) or not is_plain:
             continue
         if entry.get("prefix_placeholder") or _source_of(name) in replaced:
             continue
@@ -67,7 +80,7 @@ def cached(unpacked: Path, python: str) -> Iterator[Final]:
             continue
         path = f"{unpacked}/{name}"
         name = f"{python}{name.removeprefix('site-packages')}" if is_for_any else name
-        yield Final(name, path, checksum if isinstance(checksum, str) else "")
+        yield Final(name, path, checksum if isinstance(checksum, str) else "", is_copied)
 
 
 def _source_of(name: str) -> str:
@@ -110,9 +123,7 @@ class CacheWatch:
         self._device = prefix.parent.stat().st_dev
         self._waiting = {package.stem: package for package in packages}
         self._on_ready = on_ready
-        versions = [package.version for package in packages if package.name == "python"]
-        short = ".".join(versions[0].split(".")[:2]) if versions else ""
-        self._python = f"lib/python{short}/site-packages"
+        self._python = site_packages(packages)
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -128,7 +139,7 @@ class CacheWatch:
                 if _is_there(package, unpacked):
                     del self._waiting[stem]
                     if unpacked.stat().st_dev == self._device:
-                        listing = partial(cached, unpacked, self._python)
+                        listing = partial(cached, unpacked, self._python, lambda: True)
                         self._on_ready(package.name, listing)
 
 

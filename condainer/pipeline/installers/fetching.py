@@ -1,0 +1,252 @@
+"""Brings packages into rattler's cache, small ones first and a few at a time.
+
+rattler would fetch all at once, and then all are there late, together; so some are there early, and
+can be compressed while others come. Links them, checks what is in the cache already, and fetches
+what cannot be had here: rattler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import tempfile
+import time
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+from rattler.package_streaming import download_to_path, extract
+
+from condainer import process, removal
+from condainer.errors import BuildError
+from condainer.pipeline.installers import solver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from rattler import Client, RepoDataRecord
+
+    from condainer.pipeline.installers import Package, Workplace
+
+_AT_ONCE = 5
+"""Packages on their way: to get a small one takes hardly more than to ask for it."""
+_LARGE_AT_ONCE, _LARGE = 2, 4 << 20
+"""How many are larger than so many bytes: those share what the line carries, and the fewer they
+are, the sooner the first is there."""
+_TRIES = 3
+_LOOK = 0.1
+"""Seconds between two looks at how much has come."""
+_OLD = 86400.0
+"""Seconds after which what another machine has begun is not waited for."""
+_CHUNK = 1 << 20
+_WORK = ".condainer-fetch"
+
+
+class Fetching:
+    """The way of packages into the cache.
+
+    Args:
+        records: what rattler's solver has found.
+        packages: the same, as messages name them.
+        cache: where rattler looks for them.
+        workplace: takes what is to be told.
+        on_there: is told of each that has come; from the event loop's thread.
+
+    Attributes:
+        missing: the packages that are to be fetched here.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[RepoDataRecord],
+        packages: Iterable[Package],
+        cache: Path,
+        workplace: Workplace,
+        on_there: Callable[[Package], None],
+    ) -> None:
+        self._cache = cache
+        self._workplace = workplace
+        self._on_there = on_there
+        found = [
+            (package, record.url)
+            for record, package in zip(records, packages, strict=True)
+            if _is_fetched_here(record.url) and not os.path.lexists(cache / package.stem)
+        ]
+        self._queue = sorted(found, key=lambda item: (item[0].size, item[0].name))
+        self.missing = [package for package, _ in self._queue]
+        self._on_the_way: dict[str, Path] = {}
+        self._urls: dict[str, str] = {}
+        self._there = self._bytes = 0
+        self._large = anyio.Semaphore(_LARGE_AT_ONCE)
+
+    async def run(self) -> None:
+        """Fetch all that are missing.
+
+        Raises:
+            BuildError: where one cannot be had, or is not what its channel lists.
+        """
+        if not self.missing:
+            return
+        await anyio.to_thread.run_sync(self._begin)
+        prefix = f"{_WORK}.{socket.gethostname()}.{os.getpid()}."
+        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=self._cache))
+        try:
+            async with process.task_group() as group:
+                group.start_soon(self._tell)
+                async with process.task_group() as lanes:
+                    for _ in range(_AT_ONCE):
+                        lanes.start_soon(self._lane, directory)
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(removal.remove_tree, directory)
+
+    def signs(self) -> object:
+        """What changes when something has come; or always, while nothing is being fetched."""
+        return self._come() if self._urls else object()
+
+    def source(self) -> str:
+        """What is being fetched."""
+        return " or ".join(self._urls.values())
+
+    def _begin(self) -> None:
+        """Make the cache, and remove what killed builds have left in it."""
+        try:
+            self._cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BuildError(
+                f"cannot make the package cache {self._cache}: {error.strerror}",
+                "the key package_cache of condainer.yml puts it elsewhere",
+            ) from error
+        for path in _abandoned(self._cache):
+            removal.remove_tree(path)
+
+    async def _lane(self, directory: Path) -> None:
+        client = solver.client()
+        while self._queue:
+            package, url = self._queue.pop(0)
+            archive = _local(url)
+            if archive is None:
+                archive = directory / Path(urllib.parse.urlsplit(url).path).name
+                async with self._large if package.size > _LARGE else contextlib.nullcontext():
+                    await self._fetch(client, package, url, archive)
+            part = directory / package.stem
+            # Where that is given up it fails soon by itself: what it writes to is removed.
+            await anyio.to_thread.run_sync(_unpack, archive, part, package, abandon_on_cancel=True)
+            if _local(url) is None:
+                archive.unlink()
+            _publish(part, self._cache / package.stem)
+            self._there += 1
+            self._workplace.on_line(f"fetched {package.name}")
+            self._on_there(package)
+
+    async def _fetch(self, client: Client, package: Package, url: str, archive: Path) -> None:
+        """Fetch one, again where it was cut off in the middle; `client` repeats what is refused."""
+        self._on_the_way[package.name], self._urls[package.name] = archive, package.url
+        for left in reversed(range(_TRIES)):
+            try:
+                await download_to_path(client, url, archive)
+                break
+            except Exception as error:  # as in `solver.find`
+                if not left or not _size(archive):
+                    raise BuildError(
+                        f"cannot fetch {package.url}:\n{solver.explanation(error)}"
+                    ) from error
+                self._workplace.on_line(f"{package.url} was cut off; fetching it again")
+        del self._on_the_way[package.name], self._urls[package.name]
+        self._bytes += _size(archive)
+
+    async def _tell(self) -> None:
+        total = sum(package.size for package in self.missing)
+        while True:
+            names = ", ".join(self._on_the_way)
+            self._workplace.on_progress(
+                self._there,
+                len(self.missing),
+                f"fetching {names}" if names else "unpacking",
+                bytes_done=self._come(),
+                bytes_total=total,
+            )
+            await anyio.sleep(_LOOK)
+
+    def _come(self) -> int:
+        """Bytes so far."""
+        return self._bytes + sum(map(_size, self._on_the_way.values()))
+
+
+def _is_fetched_here(url: str) -> bool:
+    local = _local(url)
+    return local.exists() if local else url.startswith(("https://", "http://"))
+
+
+def _local(url: str) -> Path | None:
+    """The archive itself, in a channel of this machine."""
+    address = urllib.parse.urlsplit(url)
+    return Path(urllib.parse.unquote(address.path)) if address.scheme == "file" else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _unpack(archive: Path, part: Path, package: Package) -> None:
+    """Unpack an archive, and see that it is what its channel lists.
+
+    Raises:
+        BuildError: where it is not, or cannot be unpacked.
+    """
+    try:
+        sha256, md5 = extract(archive, part)
+    except Exception as error:  # as in `solver.find`
+        found = sha256_of(archive)
+        if package.sha256 and found != package.sha256:
+            raise _wrong(
+                package, f"SHA256 {found[:16]}… instead of {package.sha256[:16]}…"
+            ) from None
+        raise BuildError(f"cannot unpack {package.url}:\n{solver.explanation(error)}") from error
+    if package.sha256 and sha256.hex() != package.sha256:
+        raise _wrong(package, f"SHA256 {sha256.hex()[:16]}… instead of {package.sha256[:16]}…")
+    if package.md5 and not package.sha256 and md5.hex() != package.md5:
+        raise _wrong(package, f"MD5 {md5.hex()[:16]}… instead of {package.md5[:16]}…")
+
+
+def _wrong(package: Package, how: str) -> BuildError:
+    return BuildError(
+        f"{package.url} is not the file that its channel lists: {how}",
+        "the channel is damaged: index it again, or fetch it again",
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Put an unpacked package where it belongs; what another program has put there stays."""
+    try:
+        part.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _abandoned(cache: Path) -> Iterator[Path]:
+    """What builds that were killed have left."""
+    for path in cache.glob(f"{_WORK}.*"):
+        owner, _, pid = path.name.rpartition(".")[0].rpartition(".")
+        has_ended = owner == f"{_WORK}.{socket.gethostname()}" and not Path(f"/proc/{pid}").exists()
+        with contextlib.suppress(FileNotFoundError):
+            if has_ended or time.time() - path.lstat().st_mtime > _OLD:
+                yield path
