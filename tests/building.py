@@ -260,6 +260,39 @@ def served_but(withheld: str, directory: Path) -> Iterator[tuple[str, threading.
         over.set()
 
 
+class _CutOff(_Quiet):
+    """Ends some answers in the middle, and tells who has asked for what."""
+
+    asked: list[str]
+    cut = 0
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def copyfile(self, source: BinaryIO, outputfile: BinaryIO) -> None:  # type: ignore[override]
+        content = source.read()
+        is_cut = self.path.endswith(".conda") and self.asked.count(self.path) <= self.cut
+        outputfile.write(content[: len(content) // 2] if is_cut else content)
+
+
+@contextlib.contextmanager
+def served_in_part(cut: int, directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that serves a directory, but cuts answers with packages off.
+
+    Args:
+        cut: how often, of each.
+        directory: what is served.
+
+    Yields:
+        the URL, and the paths of all requests.
+    """
+    asked: list[str] = []
+    handler = type("_CutOff", (_CutOff,), {"asked": asked, "cut": cut})
+    with _serving(functools.partial(handler, directory=str(directory))) as url:
+        yield url, asked
+
+
 class _Late(_Quiet):
     """Takes a moment for what has a certain word in its name."""
 

@@ -97,6 +97,21 @@ def test_the_same_tree_as_the_ordinary_way(
     assert one == look(workshop.image, tmp_path / "other")
 
 
+@building.needs_root
+@pytest.mark.usefixtures("locked_time")
+def test_copies_from_a_cache_on_another_file_system(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    with building.mounted_tmpfs(tmp_path / "cache", "size=500m") as cache:
+        workshop.configure(package_cache=cache)
+        workshop.environment(*HARMLESS, channel=hard_channel)
+        assert AGAIN not in build(workshop, "--installer", "rattler")
+        assert streamed(workshop)
+        one = look(workshop.image, tmp_path / "one")
+        build(workshop, "--installer", "rattler", "--no-overlap")
+        assert one == look(workshop.image, tmp_path / "other")
+
+
 @pytest.mark.usefixtures("locked_time")
 def test_the_same_image_each_time(
     workshop: Workshop, hard_channel: Path, tmp_path: Path, installer: str
@@ -155,8 +170,13 @@ def prefix(tmp_path: Path) -> Path:
     return tmp_path / "prefix"
 
 
-def send(prefix: Path, meanwhile: str) -> None:
+def send(prefix: Path, meanwhile: str, cache: Path | None = None) -> None:
     """Send the package that owns all files, do something to them, and look whether it is noticed.
+
+    Args:
+        prefix: has the files.
+        meanwhile: what is done, in bash.
+        cache: has what they are copies of; None where they are the same files.
 
     Raises:
         ChangedError: where it is.
@@ -166,7 +186,12 @@ def send(prefix: Path, meanwhile: str) -> None:
     os.close(reader)
     package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
     finals = [
-        Final(name, str(prefix / name), hashlib.sha256((prefix / name).read_bytes()).hexdigest())
+        Final(
+            name,
+            str((cache or prefix) / name),
+            hashlib.sha256((prefix / name).read_bytes()).hexdigest(),
+            is_copied=cache is not None,
+        )
         for name in ("share/victim", "bin/other", "bin/link")
     ]
     overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
@@ -212,6 +237,24 @@ def test_what_has_changed_is_noticed(prefix: Path, script: str, what: str) -> No
 def test_what_has_not_changed_is_kept(prefix: Path, script: str) -> None:
     """As by another build that links the same file from the package cache."""
     send(prefix, script)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'as it was nade' > victim; touch -r ../bin/other victim",
+        "chmod 700 victim",
+        "touch -d @1000 victim",
+        "ln victim again",
+    ],
+)
+def test_a_copy_that_is_another_is_noticed(prefix: Path, tmp_path: Path, script: str) -> None:
+    subprocess.run(["cp", "-a", str(prefix), str(tmp_path / "cache")], check=True)
+    subprocess.run(["touch", "-r", "bin/other", "share/victim"], cwd=prefix, check=True)
+    subprocess.run(["touch", "-r", "bin/other", "share/victim"], cwd=tmp_path / "cache", check=True)
+    send(prefix, "true", tmp_path / "cache")
+    with pytest.raises(ChangedError, match="share/victim"):
+        send(prefix, script, tmp_path / "cache")
 
 
 def test_an_archive_is_what_tar_reads(tmp_path: Path) -> None:

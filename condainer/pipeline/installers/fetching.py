@@ -8,9 +8,12 @@ what cannot be had here: rattler.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import socket
+import struct
 import tempfile
 import time
 import urllib.parse
@@ -23,7 +26,7 @@ from rattler.package_streaming import download_to_path, extract
 
 from condainer import process, removal
 from condainer.errors import BuildError
-from condainer.pipeline.installers import solver
+from condainer.pipeline.installers import contents, solver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -136,10 +139,12 @@ class Fetching:
                     await self._fetch(client, package, url, archive)
             part = directory / package.stem
             # Where that is given up it fails soon by itself: what it writes to is removed.
-            await anyio.to_thread.run_sync(_unpack, archive, part, package, abandon_on_cancel=True)
+            sha256 = await anyio.to_thread.run_sync(
+                _unpack, archive, part, package, abandon_on_cancel=True
+            )
             if _local(url) is None:
                 archive.unlink()
-            _publish(part, self._cache / package.stem)
+            _publish(part, self._cache / package.stem, sha256)
             self._there += 1
             self._workplace.on_line(f"fetched {package.name}")
             self._on_there(package)
@@ -196,11 +201,14 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _unpack(archive: Path, part: Path, package: Package) -> None:
+def _unpack(archive: Path, part: Path, package: Package) -> bytes:
     """Unpack an archive, and see that it is what its channel lists.
 
+    Returns:
+        its SHA256.
+
     Raises:
-        BuildError: where it is not, or cannot be unpacked.
+        BuildError: where it is not, cannot be unpacked, or would write outside of a prefix.
     """
     try:
         sha256, md5 = extract(archive, part)
@@ -215,6 +223,8 @@ def _unpack(archive: Path, part: Path, package: Package) -> None:
         raise _wrong(package, f"SHA256 {sha256.hex()[:16]}… instead of {package.sha256[:16]}…")
     if package.md5 and not package.sha256 and md5.hex() != package.md5:
         raise _wrong(package, f"MD5 {md5.hex()[:16]}… instead of {package.md5[:16]}…")
+    contents.check_package(package.stem, part)
+    return sha256
 
 
 def _wrong(package: Package, how: str) -> BuildError:
@@ -233,13 +243,24 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _publish(part: Path, target: Path) -> None:
-    """Put an unpacked package where it belongs; what another program has put there stays."""
+def _publish(part: Path, target: Path, sha256: bytes) -> None:
+    """Put an unpacked package where it belongs, unless another program is about to do the same.
+
+    rattler locks a file beside it, which holds the number of the try and the archive's checksum:
+    https://github.com/conda/rattler, crates/rattler_cache/src/package_cache/cache_lock.rs
+    """
+    lock = target.with_name(f"{target.name}.lock")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        part.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.lexists(target):
+            part.rename(target)
+            os.pwrite(descriptor, struct.pack(">Q", 1) + sha256, 0)
+    except OSError as error:
+        if error.errno not in {errno.EAGAIN, errno.ENOTEMPTY, errno.EEXIST}:
+            raise  # or else rattler waits for the other, and takes what it finds then
+    finally:
+        os.close(descriptor)
 
 
 def _abandoned(cache: Path) -> Iterator[Path]:

@@ -1,0 +1,102 @@
+"""Packages on their way into rattler's cache."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import building, localchannel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support import Workshop
+
+PACKAGES = ("hard-text=1", "hard-hello", "python")
+WORK = ".condainer-fetch"
+
+
+@pytest.fixture
+def cache(workshop: Workshop, tmp_path: Path) -> Path:
+    """An empty package cache."""
+    workshop.variables["CONDAINER_INSTALLER"] = "rattler"
+    workshop.configure(package_cache=tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def fetched(asked: list[str]) -> Counter[str]:
+    """How often each package was asked for."""
+    return Counter(path.rpartition("/")[2] for path in asked if path.endswith(".conda"))
+
+
+def test_each_is_fetched_once(workshop: Workshop, hard_channel: Path, cache: Path) -> None:
+    """The engine takes what it finds in its cache, also the next time."""
+    with building.served_in_part(0, hard_channel) as (url, asked):
+        workshop.environment(*PACKAGES, channel=url)
+        workshop.run("build")
+        assert set(fetched(asked).values()) == {1}
+        workshop.run("build", "--force")
+        assert set(fetched(asked).values()) == {1}
+    assert len(list(cache.glob("hard-text-1.*-0"))) == 1
+    assert not list(cache.glob(f"{WORK}*"))
+
+
+def test_what_is_cut_off_is_fetched_again(
+    workshop: Workshop, hard_channel: Path, cache: Path
+) -> None:
+    with building.served_in_part(2, hard_channel) as (url, asked):
+        workshop.environment(*PACKAGES, channel=url)
+        workshop.run("build")
+    assert set(fetched(asked).values()) == {3}
+    assert "was cut off; fetching it again" in workshop.build_log.read_text()
+    assert cache.exists()
+
+
+def test_what_is_cut_off_each_time(workshop: Workshop, hard_channel: Path, cache: Path) -> None:
+    workshop.image.write_bytes(b"old")
+    with building.served_in_part(100, hard_channel) as (url, _):
+        workshop.environment("hard-text=1", channel=url)
+        words = workshop.run("build", "--force", status=1).stderr
+        assert f"cannot fetch {url}/" in words
+        assert "Traceback" not in words
+    assert workshop.image.read_bytes() == b"old"
+    assert not list(cache.glob(f"{WORK}*"))
+    assert workshop.left_over() == []
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_package_of_the_same_name_with_other_content(workshop: Workshop, tmp_path: Path) -> None:
+    for text in ("one", "other"):
+        script = f"echo {text} > kept.txt"
+        channel = building.make_channel(tmp_path / text, building.odd_package(script))
+        workshop.environment("odd", channel=channel)
+        workshop.run("build", "--force")
+        tree = building.unpack(workshop.image, tmp_path / f"tree {text}")
+        assert (tree / "kept.txt").read_text() == f"{text}\n"
+
+
+def test_a_wrong_one_does_not_come_into_the_cache(workshop: Workshop, cache: Path) -> None:
+    with building.served(localchannel.ensure("badchecksum")) as url:
+        workshop.environment("hard-badchecksum", channel=url)
+        words = workshop.run("build", status=1).stderr
+    assert "is not the file that its channel lists: SHA256 " in words
+    assert not list(cache.glob("hard-badchecksum*"))
+    assert not list(cache.glob(f"{WORK}*"))
+
+
+def test_what_killed_builds_have_left(workshop: Workshop, hard_channel: Path, cache: Path) -> None:
+    host = socket.gethostname()
+    ended = cache / f"{WORK}.{host}.4194305.abc"  # beyond the largest number of a process
+    living = cache / f"{WORK}.{host}.{os.getpid()}.abc"
+    elsewhere = cache / f"{WORK}.another.1.abc"
+    old = cache / f"{WORK}.another.2.abc"
+    for path in (ended, living, elsewhere, old):
+        (path / "part").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    workshop.environment("hard-text=1", channel=hard_channel)
+    workshop.run("build")
+    assert sorted(cache.glob(f"{WORK}*")) == sorted([living, elsewhere])
