@@ -7,7 +7,7 @@ where to that of `report`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.contenders import DIRECTORY, EXTRACT, KERNEL
 
@@ -58,7 +58,7 @@ SIZE = (8.0, 4.8)
 DPI = 160
 """1280 pixels wide; letters are still ten pixels high when that is halved."""
 
-RC: Mapping[str, object] = {
+RC: Any = {
     "figure.figsize": SIZE,
     "figure.dpi": DPI,
     "figure.facecolor": "white",
