@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import style, summary
-from benchmarks.writing import DEFAULT
+from benchmarks.writing import DEFAULT, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,23 +87,24 @@ def settings_cloud(
 
     Args:
         axes: where to.
-        samples: with the settings "compressor" and "block KiB".
+        samples: whose contenders are settings.
         across: quantity on the horizontal axis, and what it is multiplied with.
         up: quantity on the vertical axis, likewise.
     """
-    compressors = list(dict.fromkeys(str(sample.settings["compressor"]) for sample in samples))
+    settings = [Setting.parse(name) for name in summary.contenders(samples)]
+    compressors = list(dict.fromkeys(setting.compressor for setting in settings))
     for index, compressor in enumerate(compressors):
-        own = [sample for sample in samples if sample.settings["compressor"] == compressor]
-        blocks = sorted({float(sample.settings["block KiB"]) for sample in own})
-        each = [[s for s in own if s.settings["block KiB"] == block] for block in blocks]
+        own = [setting for setting in settings if setting.compressor == compressor]
+        each = [summary.pick(samples, contender=setting.name) for setting in own]
         xs = [summary.median(found, across[0]) * across[1] for found in each]
         ys = [summary.median(found, up[0]) * up[1] for found in each]
         colour, symbol = style.CYCLE[index % len(style.CYCLE)], style.SYMBOLS[index]
         axes.plot(xs, ys, f"{symbol}-", color=colour, label=compressor)
-        for x, y, block in zip(xs, ys, blocks, strict=True):
-            text = f"{block / 1024:g}M" if block >= _MEGA else f"{block:g}K"
+        for x, y, setting in zip(xs, ys, own, strict=True):
+            block = setting.block
+            text = f"{block // _MEGA}M" if block >= _MEGA else f"{block}K"
             axes.annotate(text, (x, y), xytext=(7, 5), textcoords="offset points", fontsize=9)
-            if (compressor, block) == (DEFAULT.compressor, DEFAULT.block):
+            if setting == DEFAULT:
                 axes.plot([x], [y], "o", markersize=17, fillstyle="none", color=style.BLACK)
     legend_below(axes)
 

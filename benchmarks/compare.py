@@ -1,8 +1,8 @@
 """What became slower between two results, beyond the noise: `--compare OLD NEW`.
 
 Each quantity of each contender and work is compared as the ratio of new to old, on a logarithmic
-scale. Seconds and rates are first divided, round by round, by those of the suite's `BASE` at the
-same work, where that takes part: a plain directory does not change with condainer, and what
+scale. Seconds and rates are first divided, round by round, by those of one of the suite's `BASES`
+at the same work, where that takes part: a plain directory does not change with condainer, and what
 disturbs the machine disturbs both. What is counted (bytes, operations) is compared as it is.
 
 Noise is the scatter between rounds, within each of the two results; since a few rounds say little
@@ -40,8 +40,8 @@ _EXACT = ("bytes", "operations", "mounts", "image_bytes")
 
 Key = tuple[str, str, str, str, str]
 """Suite, work, contender, settings and quantity."""
-Logs = dict[int, float]
-"""Logarithms of a quantity, by round."""
+Rounds = dict[int, float]
+"""A quantity, or its logarithm, by round."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def _table(title: str, changes: Sequence[Change]) -> Table:
     )
     columns = ("suite", "work", "contender", "settings", "quantity", "ratio", "interval")
     note = (
-        "Ratios of new to old; of times, relative to the suite's base in the same round. The "
+        "Ratios of new to old (of rates, old to new: more is worse); of times, relative to what "
+        "does not change with condainer, where that takes part in the same round. The "
         f"intervals are so wide that all of them together hold with {1 - _MISTAKES:.0%}."
     )
     return Table(title, columns, rows, note)
@@ -134,7 +135,8 @@ def compare(old: Results, new: Results, *, timed: bool) -> tuple[list[Change], l
     Returns:
         all comparisons, and lines about what only one of the two has, or what has too few rounds.
     """
-    first, second = _logs(old), _logs(new)
+    typical = _typical(old), _typical(new)
+    first, second = (_logs(each, typical) for each in typical)
     both = [key for key in first if key in second and (timed or key[4] in _EXACT)]
     alone = [*_alone(first, second, "OLD"), *_alone(second, first, "NEW")]
     few = [key for key in both if min(len(first[key]), len(second[key])) < _LEAST_ROUNDS]
@@ -146,51 +148,62 @@ def compare(old: Results, new: Results, *, timed: bool) -> tuple[list[Change], l
     return [_change(key, first[key], second[key], noise, found) for key in keys], alone
 
 
-def _alone(these: Mapping[Key, Logs], those: Mapping[Key, Logs], name: str) -> Iterable[str]:
+def _alone(these: Mapping[Key, Rounds], those: Mapping[Key, Rounds], name: str) -> Iterable[str]:
     works = {key[:3] for key in these} - {key[:3] for key in those}
     return [f"only in {name}: {': '.join(work)}" for work in sorted(works)]
 
 
-def _logs(found: Results) -> dict[Key, Logs]:
-    """Everything that can be compared; several samples of one round count as their median."""
+def _typical(found: Results) -> dict[Key, Rounds]:
+    """Everything that is there; several samples of one round count as their median."""
     rounds: dict[Key, dict[int, list[float]]] = {}
     for sample in found.samples:
         for quantity, value in sample.values.items():
             key = (sample.suite, sample.work, sample.contender, _settings(sample), quantity)
             rounds.setdefault(key, {}).setdefault(sample.round, []).append(value)
-    typical = {
+    return {
         key: {number: statistics.median(values) for number, values in each.items()}
         for key, each in rounds.items()
     }
-    logs = {key: _relative(key, each, typical) for key, each in typical.items()}
-    return {key: each for key, each in logs.items() if each}
 
 
 def _settings(sample: Sample) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(sample.settings.items()))
 
 
-def _relative(key: Key, each: Logs, typical: Mapping[Key, Logs]) -> Logs:
-    """Logarithms, so that more is worse; of times, relative to the base."""
+def _logs(own: Mapping[Key, Rounds], both: Sequence[Mapping[Key, Rounds]]) -> dict[Key, Rounds]:
+    """Logarithms of what can be compared, so that more is worse."""
+    found = {}
+    for key, rounds in own.items():
+        if key[4].endswith("cpu_s") and statistics.median(rounds.values()) < _TICK:
+            continue
+        base = _base(key, both)
+        divisors = own[base] if base else {}
+        sign = -1 if key[4].endswith("_per_s") else 1
+        logs = {
+            number: sign * math.log(value / divisors.get(number, 1.0))
+            for number, value in rounds.items()
+            if value > 0 and (number in divisors or not base)
+        }
+        if logs:
+            found[key] = logs
+    return found
+
+
+def _base(key: Key, both: Sequence[Mapping[Key, Rounds]]) -> Key | None:
+    """What a time is related to, if it is in both results."""
     suite, work, contender, settings, quantity = key
-    if quantity.endswith("cpu_s") and statistics.median(each.values()) < _TICK:
-        return {}
-    base_name = getattr(suites.by_name(suite), "BASE", None)
-    base: Mapping[int, float] = {}
-    if quantity not in _EXACT and contender != base_name:
-        base = typical.get((suite, work, str(base_name), settings, quantity), {})
-    if not all(base.get(number, 0) > 0 for number in each):
-        base = {}
-    sign = -1 if quantity.endswith("_per_s") else 1
-    return {
-        number: sign * math.log(value / base.get(number, 1.0))
-        for number, value in each.items()
-        if value > 0
-    }
+    bases = getattr(suites.by_name(suite), "BASES", ())
+    if quantity in _EXACT or contender in bases:
+        return None
+    for name in bases:
+        base = (suite, work, name, settings, quantity)
+        if all(min(each.get(base, {0: 0.0}).values()) > 0 for each in both):
+            return base
+    return None
 
 
 def _usual(
-    keys: Iterable[Key], first: Mapping[Key, Logs], second: Mapping[Key, Logs]
+    keys: Iterable[Key], first: Mapping[Key, Rounds], second: Mapping[Key, Rounds]
 ) -> dict[tuple[str, str], float]:
     """The middle one of the scatters of each suite and quantity."""
     scatters: dict[tuple[str, str], list[float]] = {}
@@ -199,7 +212,7 @@ def _usual(
     return {kind: statistics.median(each) for kind, each in scatters.items()}
 
 
-def _scatter(first: Logs, second: Logs) -> float:
+def _scatter(first: Rounds, second: Rounds) -> float:
     """The standard deviation within both, taken together."""
     freedom = len(first) + len(second) - 2
     squares = sum(statistics.variance(each.values()) * (len(each) - 1) for each in (first, second))
@@ -207,7 +220,7 @@ def _scatter(first: Logs, second: Logs) -> float:
 
 
 def _change(
-    key: Key, old: Logs, new: Logs, noise: Mapping[tuple[str, str], float], width: float
+    key: Key, old: Rounds, new: Rounds, noise: Mapping[tuple[str, str], float], width: float
 ) -> Change:
     scatter = max(_scatter(old, new), noise[key[0], key[4]])
     middle = statistics.fmean(new.values()) - statistics.fmean(old.values())

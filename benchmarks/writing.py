@@ -58,10 +58,11 @@ class Setting:
         """For people, and for files."""
         return f"{self.compressor}, {self.block} KiB"
 
-    @property
-    def about(self) -> Mapping[str, str | float]:
-        """What a sample says of it."""
-        return {"compressor": self.compressor, "block KiB": self.block}
+    @classmethod
+    def parse(cls, name: str) -> Setting:
+        """The setting of that name."""
+        compressor, _, block = name.rpartition(", ")
+        return cls(compressor, int(block.removesuffix(" KiB")))
 
     @property
     def arguments(self) -> list[str]:

@@ -1,8 +1,8 @@
 """What `python -m benchmarks` measures: a module for each kind of load, all of the same shape.
 
 `Suite` says which. A module may also have `headlines(samples)`, one or two sentences with the
-figures that matter most, for the top of the report, and `BASE`, the contender that is not
-condainer's, to which ratios are taken in comparisons.
+figures that matter most, for the top of the report, and `BASES`, the contenders that do not change
+with condainer, to which times are related when results are compared.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ ONE = "condainer, -j 1"
 BASE = "create + mksquashfs"
 PACK = "create + conda-pack"
 BYTES, SECONDS = "bytes", "wall_s"
+BASES = (BASE, writing.PLAIN.name)
 _BUILD, _COMPRESS = "build", "compress"
 
 
@@ -125,7 +126,7 @@ def _conda_pack(executable: str, prefix: Path, image: Path) -> None:
 
 def _compress(bench: Bench, setting: writing.Setting, number: int) -> Sample:
     values = writing.write(bench, setting)
-    return Sample("build", _COMPRESS, setting.name, number, values, setting.about)
+    return Sample("build", _COMPRESS, setting.name, number, values)
 
 
 def tables(samples: Sequence[Sample]) -> list[Table]:

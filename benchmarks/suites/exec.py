@@ -35,6 +35,7 @@ Python that condainer itself runs by, which is the least that `exec` can take; *
 of them mounts and all others wait for it. All of a node share that one mount, and the ratios say
 what it costs."""
 BASE, LIVE, COLD = "interpreter", "exec, live", "exec, cold"
+BASES = (BASE,)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 _QUICK = (1, 8, 64)
 _FEW = 5
@@ -57,15 +58,18 @@ def _turn(bench: Bench, name: str, number: int) -> Iterator[Sample]:
     if name == LIVE:
         place.condainer("mount")
     try:
-        counts = _QUICK if bench.quick else COUNTS
         # What is over in a moment is done several times, to be less of a chance.
-        for count in [count for count in counts for _ in range(max(1, _FEW // count))]:
+        for count in [n for n in _counts(bench) for _ in range(max(1, _FEW // n))]:
             values = _launch(place, name, count)
             if name == COLD:
                 _forget(place)
             yield Sample("exec", f"{count} at once", name, number, values, {"at once": count})
     finally:
         _forget(place)
+
+
+def _counts(bench: Bench) -> tuple[int, ...]:
+    return _QUICK if bench.quick else COUNTS
 
 
 def _launch(place: Place, name: str, count: int) -> dict[str, float]:

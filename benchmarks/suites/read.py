@@ -34,6 +34,7 @@ unpacked is a directory. In the second one, one file system in user space reads 
 compressor and block size, which are in memory: what differs is decompressing. A cold start is the
 import of the heaviest package of that environment right after mounting."""
 BASE = DIRECTORY
+BASES = (BASE, writing.PLAIN.name)
 
 SMALL, SMALL_RANDOM = "small files in order", "small files at random"
 LARGE, LARGE_RANDOM = "large files in order", "4 KiB at random"
@@ -136,7 +137,7 @@ def _by_setting(
 ) -> Iterator[Sample]:
     """The same, and a cold start, with an image of some setting, which is in memory."""
     image, written = writing.written(bench, setting)
-    about = {**setting.about, "file system": backend}
+    about = {"file system": backend}
     prefix = bench.small.prefix
     image.read_bytes()
     for work, act in load.works().items():
@@ -162,8 +163,8 @@ def _timed(served: Served, act: Callable[[Path], int]) -> dict[str, float]:
 
 def _split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Those of contenders, and those by setting."""
-    by_setting = [sample for sample in samples if "compressor" in sample.settings]
-    return [sample for sample in samples if "compressor" not in sample.settings], by_setting
+    by_setting = [sample for sample in samples if "file system" in sample.settings]
+    return [sample for sample in samples if "file system" not in sample.settings], by_setting
 
 
 def tables(samples: Sequence[Sample]) -> list[Table]:
