@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condainer import mounttable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -133,23 +135,31 @@ def mounted(name: str, image: Path, mountpoint: Path) -> Iterator[Served]:
     mountpoint.mkdir(exist_ok=True)
     daemon: subprocess.Popen[bytes] | None = None
     start = time.perf_counter()
-    if name == KERNEL:
-        subprocess.run(["mount", "-o", "loop,ro", str(image), str(mountpoint)], check=True)
-    else:
-        daemon = subprocess.Popen([*DAEMONS[name], str(image), str(mountpoint)])
     try:
-        if daemon is not None:
+        if name == KERNEL:
+            subprocess.run(["mount", "-o", "loop,ro", str(image), str(mountpoint)], check=True)
+        else:
+            # In a session of its own: an interrupt at the terminal is for us, who then unmount.
+            words = [*DAEMONS[name], str(image), str(mountpoint)]
+            daemon = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
             _wait_for(mountpoint, daemon)
         yield Served(mountpoint, time.perf_counter() - start, daemon)
     finally:
         _unmount(mountpoint, daemon)
 
 
+def clear(directory: Path) -> None:
+    """Unmount what is still mounted below a directory, used or not, before it is removed."""
+    command = ["umount", "-l"] if os.getuid() == 0 else ["fusermount3", "-uz"]
+    for mount in reversed(mounttable.mounts_at_or_below(directory)):
+        subprocess.run([*command, str(mount.mountpoint)], check=False)
+
+
 def _wait_for(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _PATIENCE
-    while not mountpoint.is_mount():
+    while mounttable.mount_at(mountpoint) is None:
         if daemon.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{daemon.args!r} did not mount")
+            raise RuntimeError(f"{daemon.args!r} did not mount (status {daemon.poll()})")
         time.sleep(_POLL)
     next(mountpoint.iterdir())
 
@@ -158,10 +168,13 @@ def _unmount(mountpoint: Path, daemon: subprocess.Popen[bytes] | None) -> None:
     """Unmount, if need be again: what has just ended may still be counted as a user."""
     command = ["umount"] if os.getuid() == 0 else ["fusermount3", "-u"]
     deadline = time.monotonic() + _PATIENCE
-    while mountpoint.is_mount():
+    # Asks the table, and not the mountpoint: where a daemon was killed, nothing answers there.
+    while mounttable.mount_at(mountpoint) is not None:
         done = subprocess.run([*command, str(mountpoint)], check=False, capture_output=True)
         if done.returncode != 0 and time.monotonic() > deadline:
             raise RuntimeError(done.stderr.decode(errors="replace"))
+        time.sleep(_POLL if done.returncode else 0)
     if daemon is not None:
+        daemon.terminate()  # for one that has not mounted
         daemon.wait()
     mountpoint.rmdir()
