@@ -36,7 +36,8 @@ _MISTAKES = 0.05
 _LEAST_ROUNDS = 2
 _TICK = 0.05
 """CPU times below it are a few ticks of the kernel's clock, which say nothing."""
-_EXACT = ("bytes", "operations", "mounts", "image_bytes")
+_EXACT = ("bytes", "operations", "mounts")
+"""How the names of what is counted end."""
 
 Key = tuple[str, str, str, str, str]
 """Suite, work, contender, settings and quantity."""
@@ -137,7 +138,7 @@ def compare(old: Results, new: Results, *, timed: bool) -> tuple[list[Change], l
     """
     typical = _typical(old), _typical(new)
     first, second = (_logs(each, typical) for each in typical)
-    both = [key for key in first if key in second and (timed or key[4] in _EXACT)]
+    both = [key for key in first if key in second and (timed or key[4].endswith(_EXACT))]
     alone = [*_alone(first, second, "OLD"), *_alone(second, first, "NEW")]
     few = [key for key in both if min(len(first[key]), len(second[key])) < _LEAST_ROUNDS]
     if few:
@@ -193,7 +194,7 @@ def _base(key: Key, both: Sequence[Mapping[Key, Rounds]]) -> Key | None:
     """What a time is related to, if it is in both results."""
     suite, work, contender, settings, quantity = key
     bases = getattr(suites.by_name(suite), "BASES", ())
-    if quantity in _EXACT or contender in bases:
+    if quantity.endswith(_EXACT) or contender in bases:
         return None
     for name in bases:
         base = (suite, work, name, settings, quantity)

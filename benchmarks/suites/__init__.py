@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from benchmarks.samples import Bench, Figure, Sample, Table
 
-NAMES = ("startup", "build", "read", "exec")
+NAMES = ("startup", "metadata", "build", "read", "exec", "parallel")
 """In the order in which they run: `read` uses images that `build` has written."""
 
 

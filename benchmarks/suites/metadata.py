@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+import statistics
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -17,9 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import contenders, host, layer, style, summary, turns
+from benchmarks import charts, contenders, host, layer, style, summary, turns
 from benchmarks.contenders import DIRECTORY, EXTRACT
+from benchmarks.measure import program
 from benchmarks.samples import Figure, Sample, Table
+from benchmarks.suites.startup import IMPORTS, QUICK
 from condainer.units import human
 
 if TYPE_CHECKING:
@@ -40,19 +44,17 @@ the image, and passes everything on. A look-up or an opening that the kernel ans
 not in that count. It is the figure that does not depend on the machine: each of these operations
 is one that a metadata server has to answer, times the number of nodes."""
 
+BASES = (DIRECTORY,)
 CROWD = Path(__file__).parent.parent / "crowd.py"
-NUMPY = "import numpy"
-STARTS = {
-    "bare Python": "pass",
-    NUMPY: NUMPY,
-    "import everything": (
-        "import numpy, scipy.stats, scipy.optimize, pandas, matplotlib.pyplot, sklearn.ensemble"
-    ),
-}
+NUMPY = IMPORTS["numpy"]
+STARTS = ("bare Python", "numpy", "everything")
+"""Those that are counted; in a hurry those that startup has then."""
 _WALK, _TOGETHER, _COUNT = "go through files", f"{NUMPY}, together", "reaches the file system"
 _KINDS = ("lookup", "getattr", "open", "opendir", "readdir", "readlink")
 _UNPACKED = {DIRECTORY, EXTRACT}
 """Whose files lie there as they are: nothing is forgotten by mounting again."""
+_COUNTED = 2
+"""Rounds in which is counted: more of them tell nothing else."""
 _MICRO = 1e6
 
 
@@ -62,8 +64,12 @@ def measure(bench: Bench) -> Iterator[Sample]:
     if bench.quick and EXTRACT in names:
         names.remove(EXTRACT)
         bench.missing[f"{EXTRACT}, in metadata"] = "unpacking takes too long for --quick"
-    files = _files(contenders.directory_of(bench.place), 600 if bench.quick else 6000)
-    return turns.in_turn(bench, names, partial(_turn, bench, files))
+    if not bench.quick:
+        bench.on_note("starting everything once, for what programs make on first use")
+        with contenders.served(DIRECTORY, bench.place):
+            _python(bench.place, IMPORTS["everything"])
+    files = _files(contenders.directory_of(bench.place), 300 if bench.quick else 6000)
+    yield from turns.in_turn(bench, names, partial(_turn, bench, files))
 
 
 def _files(top: Path, count: int) -> list[str]:
@@ -90,17 +96,17 @@ def _turn(bench: Bench, files: list[str], name: str, number: int) -> Iterator[Sa
                 what, depends, values = work(found.prefix)
                 settings = {**depends, "page cache": cache}
                 yield Sample("metadata", what, name, number, values, settings)
-    if number == 1:  # it would be the same again
+    if number <= (1 if bench.quick else _COUNTED):
         for start in _starts(name, quick=bench.quick):
-            values = _count(bench.place, name, STARTS[start])
+            values = _count(bench.place, name, IMPORTS[start])
             yield Sample("metadata", _COUNT, name, number, values, {"start": start})
 
 
-def _starts(name: str, *, quick: bool) -> list[str]:
-    """Which starts are counted: those that differ, and in a hurry those that are short."""
+def _starts(name: str, *, quick: bool) -> Sequence[str]:
+    """Which starts are counted: in a hurry not what is the same for each file system."""
     if name == EXTRACT or (quick and name not in {DIRECTORY, next(iter(contenders.DAEMONS))}):
-        return [NUMPY]
-    return list(STARTS)
+        return ("numpy",)
+    return QUICK if quick else STARTS
 
 
 _Done = tuple[str, dict[str, "str | float"], dict[str, float]]
@@ -114,7 +120,7 @@ def _walk(prefix: Path, *, files: list[str], count: int) -> _Done:
 
 
 def _start_together(prefix: Path, *, home: Path, count: int) -> _Done:
-    words = (str(prefix / "bin/python"), "-c", NUMPY)
+    words = (str(prefix / "bin/python"), "-I", "-c", NUMPY)
     seconds = sorted(json.loads(crowd("start", count, *words, home=home))["seconds"])
     values = {
         "wall_s": seconds[-1],
@@ -132,15 +138,23 @@ def crowd(
     Raises:
         subprocess.CalledProcessError: where one of them fails.
     """
-    done = subprocess.run(
-        [sys.executable, "-I", str(CROWD), mode, str(count), *words],
-        input="\n".join(names),
+    command = [sys.executable, "-I", str(CROWD), mode, str(count), *words]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        check=True,
         env={"PATH": os.environ["PATH"], "HOME": str(home)},
         text=True,
-    )
-    return done.stdout
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate("\n".join(names))
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return output
 
 
 def _count(place: Place, name: str, code: str) -> dict[str, float]:
@@ -148,8 +162,7 @@ def _count(place: Place, name: str, code: str) -> dict[str, float]:
     low = place.prefix if name == DIRECTORY else place.directory / "below"
     below = contenders.directory_of(place) if name == DIRECTORY else place.project
     with layer.below(below, [low]) as running, _above(name, place, low):
-        words = [str(place.prefix / "bin/python"), "-c", code]
-        subprocess.run(words, check=True, env={"PATH": "/usr/bin:/bin", "HOME": str(place.home)})
+        _python(place, code)
         (node,) = running.report().nodes
     return {
         "metadata_operations": node.metadata,
@@ -157,6 +170,12 @@ def _count(place: Place, name: str, code: str) -> dict[str, float]:
         "read_bytes": node.read_bytes,
         **{f"{kind}_operations": node.operations.get(kind, 0) for kind in _KINDS},
     }
+
+
+def _python(place: Place, code: str) -> None:
+    """Start it once."""
+    words = [str(place.prefix / "bin/python"), "-I", "-c", code]
+    program(words, {"PATH": "/usr/bin:/bin", "HOME": str(place.home)})
 
 
 @contextmanager
@@ -203,31 +222,53 @@ def _page_cache(samples: Iterable[Sample]) -> str:
 
 
 def _table_of_counts(samples: Sequence[Sample]) -> Table:
-    rows = []
-    for sample in sorted(samples, key=lambda s: list(STARTS).index(str(s.settings["start"]))):
-        (base, *_) = [
-            *(s for s in summary.pick(samples, None, DIRECTORY) if s.settings == sample.settings),
-            sample,
-        ]
-        values = sample.values
-        fewer = base.values["metadata_operations"] / values["metadata_operations"]
-        rows.append(
-            (
-                f"{sample.settings['start']}, {sample.contender}",
-                *(f"{values[f'{kind}_operations']:,.0f}" for kind in _KINDS),
-                f"{values['metadata_operations']:,.0f}",
-                "1" if sample.contender == DIRECTORY else f"1/{fewer:,.0f}",
-                f"{values['read_operations']:,.0f}",
-                human(values["read_bytes"]),
-            )
-        )
-    columns = ("", *_KINDS, "all metadata", "of directory", "reads", "bytes read")
+    rows = [
+        _row_of_counts(own, _started(samples, DIRECTORY, start), start, name)
+        for start in IMPORTS
+        for name in summary.contenders(samples)
+        if (own := _started(samples, name, start))
+    ]
+    columns = ("start", "from", *_KINDS, "all metadata", "of directory", "reads", "bytes read")
     note = (
         "Operations that reach the host's file system while a fresh node starts Python once, "
         "mounting included. Closing, and ioctl, which no server has to answer, do not count as "
         "metadata. Reads are of 128 KiB at most, as the kernel asks a FUSE file system."
     )
     return Table("What reaches the file system", columns, tuple(rows), note)
+
+
+def _row_of_counts(
+    own: Sequence[Sample], base: Sequence[Sample], start: str, name: str
+) -> tuple[str, ...]:
+    kinds = [f"{summary.median(own, f'{kind}_operations'):,.0f}" for kind in _KINDS]
+    metadata = summary.median(own, "metadata_operations")
+    part = f"1/{summary.median(base, 'metadata_operations') / metadata:,.0f}" if base else "-"
+    return (
+        *(start, name, *kinds),
+        *(f"{metadata:,.0f}", "1" if name == DIRECTORY else part),
+        *(f"{summary.median(own, 'read_operations'):,.0f}",),
+        human(summary.median(own, "read_bytes")),
+    )
+
+
+def _started(samples: Sequence[Sample], name: str, start: str) -> list[Sample]:
+    return [s for s in summary.pick(samples, _COUNT, name) if s.settings["start"] == start]
+
+
+def headlines(samples: Sequence[Sample]) -> list[str]:
+    """What an image spares the file system."""
+    for start in reversed(IMPORTS):
+        base = _started(samples, DIRECTORY, start)
+        for name in contenders.DAEMONS:
+            if base and (own := _started(samples, name, start)):
+                least, most = (summary.median(s, "metadata_operations") for s in (own, base))
+                text = (
+                    f"A start of Python with {start} sends **{least:,.0f} metadata operations "
+                    f"instead of {most:,.0f}** to the file system where the environment is one "
+                    f"image ({name})."
+                )
+                return [text]
+    return []
 
 
 def _table_of_times(
@@ -240,14 +281,16 @@ def _table_of_times(
         base = _of(samples, DIRECTORY, many, count)
         rows.append(
             (
-                f"{count:.0f} {many}, {name}",
+                f"{count:.0f}",
+                name,
                 summary.spread(summary.values(own, quantity)),
                 summary.ratio_text(summary.ratio(own, base, quantity)),
                 *(_time(summary.values(own, each)) for each in ("p50_s", "p99_s")),
             )
         )
-    columns = ("", f"{head} (least to most)", "to directory", "p50", "p99")
-    return Table(title, columns, tuple(rows), f"Medians. {note}")
+    columns = (many, "from", head, "ratio", "p50", "p99")
+    note = f"Medians (least-most); ratios are to the directory. {note}"
+    return Table(title, columns, tuple(rows), note)
 
 
 def _time(seconds: Sequence[float]) -> str:
@@ -280,73 +323,63 @@ def figures(samples: Sequence[Sample]) -> list[Figure]:
         Figure(
             "metadata-files",
             "Files of an environment: stat, open, read, close",
-            "More is better. Both axes are logarithmic; whiskers are the least and the most.",
+            "More is better. Points are medians, lines at them the least and the most.",
             partial(
                 _draw_curves,
                 summary.pick(samples, _WALK),
                 ("processes", "operations_per_s"),
-                ("processes at once", "operations per second"),
+                ("processes at once (logarithmic)", "operations/s (logarithmic)"),
             ),
         ),
         Figure(
             "metadata-ranks",
             f"Ranks on one node that start Python together ({NUMPY})",
-            "Less is better. Time until the last rank has ended; both axes are logarithmic; "
-            "whiskers are the least and the most.",
+            "Less is better. Time until the last rank has ended: points are medians, lines at "
+            "them the least and the most.",
             partial(
                 _draw_curves,
                 summary.pick(samples, _TOGETHER),
                 ("ranks", "wall_s"),
-                ("ranks at once", "seconds until the last has started"),
+                ("ranks at once (logarithmic)", "until the last has started, s (logarithmic)"),
             ),
         ),
     ]
 
 
 def _draw_counts(samples: Sequence[Sample], axes: Axes) -> None:
-    names = [name for name in contenders.ALL if summary.pick(samples, None, name)]
-    starts = [s for s in STARTS if any(sample.settings["start"] == s for sample in samples)]
-    width = 0.85 / len(names)
-    for place, name in enumerate(names):
-        counts = {
-            sample.settings["start"]: sample.values["metadata_operations"]
-            for sample in summary.pick(samples, None, name)
-        }
-        shown = [number for number, start in enumerate(starts) if start in counts]
-        bars = axes.bar(
-            [number + (place - (len(names) - 1) / 2) * width for number in shown],
-            [counts[starts[number]] for number in shown],
-            width * 0.9,
-            label=name,
-            color=style.COLOURS[name],
-            hatch=style.HATCHES[name],
-            edgecolor="white",
-        )
-        axes.bar_label(bars, fmt="{:,.0f}", fontsize=9, padding=2)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=1, top=axes.get_ylim()[1] * 4)
-    axes.set_xticks(range(len(starts)), starts)
-    axes.grid(visible=False, axis="x")
-    axes.set_ylabel("metadata operations")
-    axes.legend(ncols=3, loc="upper left")
+    from matplotlib.container import BarContainer
+
+    starts = [s for s in IMPORTS if any(sample.settings["start"] == s for sample in samples)]
+    found = {
+        name: [
+            summary.values(_started(samples, name, start), "metadata_operations")
+            for start in starts
+        ]
+        for name in summary.contenders(samples)
+    }
+    charts.logarithmic(axes.yaxis)
+    charts.grouped_bars(axes, starts, found)
+    for bars in axes.containers:
+        if isinstance(bars, BarContainer):
+            axes.bar_label(bars, fmt="{:,.0f}", fontsize=9, padding=3)
+    axes.set_ylim(bottom=1)
+    axes.set_ylabel("metadata operations (logarithmic)")
 
 
 def _draw_curves(
     samples: Sequence[Sample], shown: tuple[str, str], labels: tuple[str, str], axes: Axes
 ) -> None:
     many, quantity = shown
-    for name in contenders.ALL:
+    for name in summary.contenders(samples):
         counts = sorted({float(s.settings[many]) for s in summary.pick(samples, None, name)})
-        if not counts:
-            continue
         found = [summary.values(_of(samples, name, many, count), quantity) for count in counts]
-        middle = [sorted(each)[len(each) // 2] for each in found]
+        middles = [statistics.median(each) for each in found]
         axes.errorbar(
             counts,
-            middle,
+            middles,
             yerr=(
-                [value - min(each) for value, each in zip(middle, found, strict=True)],
-                [max(each) - value for value, each in zip(middle, found, strict=True)],
+                [middle - min(each) for middle, each in zip(middles, found, strict=True)],
+                [max(each) - middle for middle, each in zip(middles, found, strict=True)],
             ),
             label=name,
             color=style.COLOURS[name],
@@ -354,10 +387,10 @@ def _draw_curves(
             linestyle=style.LINES[name],
             capsize=3,
         )
+    charts.logarithmic(axes.yaxis)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     ticks = sorted({float(s.settings[many]) for s in samples})
     axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    axes.legend(ncols=2)
+    charts.legend_below(axes)

@@ -44,7 +44,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import contenders, layer, style, summary, turns
+from benchmarks import charts, contenders, layer, style, summary, turns
 from benchmarks.contenders import DIRECTORY
 from benchmarks.samples import Figure, Sample, Table
 from benchmarks.suites.metadata import NUMPY, crowd
@@ -230,6 +230,8 @@ is in its way, is fitted to the measurements, and share, what each rank keeps th
 the server busy (metadata operations * delay / places, or bytes / bandwidth), follows from what was
 counted."""
 
+BASES = (DIRECTORY,)
+
 _ALWAYS, _AT_FIRST = (1, 4, 16), (1, 2, 4, 8, 16, 32, 64)
 """Ranks of every round, and of the first: all of them take long, and vary little."""
 _MODELLED = (64, 256, 1024, 4096, 16384)
@@ -237,17 +239,17 @@ _KEEPS_UP = 2000
 """Operations a second that Pythons on two processors ask for with ease, and the layer serves."""
 _BASELINES = 3
 
-_BIND = 'mount --bind "$1" "$2" && exec "$2/bin/python" -c "$3"'
-_SERVE = 'prefix=$2; code=$3; shift 3; "$@" && "$prefix/bin/python" -c "$code"'
+_BIND = 'mount --bind "$1" "$2" && exec "$2/bin/python" -I -c "$3"'
+_SERVE = 'prefix=$2; code=$3; shift 3; "$@" && "$prefix/bin/python" -I -c "$code"'
 
 
 def measure(bench: Bench) -> Iterator[Sample]:
     """Start-up over ranks, from each of the file systems: the directory and an image, in turn."""
     if os.getuid() != 0:
         bench.missing["parallel"] = "only root can have ranks see the same path on mounts of theirs"
-        return iter(())
+        return
     names = turns.here(bench, (DIRECTORY, *contenders.DAEMONS))[:2]
-    return turns.in_turn(bench, names, partial(_turn, bench))
+    yield from turns.in_turn(bench, names, partial(_turn, bench))
 
 
 def _turn(bench: Bench, name: str, number: int) -> Iterator[Sample]:
@@ -363,6 +365,36 @@ def _of(
     ]
 
 
+def headlines(samples: Sequence[Sample]) -> list[str]:
+    """What the model says of many nodes."""
+    ranks, found = _MODELLED[2], {}
+    for system in _systems(samples):
+        models = _models(samples, system)
+        if DIRECTORY in models and len(models) > 1:
+            base = models.pop(DIRECTORY).start(ranks)
+            found[system] = (base, min(model.start(ranks) for model in models.values()))
+    texts = [
+        f"{summary.number(image)} s instead of {summary.number(base)} s on {system}"
+        for system, (base, image) in found.items()
+    ]
+    if not texts:
+        return []
+    text = (
+        f"{ranks:,} nodes that start Python ({NUMPY}) at once from an image instead of a plain "
+        f"directory, by a model fitted to measurements: **{'; '.join(texts)}**."
+    )
+    return [text]
+
+
+def _models(samples: Sequence[Sample], system: str) -> dict[str, Model]:
+    """The models of all contenders on a file system."""
+    return {
+        name: fit(own)
+        for name in summary.contenders(samples)
+        if (own := _of(samples, system, name))
+    }
+
+
 def _systems(samples: Sequence[Sample]) -> list[str]:
     return list(dict.fromkeys(str(sample.settings["file system"]) for sample in samples))
 
@@ -377,10 +409,20 @@ def _table_of_ranks(samples: Sequence[Sample]) -> Table:
         for name in summary.contenders(samples):
             own = _of(samples, system, name)
             rows += [_row_of_ranks(own, system, name, ranks) for ranks in _ranks(own)]
-    columns = ("", "start s", "waited s", "stretched", "wall s", "model s", "measured / model")
+    columns = (
+        "file system",
+        "from",
+        "nodes",
+        "start, s",
+        "waited, s",
+        "stretched",
+        "wall, s",
+        "model, s",
+        "ratio",
+    )
     note = (
-        "Medians (least-most). start = compute + waited. Wall time is that of this machine, "
-        "where all ranks take turns: at 1 rank, not stretched, it should be the start."
+        "Medians (least-most). start = compute + waited; the ratio is to the model. Wall time is "
+        "that of this machine, where all take turns: with 1 node it should be the start."
     )
     return Table(
         f"Time until the last of N nodes has started ({NUMPY})", columns, tuple(rows), note
@@ -391,7 +433,7 @@ def _row_of_ranks(own: Sequence[Sample], system: str, name: str, ranks: float) -
     found = [sample for sample in own if sample.settings["ranks"] == ranks]
     start, predicted = summary.median(found, "start_s"), fit(own).start(ranks)
     return (
-        f"{system}, {name}, {ranks:.0f}",
+        *(system, name, f"{ranks:.0f}"),
         summary.spread(summary.values(found, "start_s")),
         summary.spread(summary.values(found, "waited_s")),
         f"{float(found[0].settings['stretched']):.3g}",
@@ -404,18 +446,14 @@ def _row_of_ranks(own: Sequence[Sample], system: str, name: str, ranks: float) -
 def _table_of_model(samples: Sequence[Sample]) -> Table:
     rows = []
     for system in _systems(samples):
-        models = {
-            name: fit(own)
-            for name in summary.contenders(samples)
-            if (own := _of(samples, system, name))
-        }
+        models = _models(samples, system)
         for name, model in models.items():
             base = models.get(DIRECTORY, model)
             times = [model.start(ranks) for ranks in _MODELLED]
             ratios = [base.start(ranks) / model.start(ranks) for ranks in _MODELLED]
             rows.append(
                 (
-                    f"{system}, {name}",
+                    *(system, name),
                     *(
                         f"{summary.number(time)} s"
                         + ("" if name == DIRECTORY else f" (1/{summary.number(ratio)})")
@@ -424,7 +462,7 @@ def _table_of_model(samples: Sequence[Sample]) -> Table:
                     model.busiest,
                 )
             )
-    columns = ("", *(f"{ranks:,} nodes" for ranks in _MODELLED), "busiest part")
+    columns = ("file system", "from", *(f"{ranks:,} nodes" for ranks in _MODELLED), "busiest part")
     note = "Modelled, not measured. In brackets the part of what the plain directory takes."
     return Table("Time until the last node has started, by the model", columns, tuple(rows), note)
 
@@ -447,7 +485,7 @@ def _table_of_settings(samples: Sequence[Sample]) -> Table:
         if system.name in shown
     ]
     head = ("metadata delay", "metadata rate", "places", "read delay", "bandwidth", "a node keeps")
-    columns = ("", *head, "published", "assumed")
+    columns = ("file system", *head, "published", "assumed")
     note = "Places: so many operations are served at once; delay and rate say how many."
     return Table("Settings, and where they come from", columns, tuple(rows), note)
 
@@ -466,27 +504,21 @@ def figures(samples: Sequence[Sample]) -> list[Figure]:
 
 
 def _caption(samples: Sequence[Sample], system: str) -> str:
-    texts = []
-    for name in summary.contenders(samples):
-        if own := _of(samples, system, name):
-            model = fit(own)
-            texts.append(
-                f"{name}: compute {summary.number(model.compute)} s, alone "
-                f"{summary.number(model.alone)} s, share {model.share * 1e3:.3g} ms "
-                f"({model.busiest})"
-            )
+    texts = [
+        f"{name}: compute {summary.number(model.compute)} s, alone {summary.number(model.alone)} "
+        f"s, share {model.share * 1e3:.3g} ms ({model.busiest})"
+        for name, model in _models(samples, system).items()
+    ]
     return (
-        "Less is better; both axes are logarithmic. Markers are measured, dashed lines are the "
+        "Less is better. Markers are measured, dashed lines are the "
         f"model, start(n) = compute + max(alone, n * share): {'; '.join(texts)}."
     )
 
 
 def _draw(samples: Sequence[Sample], system: str, axes: Axes) -> None:
-    for name in summary.contenders(samples):
+    for name, model in _models(samples, system).items():
         own = _of(samples, system, name)
-        if not own:
-            continue
-        ranks, model = _ranks(own), fit(own)
+        ranks = _ranks(own)
         colour, marker = style.COLOURS[name], style.MARKERS[name]
         measured = [summary.median(_of(own, system, name, n), "start_s") for n in ranks]
         label = f"{name}, measured"
@@ -496,10 +528,9 @@ def _draw(samples: Sequence[Sample], system: str, axes: Axes) -> None:
         axes.plot(further, modelled, color=colour, linestyle="--", label=f"{name}, model")
     axes.axvspan(_ranks(samples)[-1], 2**14, color="#EEEEEE", zorder=0)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    charts.logarithmic(axes.yaxis)
     ticks = [4**power for power in range(8)]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("nodes that start at once (beyond what was measured: grey)")
-    axes.set_ylabel("seconds until the last has started")
-    axes.legend()
+    axes.set_xlabel("nodes that start at once (logarithmic; grey: more than were measured)")
+    axes.set_ylabel("until the last has started, s (logarithmic)")
+    axes.legend(loc="upper left")
