@@ -229,7 +229,9 @@ keeps up with them, and divided by the same factor again. Dashed lines are a mod
 measurement: start(n) = compute + max(alone, n * share), where alone, what a rank waits where nobody
 is in its way, is fitted to the measurements, and share, what each rank keeps the busiest part of
 the server busy (metadata operations * delay / places, or bytes / bandwidth), follows from what was
-counted."""
+counted. Left out is what nobody publishes: what servers keep in memory, that a single file may lie
+on a single server, and what other jobs do meanwhile, but for the file system of which only a tenth
+is left."""
 
 BASES = (DIRECTORY,)
 
@@ -352,7 +354,12 @@ _OF_MODEL = ("delay_s", "limit", "bandwidth_bytes_per_s")
 
 def tables(samples: Sequence[Sample]) -> list[Table]:
     """What was measured against the model, what this says of more ranks, and the settings."""
-    return [_table_of_ranks(samples), _table_of_model(samples), _table_of_settings(samples)]
+    return [
+        _table_of_ranks(samples),
+        _table_of_model(samples),
+        _table_of_settings(samples),
+        _table_of_sources(samples),
+    ]
 
 
 def _of(
@@ -479,16 +486,26 @@ def _table_of_settings(samples: Sequence[Sample]) -> Table:
             f"{system.data_delay * 1e3:g} ms",
             f"{system.bandwidth / 1e9:g} GB/s",
             "for ever" if system.keep < 0 else f"{system.keep:g} s",
-            "; ".join(f"{s.title} ({s.year}), {s.url}: {s.says}" for s in system.sources),
-            system.assumed,
         )
         for system in FILE_SYSTEMS
         if system.name in shown
     ]
     head = ("metadata delay", "metadata rate", "places", "read delay", "bandwidth", "a node keeps")
-    columns = ("file system", *head, "published", "assumed")
+    columns = ("file system", *head)
     note = "Places: so many operations are served at once; delay and rate say how many."
-    return Table("Settings, and where they come from", columns, tuple(rows), note)
+    return Table("Settings of the simulated file systems", columns, tuple(rows), note)
+
+
+def _table_of_sources(samples: Sequence[Sample]) -> Table:
+    shown = [system for system in FILE_SYSTEMS if system.name in _systems(samples)]
+    rows = [
+        (system.name, source.title, str(source.year), source.says, source.url)
+        for system in shown
+        for source in system.sources
+    ]
+    columns = ("file system", "source", "year", "says", "read at")
+    note = "Assumed, " + " ".join(f"{system.name}: {system.assumed}" for system in shown)
+    return Table("Where the settings come from", columns, tuple(rows), note)
 
 
 def figures(samples: Sequence[Sample]) -> list[Figure]:
