@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -342,6 +343,26 @@ def test_a_mountpoint_in_the_directory_is_refused(small: Path) -> None:
     )
     assert done.returncode == 2
     assert "would wait for itself" in done.stderr
+
+
+# Many at once
+
+
+def test_walkers_share_the_files_and_time_each_operation(small: Path) -> None:
+    names = [f"sub/f{number}" for number in range(10)]
+    found = json.loads(metadata.crowd("walk", 3, str(small), names=names))
+    assert found["operations"] == 4 * 10
+    assert 0 < found["p50_s"] <= found["p99_s"] <= found["wall_s"]
+    with pytest.raises(subprocess.CalledProcessError):
+        metadata.crowd("walk", 3, str(small), names=[*names, "missing"])
+
+
+def test_each_rank_knows_its_number(tmp_path: Path) -> None:
+    found = json.loads(metadata.crowd("start", 5, "mkdir", str(tmp_path / "rank{rank}")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"rank{n}" for n in range(5)]
+    assert len(found["seconds"]) == 5
+    with pytest.raises(subprocess.CalledProcessError):  # they are there already
+        metadata.crowd("start", 5, "mkdir", str(tmp_path / "rank{rank}"))
 
 
 # The model

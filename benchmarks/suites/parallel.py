@@ -105,7 +105,9 @@ class FileSystem:
         return round(self.rate * self.delay)
 
     def settings(self, stretched: float = 1.0) -> layer.Settings:
-        """For the layer.
+        """For the layer: none forgets what it knows, for a start takes less than any of them keeps.
+
+        On this machine it may take longer, as ranks take turns.
 
         Args:
             stretched: the factor by which all takes longer.
@@ -115,7 +117,6 @@ class FileSystem:
             limit=self.limit,
             data_delay=self.data_delay * stretched,
             bandwidth=self.bandwidth / stretched,
-            keep=self.keep * stretched,
         )
 
 
