@@ -203,7 +203,7 @@ class Mounts:
         Raises:
             attach.AttachError: where it cannot be mounted.
         """
-        options = ("allow_other", "default_permissions") if os.getuid() == 0 else ()
+        options = ("default_permissions", *(("allow_other",) if os.getuid() == 0 else ()))
         place = os.path.realpath(mountpoint)
         descriptor = attach.attach(attach.Wanted(self._source, place, ("ro", "nodev"), options))
         os.set_blocking(descriptor, False)
