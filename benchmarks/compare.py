@@ -133,7 +133,7 @@ def compare(old: Results, new: Results, *, timed: bool) -> tuple[list[Change], l
         timed: whether times can be compared, or only what is counted.
 
     Returns:
-        all comparisons, and lines about what only one of the two has, or what has too few rounds.
+        all comparisons, and lines about what cannot be compared, and about the machine.
     """
     typical = _typical(old), _typical(new)
     first, second = (_logs(each, typical) for each in typical)
@@ -143,6 +143,8 @@ def compare(old: Results, new: Results, *, timed: bool) -> tuple[list[Change], l
     if few:
         alone.append(f"{len(few)} quantities have fewer than {_LEAST_ROUNDS} rounds: not compared")
     keys = [key for key in both if key not in set(few)]
+    alone += _drift(keys, first, second)
+    keys = [key for key in keys if not _is_base(key)]
     noise = _usual(keys, first, second)
     found = statistics.NormalDist().inv_cdf(1 - _MISTAKES / 2 / max(1, len(keys)))
     return [_change(key, first[key], second[key], noise, found) for key in keys], alone
@@ -176,7 +178,7 @@ def _logs(own: Mapping[Key, Rounds], both: Sequence[Mapping[Key, Rounds]]) -> di
     for key, rounds in own.items():
         if key[4].endswith("cpu_s") and statistics.median(rounds.values()) < _TICK:
             continue
-        base = _base(key, both)
+        base = None if _is_base(key) else _base(key, both)
         divisors = own[base] if base else {}
         sign = -1 if key[4].endswith("_per_s") else 1
         logs = {
@@ -191,15 +193,37 @@ def _logs(own: Mapping[Key, Rounds], both: Sequence[Mapping[Key, Rounds]]) -> di
 
 def _base(key: Key, both: Sequence[Mapping[Key, Rounds]]) -> Key | None:
     """What a time is related to, if it is in both results."""
-    suite, work, contender, settings, quantity = key
-    bases = getattr(suites.by_name(suite), "BASES", ())
-    if quantity in _EXACT or contender in bases:
-        return None
-    for name in bases:
+    suite, work, _, settings, quantity = key
+    for name in () if quantity in _EXACT else _bases(suite):
         base = (suite, work, name, settings, quantity)
         if all(min(each.get(base, {0: 0.0}).values()) > 0 for each in both):
             return base
     return None
+
+
+def _bases(suite: str) -> tuple[str, ...]:
+    return getattr(suites.by_name(suite), "BASES", ())
+
+
+def _is_base(key: Key) -> bool:
+    """Whether a time tells of the machine only."""
+    return key[4] not in _EXACT and key[2] in _bases(key[0])
+
+
+def _drift(
+    keys: Iterable[Key], first: Mapping[Key, Rounds], second: Mapping[Key, Rounds]
+) -> list[str]:
+    """How much slower or faster the machine was."""
+    found: dict[str, list[float]] = {}
+    for key in keys:
+        if _is_base(key) and key[4] == "wall_s":
+            change = statistics.fmean(second[key].values()) - statistics.fmean(first[key].values())
+            found.setdefault(key[0], []).append(change)
+    return [
+        f"{suite}: what does not change with condainer took "
+        f"{math.exp(statistics.median(changes)):.2f} times as long"
+        for suite, changes in found.items()
+    ]
 
 
 def _usual(

@@ -114,9 +114,14 @@ def _directory(place: Place) -> Iterator[Served]:
         place.prefix.rename(tree)
 
 
+def where(place: Place) -> Path:
+    """Where `directory_of` puts it."""
+    return place.prefix.with_name("directory")
+
+
 def directory_of(place: Place) -> Path:
     """A project's environment as an ordinary directory; made on first use."""
-    tree = place.prefix.with_name("directory")
+    tree = where(place)
     if not tree.exists():
         part = tree.with_name("directory.part")
         with served("python", place) as found:
