@@ -45,9 +45,10 @@ def describe(directory: Path) -> dict[str, str]:
         "kernel": platform.release(),
         "file system": file_system(directory),
         "user": "root" if os.getuid() == 0 else "an ordinary user",
-        "page caches": "dropped before what is named cold or first"
+        "page caches": "dropped before first starts and first reads"
         if may_drop_caches()
-        else "not dropped (only root may)",
+        else "dropped before first starts and first reads as far as an ordinary user may: contents "
+        "of files, not their names and attributes",
         "load before": " ".join(f"{load:.1f}" for load in os.getloadavg()),
         **_versions(),
     }
@@ -63,14 +64,34 @@ def may_drop_caches() -> bool:
     return os.access(_CACHES, os.W_OK) and os.getuid() == 0
 
 
-def drop_caches() -> str:
-    """Have the kernel forget what it keeps of files, where permitted; says what came of it."""
+def drop_caches(*paths: Path) -> str:
+    """Have the kernel forget what it keeps of files, as far as that is permitted.
+
+    Args:
+        paths: of which at least the contents are to be forgotten: files, or directories with all
+            that is in them. Anybody may do that; names and attributes stay known then.
+
+    Returns:
+        what came of it.
+    """
+    os.sync()  # what is not on disk yet cannot be forgotten
     if may_drop_caches():
-        os.sync()
         with contextlib.suppress(OSError):  # as in containers, whatever the mode says
             _CACHES.write_text("3")
             return "dropped"
-    return "kept"
+    for path in paths:
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file() and not file.is_symlink():
+                _drop(file)
+    return "contents dropped, names kept" if paths else "kept"
+
+
+def _drop(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
 def file_system(directory: Path) -> str:

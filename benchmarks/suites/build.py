@@ -67,7 +67,9 @@ def _ways(bench: Bench) -> dict[str, Callable[[Place], Path]]:
     else:
         bench.missing["conda-pack"] = "it is not installed (pip install 'condainer[bench]')"
     if bench.quick:
-        del ways[ONE]
+        for name in (AFTER, ONE):
+            del ways[name]
+            bench.missing[name] = "left out of a quick run"
     return ways
 
 

@@ -62,7 +62,7 @@ def _turn(bench: Bench, name: str, number: int) -> Iterator[Sample]:
             if name != DIRECTORY:
                 yield Sample("startup", _SERVING, name, number, {"wall_s": served.start})
             for work in part:
-                caches = {"page caches": host.drop_caches()}
+                caches = {"page caches": host.drop_caches(contenders.source(name, bench.place))}
                 values = _start(bench, served, work)
                 yield Sample("startup", f"{work}, {FIRST}", name, number, values, caches)
                 values = _start(bench, served, work)
