@@ -9,6 +9,7 @@ import contextlib
 import datetime as dt
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _CACHES = Path("/proc/sys/vm/drop_caches")
-_PROGRAMS = ("fusermount3", "micromamba", "conda-pack", "strace")
+_PROGRAMS = {
+    "mksquashfs": "-version",
+    "squashfuse": "--help",
+    "squashfuse_ll": "--help",
+    "fusermount3": "--version",
+    "micromamba": "--version",
+    "conda-pack": "--version",
+    "strace": "--version",
+}
+"""How each says its version."""
 MACHINE = ("CPU", "processors", "memory", "virtualisation")
 """What has to be the same for times to be compared."""
 
@@ -96,11 +106,10 @@ def _drop(file: Path) -> None:
 
 def file_system(directory: Path) -> str:
     """The kind of file system that holds a directory, and how large it is."""
-    answer = subprocess.run(
-        ["stat", "-f", "-c", "%T", str(directory)], capture_output=True, text=True, check=True
-    )
+    command = ["df", "--output=fstype", str(directory)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
     found = os.statvfs(directory)
-    return f"{answer.stdout.strip()}, {human(found.f_frsize * found.f_blocks)}"
+    return f"{answer.stdout.split()[-1]}, {human(found.f_frsize * found.f_blocks)}"
 
 
 def _cpu() -> str:
@@ -130,24 +139,21 @@ def _fields(path: Path, separator: str) -> Mapping[str, str]:
 def _versions() -> dict[str, str]:
     """What takes part, and in which version."""
     found = {"condainer": condainer.__version__, "python": platform.python_version()}
-    for name in ("mksquashfs", "squashfuse", "squashfuse_ll"):
-        found[name] = _answer(name, "-version" if name == "mksquashfs" else "--help")
-    for name in _PROGRAMS:
-        path = tools.which(name) or tools.which(str(Path(sys.executable).with_name(name)))
-        found[name] = (tools.version_of(path) or "without a version") if path else "none"
+    found |= {name: _version(name, option) for name, option in _PROGRAMS.items()}
     with contextlib.suppress(metadata.PackageNotFoundError):
         found["py-rattler"] = metadata.version("py-rattler")
     return found
 
 
-def _answer(name: str, option: str) -> str:
-    """The first line that a program prints, without its copyright."""
-    path = tools.which(name)
+def _version(name: str, option: str) -> str:
+    """What a program says of its version: the first thing that looks like one."""
+    beside = Path(sys.executable).with_name(name)
+    path = tools.which(name) or (beside if beside.exists() else None)
     if path is None:
         return "none"
     try:
         answer = process.call([str(path), option])
     except ToolError as error:
         return str(error)
-    lines = (answer.stdout + answer.stderr).strip().splitlines()
-    return lines[0].partition(" (c)")[0].removeprefix(f"{name} ") if lines else "without a version"
+    match = re.search(r"\b\d+\.\d[\w.]*", answer.stdout + answer.stderr)
+    return match[0] if match else "does not say its version"

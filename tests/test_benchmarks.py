@@ -108,16 +108,17 @@ def test_numbers(value: float, text: str) -> None:
 
 
 def test_default_follows() -> None:
-    """The smallest of what is written quickly, and starts about as quickly as any of that."""
+    """Of what is neither slow to write nor large, and starts about as quickly as any, the best."""
 
     def start(name: str, image: float, write: float, wall: float) -> Sample:
         values = {"wall_s": wall, "image_bytes": image, "write_s": write}
         return Sample("read", read.START, name, 1, values)
 
     plain = start(writing.PLAIN.name, 100, 10, 1)
-    quick, slow = start("lz4, 256 KiB", 120, 0.5, 1.0), start("xz, 256 KiB", 50, 20, 1.0)
-    small, late = start("zstd 6, 256 KiB", 95, 1.5, 1.04), start("zstd 6, 1024 KiB", 90, 1.5, 1.2)
-    assert read.follows([plain, quick, slow, small, late]) == "zstd 6, 256 KiB"
+    large, slow = start("lz4, 256 KiB", 120, 0.5, 0.5), start("xz, 256 KiB", 50, 20, 1.0)
+    quick, late = start("zstd 6, 128 KiB", 97, 1.5, 1.0), start("zstd 6, 1024 KiB", 90, 1.5, 1.2)
+    small = start("zstd 6, 256 KiB", 95, 1.5, 1.04)
+    assert read.follows([plain, large, slow, quick, small, late]) == "zstd 6, 256 KiB"
     assert read.follows([quick, small]) == ""
 
 
