@@ -143,7 +143,10 @@ def slower(old: Results, new: Results, *, timed: bool = True) -> list[compare.Ke
 
 
 def test_noise_is_not_taken_for_a_change() -> None:
-    assert [slower(noisy(seed), noisy(seed + 100)) for seed in range(20)] == [[]] * 20
+    # One comparison of two results in twenty may cry wolf, over one of its 180 figures.
+    found = [slower(noisy(seed), noisy(seed + 100)) for seed in range(40)]
+    assert sum(bool(each) for each in found) <= 2
+    assert max(len(each) for each in found) <= 1
 
 
 def test_a_slowed_contender_shows() -> None:
