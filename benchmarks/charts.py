@@ -100,10 +100,10 @@ def settings_cloud(
         ys = [summary.median(found, up[0]) * up[1] for found in each]
         colour, symbol = style.CYCLE[index % len(style.CYCLE)], style.SYMBOLS[index]
         axes.plot(xs, ys, f"{symbol}-", color=colour, label=compressor)
-        for x, y, setting in zip(xs, ys, own, strict=True):
-            block = setting.block
+        for number, (x, y, setting) in enumerate(zip(xs, ys, own, strict=True)):
+            block, offset = setting.block, (7, 5) if number % 2 else (7, -13)
             text = f"{block // _MEGA}M" if block >= _MEGA else f"{block}K"
-            axes.annotate(text, (x, y), xytext=(7, 5), textcoords="offset points", fontsize=9)
+            axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=9)
             if setting == DEFAULT:
                 axes.plot([x], [y], "o", markersize=17, fillstyle="none", color=style.BLACK)
     legend_below(axes)
@@ -118,7 +118,10 @@ def legend_below(axes: Axes) -> None:
 
 def logarithmic(axis: Axis) -> None:
     """Make an axis logarithmic, with plain numbers at it."""
+    from matplotlib.ticker import LogLocator
+
     set_scale = axis.axes.set_yscale if axis is axis.axes.yaxis else axis.axes.set_xscale
-    set_scale("log")
+    set_scale("log", subs=(2, 5))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(lambda *_: "")

@@ -29,6 +29,11 @@ DAEMONS = {
     "python": (sys.executable, "-m", "condainer.fuse", "-f"),
 }
 """Serve an image until they are unmounted."""
+BINDINGS = {
+    name: ("env", f"CONDAINER_FUSE_BINDING={name}", *DAEMONS["python"])
+    for name in ("fusepy", "mfusepy")
+}
+"""Other ways to the kernel that the file system in Python knows."""
 ALL = (DIRECTORY, KERNEL, *DAEMONS, EXTRACT)
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -114,9 +119,19 @@ def _directory(place: Place) -> Iterator[Served]:
         place.prefix.rename(tree)
 
 
+def source(name: str, place: Place) -> Path:
+    """What a contender reads: the image, or the directory that is at the prefix meanwhile."""
+    return place.prefix if name in {DIRECTORY, EXTRACT} else place.image
+
+
+def where(place: Place) -> Path:
+    """Where `directory_of` puts it."""
+    return place.prefix.with_name("directory")
+
+
 def directory_of(place: Place) -> Path:
     """A project's environment as an ordinary directory; made on first use."""
-    tree = place.prefix.with_name("directory")
+    tree = where(place)
     if not tree.exists():
         part = tree.with_name("directory.part")
         with served("python", place) as found:
@@ -127,7 +142,7 @@ def directory_of(place: Place) -> Path:
 
 @contextmanager
 def mounted(name: str, image: Path, mountpoint: Path) -> Iterator[Served]:
-    """Mount an image with the kernel or one of `DAEMONS`.
+    """Mount an image with the kernel, one of `DAEMONS`, or one of `BINDINGS`.
 
     Raises:
         RuntimeError: where the daemon ends, or the mount does not come.
@@ -140,7 +155,7 @@ def mounted(name: str, image: Path, mountpoint: Path) -> Iterator[Served]:
             subprocess.run(["mount", "-o", "loop,ro", str(image), str(mountpoint)], check=True)
         else:
             # In a session of its own: an interrupt at the terminal is for us, who then unmount.
-            words = [*DAEMONS[name], str(image), str(mountpoint)]
+            words = [*{**DAEMONS, **BINDINGS}[name], str(image), str(mountpoint)]
             daemon = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
             _wait_for(mountpoint, daemon)
         yield Served(mountpoint, time.perf_counter() - start, daemon)

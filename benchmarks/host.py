@@ -9,6 +9,7 @@ import contextlib
 import datetime as dt
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _CACHES = Path("/proc/sys/vm/drop_caches")
-_PROGRAMS = ("fusermount3", "micromamba", "conda-pack", "strace")
+_PROGRAMS = {
+    "mksquashfs": "-version",
+    "squashfuse": "--help",
+    "squashfuse_ll": "--help",
+    "fusermount3": "--version",
+    "micromamba": "--version",
+    "conda-pack": "--version",
+    "strace": "--version",
+}
+"""How each says its version."""
 MACHINE = ("CPU", "processors", "memory", "virtualisation")
 """What has to be the same for times to be compared."""
 
@@ -45,9 +55,10 @@ def describe(directory: Path) -> dict[str, str]:
         "kernel": platform.release(),
         "file system": file_system(directory),
         "user": "root" if os.getuid() == 0 else "an ordinary user",
-        "page caches": "dropped before what is named cold or first"
+        "page caches": "dropped before first starts and first reads"
         if may_drop_caches()
-        else "not dropped (only root may)",
+        else "dropped before first starts and first reads as far as an ordinary user may: contents "
+        "of files, not their names and attributes",
         "load before": " ".join(f"{load:.1f}" for load in os.getloadavg()),
         **_versions(),
     }
@@ -63,23 +74,42 @@ def may_drop_caches() -> bool:
     return os.access(_CACHES, os.W_OK) and os.getuid() == 0
 
 
-def drop_caches() -> str:
-    """Have the kernel forget what it keeps of files, where permitted; says what came of it."""
+def drop_caches(*paths: Path) -> str:
+    """Have the kernel forget what it keeps of files, as far as that is permitted.
+
+    Args:
+        paths: of which at least the contents are to be forgotten: files, or directories with all
+            that is in them. Anybody may do that; names and attributes stay known then.
+
+    Returns:
+        what came of it.
+    """
+    os.sync()  # what is not on disk yet cannot be forgotten
     if may_drop_caches():
-        os.sync()
         with contextlib.suppress(OSError):  # as in containers, whatever the mode says
             _CACHES.write_text("3")
             return "dropped"
-    return "kept"
+    for path in paths:
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file() and not file.is_symlink():
+                _drop(file)
+    return "contents dropped, names kept" if paths else "kept"
+
+
+def _drop(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
 def file_system(directory: Path) -> str:
     """The kind of file system that holds a directory, and how large it is."""
-    answer = subprocess.run(
-        ["stat", "-f", "-c", "%T", str(directory)], capture_output=True, text=True, check=True
-    )
+    command = ["df", "--output=fstype", str(directory)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
     found = os.statvfs(directory)
-    return f"{answer.stdout.strip()}, {human(found.f_frsize * found.f_blocks)}"
+    return f"{answer.stdout.split()[-1]}, {human(found.f_frsize * found.f_blocks)}"
 
 
 def _cpu() -> str:
@@ -109,24 +139,21 @@ def _fields(path: Path, separator: str) -> Mapping[str, str]:
 def _versions() -> dict[str, str]:
     """What takes part, and in which version."""
     found = {"condainer": condainer.__version__, "python": platform.python_version()}
-    for name in ("mksquashfs", "squashfuse", "squashfuse_ll"):
-        found[name] = _answer(name, "-version" if name == "mksquashfs" else "--help")
-    for name in _PROGRAMS:
-        path = tools.which(name) or tools.which(str(Path(sys.executable).with_name(name)))
-        found[name] = (tools.version_of(path) or "without a version") if path else "none"
+    found |= {name: _version(name, option) for name, option in _PROGRAMS.items()}
     with contextlib.suppress(metadata.PackageNotFoundError):
         found["py-rattler"] = metadata.version("py-rattler")
     return found
 
 
-def _answer(name: str, option: str) -> str:
-    """The first line that a program prints, without its copyright."""
-    path = tools.which(name)
+def _version(name: str, option: str) -> str:
+    """What a program says of its version: the first thing that looks like one."""
+    beside = Path(sys.executable).with_name(name)
+    path = tools.which(name) or (beside if beside.exists() else None)
     if path is None:
         return "none"
     try:
         answer = process.call([str(path), option])
     except ToolError as error:
         return str(error)
-    lines = (answer.stdout + answer.stderr).strip().splitlines()
-    return lines[0].partition(" (c)")[0].removeprefix(f"{name} ") if lines else "without a version"
+    match = re.search(r"\b\d+\.\d[\w.]*", answer.stdout + answer.stderr)
+    return match[0] if match else "does not say its version"

@@ -124,9 +124,9 @@ def _headline(results: Results) -> Iterator[str]:
     environment = results.environment
     if environment:
         yield (
-            f"- **{environment['files']:,} files and directories became 1 file**: "
-            f"{human(environment['bytes'])} in {environment['packages']} packages, "
-            f"{human(environment['image bytes'])} as an image."
+            f"- **{environment['files']:,} files and directories became 1 file** of "
+            f"{human(environment['image bytes'])}: {environment['packages']} packages"
+            + (f", {human(environment['bytes'])}." if "bytes" in environment else ".")
         )
     for suite, name in measured(results):
         headlines = getattr(suite, "headlines", None)

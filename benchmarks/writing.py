@@ -22,7 +22,6 @@ start nothing.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -108,18 +107,18 @@ def write(bench: Bench, setting: Setting) -> Mapping[str, float]:
     words = ["mksquashfs", str(tree), str(path), "-noappend", "-no-progress", "-quiet"]
     more = ["-all-root", "-no-xattrs", "-processors", str(len(os.sched_getaffinity(0)))]
     wall, cpu = program([*words, *more, *setting.arguments])
-    found = {"wall_s": wall, "cpu_s": cpu, "bytes": float(path.stat().st_size)}
-    path.with_suffix(".json").write_text(json.dumps(found))
-    return found
+    with path.with_suffix(".seconds").open("a") as seconds:
+        seconds.write(f"{wall}\n")
+    return {"wall_s": wall, "cpu_s": cpu, "bytes": float(path.stat().st_size)}
 
 
-def written(bench: Bench, setting: Setting) -> tuple[Path, Mapping[str, float]]:
-    """An image, and what writing it took when that was done last."""
+def written(bench: Bench, setting: Setting) -> tuple[Path, list[float]]:
+    """An image, and the seconds that it took each time when it was written."""
     path = _path(bench, setting)
-    if not path.with_suffix(".json").exists():
+    if not path.with_suffix(".seconds").exists():
         bench.on_note(f"writing the image with {setting.name}")
         write(bench, setting)
-    return path, json.loads(path.with_suffix(".json").read_text())
+    return path, [float(line) for line in path.with_suffix(".seconds").read_text().splitlines()]
 
 
 def _path(bench: Bench, setting: Setting) -> Path:

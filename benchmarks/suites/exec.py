@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import charts, launcher, style, summary, turns
+from benchmarks import charts, contenders, launcher, style, summary, turns
 from benchmarks.samples import Figure, Sample, Table
 
 if TYPE_CHECKING:
@@ -94,7 +94,10 @@ def _forget(place: Place) -> None:
     """See that nothing is mounted, and nothing left of a mount."""
     place.condainer("umount")
     deadline = time.monotonic() + _PATIENCE
-    while place.prefix.exists() and time.monotonic() < deadline:
+    # All that its keeper has there goes, the mountpoint first; then the keeper has ended.
+    while [path for path in place.prefix.parent.iterdir() if path != contenders.where(place)]:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the mount does not go")
         time.sleep(0.01)
 
 
