@@ -5,6 +5,8 @@
     __main__ → suites → results.json → report.md, report.html, pictures
                   └ contenders, places, turns, writing
 
+                  └ layer (← passthrough), crowd: programs of their own
+
 `samples` is what travels between these; `compare` finds what became slower between two results.
 
 Beside that, `exec`, `filesystem`, `layout` and `overlap` are programs of their own: each looks at

@@ -238,7 +238,7 @@ def _bases(suite: str) -> tuple[str, ...]:
 
 def _is_base(key: Key) -> bool:
     """Whether a time tells of the machine only."""
-    return key[4] not in _EXACT and key[2] in _bases(key[0])
+    return not key[4].endswith(_EXACT) and key[2] in _bases(key[0])
 
 
 def _drift(key: Key, pairs: Mapping[Key, Pair]) -> Pair:

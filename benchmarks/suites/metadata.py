@@ -47,6 +47,7 @@ is one that a metadata server has to answer, times the number of nodes."""
 BASES = (DIRECTORY,)
 CROWD = Path(__file__).parent.parent / "crowd.py"
 NUMPY = IMPORTS["numpy"]
+WORKS = {**QUICK, **IMPORTS}
 STARTS = ("bare Python", "numpy", "everything")
 """Those that are counted; in a hurry those that startup has then."""
 _WALK, _TOGETHER, _COUNT = "go through files", f"{NUMPY}, together", "reaches the file system"
@@ -68,7 +69,7 @@ def measure(bench: Bench) -> Iterator[Sample]:
     bench.on_note("doing everything once, for what programs and disks keep from first use")
     with contenders.served(DIRECTORY, bench.place) as found:
         _walk(found.prefix, files=files, count=1)
-        _python(bench.place, IMPORTS[_starts(DIRECTORY, quick=bench.quick)[-1]])
+        _python(bench.place, WORKS[_starts(DIRECTORY, quick=bench.quick)[-1]])
     yield from turns.in_turn(bench, names, partial(_turn, bench, files))
 
 
@@ -98,7 +99,7 @@ def _turn(bench: Bench, files: list[str], name: str, number: int) -> Iterator[Sa
                 yield Sample("metadata", what, name, number, values, settings)
     if number <= (1 if bench.quick else _COUNTED):
         for start in _starts(name, quick=bench.quick):
-            values = _count(bench.place, name, IMPORTS[start])
+            values = _count(bench.place, name, WORKS[start])
             yield Sample("metadata", _COUNT, name, number, values, {"start": start})
 
 
@@ -106,7 +107,7 @@ def _starts(name: str, *, quick: bool) -> Sequence[str]:
     """Which starts are counted: in a hurry not what is the same for each file system."""
     if name == EXTRACT or (quick and name not in {DIRECTORY, next(iter(contenders.DAEMONS))}):
         return ("numpy",)
-    return QUICK if quick else STARTS
+    return tuple(QUICK) if quick else STARTS
 
 
 _Done = tuple[str, dict[str, "str | float"], dict[str, float]]
@@ -224,7 +225,7 @@ def _page_cache(samples: Iterable[Sample]) -> str:
 def _table_of_counts(samples: Sequence[Sample]) -> Table:
     rows = [
         _row_of_counts(own, _started(samples, DIRECTORY, start), start, name)
-        for start in IMPORTS
+        for start in WORKS
         for name in summary.contenders(samples)
         if (own := _started(samples, name, start))
     ]
@@ -257,7 +258,7 @@ def _started(samples: Sequence[Sample], name: str, start: str) -> list[Sample]:
 
 def headlines(samples: Sequence[Sample]) -> list[str]:
     """What an image spares the file system."""
-    for start in reversed(IMPORTS):
+    for start in reversed(WORKS):
         base = _started(samples, DIRECTORY, start)
         for name in contenders.DAEMONS:
             if base and (own := _started(samples, name, start)):
@@ -349,7 +350,7 @@ def figures(samples: Sequence[Sample]) -> list[Figure]:
 def _draw_counts(samples: Sequence[Sample], axes: Axes) -> None:
     from matplotlib.container import BarContainer
 
-    starts = [s for s in IMPORTS if any(sample.settings["start"] == s for sample in samples)]
+    starts = [s for s in WORKS if any(sample.settings["start"] == s for sample in samples)]
     found = {
         name: [
             summary.values(_started(samples, name, start), "metadata_operations")
