@@ -4,8 +4,7 @@
 
     __main__ → suites → results.json → report.md, report.html, pictures
                   └ contenders, places, turns, writing
-
-                  └ layer (← passthrough), crowd: programs of their own
+                       └ layer (← passthrough), crowd: programs that suites run
 
 `samples` is what travels between these; `compare` finds what became slower between two results.
 
