@@ -240,7 +240,8 @@ _ALWAYS, _AT_FIRST = (1, 4, 16), (1, 2, 4, 8, 16, 32, 64)
 """Ranks of every round, and of the first: all of them take long, and vary little."""
 _MODELLED = (64, 256, 1024, 4096, 16384)
 _KEEPS_UP = 2000
-"""Operations a second that Pythons on two processors ask for with ease, and the layer serves."""
+"""Operations a second that Pythons on two processors ask for, and the layer serves, with ease; not
+where others need the processors as well, and then fewer wait in line than would."""
 _BASELINES = 3
 
 _BIND = 'mount --bind "$1" "$2" && exec "$2/bin/python" -I -c "$3"'
@@ -431,7 +432,10 @@ def _table_of_ranks(samples: Sequence[Sample]) -> Table:
     )
     note = (
         "Medians (least-most). start = compute + waited; the ratio is to the model. Wall time is "
-        "that of this machine, where all take turns: with 1 node it should be the start."
+        "that of this machine, where all take turns: with 1 node it should be the start. Where "
+        "the line matters the ratio is below 1: the model is an upper bound, for nodes compute "
+        "while others are served, and on a machine with other work beside it they also come one "
+        "after the other."
     )
     return Table(
         f"Time until the last of N nodes has started ({NUMPY})", columns, tuple(rows), note
