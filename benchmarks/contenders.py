@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condainer import mounttable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -27,6 +29,11 @@ DAEMONS = {
     "python": (sys.executable, "-m", "condainer.fuse", "-f"),
 }
 """Serve an image until they are unmounted."""
+BINDINGS = {
+    name: ("env", f"CONDAINER_FUSE_BINDING={name}", *DAEMONS["python"])
+    for name in ("fusepy", "mfusepy")
+}
+"""Other ways to the kernel that the file system in Python knows."""
 ALL = (DIRECTORY, KERNEL, *DAEMONS, EXTRACT)
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -112,9 +119,19 @@ def _directory(place: Place) -> Iterator[Served]:
         place.prefix.rename(tree)
 
 
+def source(name: str, place: Place) -> Path:
+    """What a contender reads: the image, or the directory that is at the prefix meanwhile."""
+    return place.prefix if name in {DIRECTORY, EXTRACT} else place.image
+
+
+def where(place: Place) -> Path:
+    """Where `directory_of` puts it."""
+    return place.prefix.with_name("directory")
+
+
 def directory_of(place: Place) -> Path:
     """A project's environment as an ordinary directory; made on first use."""
-    tree = place.prefix.with_name("directory")
+    tree = where(place)
     if not tree.exists():
         part = tree.with_name("directory.part")
         with served("python", place) as found:
@@ -125,7 +142,7 @@ def directory_of(place: Place) -> Path:
 
 @contextmanager
 def mounted(name: str, image: Path, mountpoint: Path) -> Iterator[Served]:
-    """Mount an image with the kernel or one of `DAEMONS`.
+    """Mount an image with the kernel, one of `DAEMONS`, or one of `BINDINGS`.
 
     Raises:
         RuntimeError: where the daemon ends, or the mount does not come.
@@ -133,23 +150,31 @@ def mounted(name: str, image: Path, mountpoint: Path) -> Iterator[Served]:
     mountpoint.mkdir(exist_ok=True)
     daemon: subprocess.Popen[bytes] | None = None
     start = time.perf_counter()
-    if name == KERNEL:
-        subprocess.run(["mount", "-o", "loop,ro", str(image), str(mountpoint)], check=True)
-    else:
-        daemon = subprocess.Popen([*DAEMONS[name], str(image), str(mountpoint)])
     try:
-        if daemon is not None:
+        if name == KERNEL:
+            subprocess.run(["mount", "-o", "loop,ro", str(image), str(mountpoint)], check=True)
+        else:
+            # In a session of its own: an interrupt at the terminal is for us, who then unmount.
+            words = [*{**DAEMONS, **BINDINGS}[name], str(image), str(mountpoint)]
+            daemon = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
             _wait_for(mountpoint, daemon)
         yield Served(mountpoint, time.perf_counter() - start, daemon)
     finally:
         _unmount(mountpoint, daemon)
 
 
+def clear(directory: Path) -> None:
+    """Unmount what is still mounted below a directory, used or not, before it is removed."""
+    command = ["umount", "-l"] if os.getuid() == 0 else ["fusermount3", "-uz"]
+    for mount in reversed(mounttable.mounts_at_or_below(directory)):
+        subprocess.run([*command, str(mount.mountpoint)], check=False)
+
+
 def _wait_for(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _PATIENCE
-    while not mountpoint.is_mount():
+    while mounttable.mount_at(mountpoint) is None:
         if daemon.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{daemon.args!r} did not mount")
+            raise RuntimeError(f"{daemon.args!r} did not mount (status {daemon.poll()})")
         time.sleep(_POLL)
     next(mountpoint.iterdir())
 
@@ -158,10 +183,13 @@ def _unmount(mountpoint: Path, daemon: subprocess.Popen[bytes] | None) -> None:
     """Unmount, if need be again: what has just ended may still be counted as a user."""
     command = ["umount"] if os.getuid() == 0 else ["fusermount3", "-u"]
     deadline = time.monotonic() + _PATIENCE
-    while mountpoint.is_mount():
+    # Asks the table, and not the mountpoint: where a daemon was killed, nothing answers there.
+    while mounttable.mount_at(mountpoint) is not None:
         done = subprocess.run([*command, str(mountpoint)], check=False, capture_output=True)
         if done.returncode != 0 and time.monotonic() > deadline:
             raise RuntimeError(done.stderr.decode(errors="replace"))
+        time.sleep(_POLL if done.returncode else 0)
     if daemon is not None:
+        daemon.terminate()  # for one that has not mounted
         daemon.wait()
     mountpoint.rmdir()

@@ -66,24 +66,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import places
+from benchmarks import contenders, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from benchmarks.contenders import Served
 
 IMPORTS = (
     "import numpy, scipy.stats, scipy.optimize, scipy.signal, pandas, matplotlib.pyplot, "
     "sklearn.linear_model, sklearn.ensemble"
 )
 READERS = 4
-DAEMONS = {
-    "squashfuse_ll": ["squashfuse_ll", "-f"],
-    "squashfuse": ["squashfuse", "-f"],
-    "python": [sys.executable, "-m", "condainer.fuse", "-f"],
-}
-BINDINGS = ("fusepy", "mfusepy")
-"""Other ways to the kernel that the file system in Python knows."""
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -101,24 +95,16 @@ class Sample:
     memory: int
 
 
-@dataclass(frozen=True)
-class Mount:
-    """A mounted image.
+def sample(served: Served, wall: float, cpu_before: float = 0.0) -> Sample:
+    """What something has taken that is over now."""
+    return Sample(wall, served.cpu() - cpu_before, served.memory())
 
-    Attributes:
-        daemon: what serves it; None for the kernel.
-        start: what it took until it was live.
-    """
 
-    daemon: subprocess.Popen[bytes] | None
-    start: Sample
-
-    def timed(self, act: Callable[[], object]) -> Sample:
-        """Do some work on it."""
-        before, start = cpu_of(self.daemon), time.perf_counter()
-        act()
-        wall = time.perf_counter() - start
-        return Sample(wall, cpu_of(self.daemon) - before, memory_of(self.daemon))
+def timed(served: Served, act: Callable[[], object]) -> Sample:
+    """Do some work on a mount."""
+    before, start = served.cpu(), time.perf_counter()
+    act()
+    return sample(served, time.perf_counter() - start, before)
 
 
 def main() -> None:
@@ -130,9 +116,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.getuid() != 0:
         parser.error("only root can mount with the kernel")
-    names = ["kernel", *(name for name, argv in DAEMONS.items() if shutil.which(argv[0]))]
+    wanted = [contenders.KERNEL, *contenders.DAEMONS]
+    names = [name for name in wanted if not contenders.why_not(name)]
     if arguments.bindings:
-        names += BINDINGS
+        names += contenders.BINDINGS
     with tempfile.TemporaryDirectory(prefix="cndb-") as directory:
         place = places.make(Path(directory))
         place.condainer("build", "-q")
@@ -176,45 +163,27 @@ def measure(name: str, place: places.Place, many: Path, count: int) -> Iterator[
     top = place.prefix
     program = [str(top / "bin/python"), "-c", IMPORTS]
     home = {"PATH": "/usr/bin:/bin", "HOME": str(place.home)}
-    with mounted(name, place.image, top) as mount:
+    with mounted(name, place.image, top) as served:
         for work in ("imports, first", *["imports, again"] * 3):
-            yield work, mount.timed(lambda: subprocess.run(program, env=home, check=True))
+            yield work, timed(served, lambda: subprocess.run(program, env=home, check=True))
     for work, act in (("stat", stat), ("read 4 KiB", read)):
-        with mounted(name, many, top) as mount:
-            yield f"start with {count:,} files", mount.start
+        with mounted(name, many, top) as served:
+            yield f"start with {count:,} files", sample(served, served.start)
             work_on = functools.partial(at_once, act, top, count)
-            yield f"{work} of {count:,} files", mount.timed(work_on)
-    with mounted(name, many, top) as mount:
-        yield f"start with {count:,} files", mount.start
-        yield "1 GiB in order", mount.timed(lambda: read_whole(top / "large"))
+            yield f"{work} of {count:,} files", timed(served, work_on)
+    with mounted(name, many, top) as served:
+        yield f"start with {count:,} files", sample(served, served.start)
+        yield "1 GiB in order", timed(served, lambda: read_whole(top / "large"))
         work_on = functools.partial(at_once, read_whole, top, count)
-        yield "and all other files", mount.timed(work_on)
+        yield "and all other files", timed(served, work_on)
 
 
 @contextmanager
-def mounted(name: str, image: Path, mountpoint: Path) -> Iterator[Mount]:
-    """Mount an image."""
-    mountpoint.mkdir(exist_ok=True)
-    image.read_bytes()  # into the page cache
-    places_ = [str(image), str(mountpoint)]
-    daemon: subprocess.Popen[bytes] | None = None
-    start = time.perf_counter()
-    if name == "kernel":
-        subprocess.run(["mount", "-o", "loop,ro", *places_], check=True)
-    else:
-        variables = {**os.environ, "CONDAINER_FUSE_BINDING": name if name in BINDINGS else ""}
-        program = DAEMONS["python" if name in BINDINGS else name]
-        daemon = subprocess.Popen([*program, *places_], env=variables)
-        while not mountpoint.is_mount():
-            time.sleep(0.002)
-        next(mountpoint.iterdir())
-    wall = time.perf_counter() - start
-    try:
-        yield Mount(daemon, Sample(wall, cpu_of(daemon), memory_of(daemon)))
-    finally:
-        subprocess.run(["umount", str(mountpoint)], check=True)
-        if daemon is not None:
-            daemon.wait()
+def mounted(name: str, image: Path, mountpoint: Path) -> Iterator[Served]:
+    """Mount an image that is in the page cache."""
+    image.read_bytes()
+    with contenders.mounted(name, image, mountpoint) as served:
+        yield served
 
 
 def at_once(act: Callable[[Path], None], top: Path, count: int) -> None:
@@ -253,23 +222,6 @@ def read_whole(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.read(1 << 20):
             pass
-
-
-def cpu_of(daemon: subprocess.Popen[bytes] | None) -> float:
-    """Seconds of user and system time of a daemon."""
-    if daemon is None:
-        return 0.0
-    fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def memory_of(daemon: subprocess.Popen[bytes] | None) -> int:
-    """The most memory that a daemon has had."""
-    if daemon is None:
-        return 0
-    status = Path(f"/proc/{daemon.pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024
 
 
 def table(samples: dict[tuple[str, str], list[Sample]], names: list[str]) -> str:

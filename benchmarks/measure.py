@@ -1,8 +1,10 @@
-"""Times contenders in turn, A B A B …, so that what disturbs the machine disturbs all of them."""
+"""Times a program, and contenders in turn, A B A B …, so that noise hits all of them."""
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -30,6 +32,34 @@ class Result:
     def median(self) -> float:
         """Of the wall times."""
         return statistics.median(self.seconds)
+
+
+def program(
+    command: Sequence[str], variables: Mapping[str, str] | None = None
+) -> tuple[float, float]:
+    """Run a program without output, and those that it starts.
+
+    Returns:
+        the seconds it took, and how many of them processors were busy with it.
+
+    Raises:
+        RuntimeError: where it fails.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        _, status, used = os.wait4(process.pid, 0)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    wall = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    return wall, used.ru_utime + used.ru_stime
 
 
 def alternate(contenders: Mapping[str, Callable[[], int]], rounds: int) -> list[Result]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tests import localchannel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SPECS = ("python", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "pip")
@@ -26,11 +26,13 @@ class Place:
         directory: holds everything.
         channel: the local channel.
         uuid: identity of the project.
+        specs: what is to be installed.
     """
 
     directory: Path
     channel: Path
     uuid: str
+    specs: Sequence[str] = SPECS
 
     @property
     def project(self) -> Path:
@@ -61,7 +63,23 @@ class Place:
         environment = {**os.environ, "HOME": str(self.home), **variables}
         environment.pop("XDG_CACHE_HOME", None)
         command = [sys.executable, "-m", "condainer", "-q", "-d", str(self.project)]
-        subprocess.run([*command, *arguments], check=True, env=environment)
+        run([*command, *arguments], environment)
+
+
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    """Run a program without output; where this is interrupted, let it end in its own way.
+
+    Raises:
+        subprocess.CalledProcessError: where it fails.
+    """
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            process.wait()
+        except BaseException:
+            process.terminate()
+            raise  # and wait for it
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def make(
@@ -74,7 +92,7 @@ def make(
         kind: of the channel.
         specs: what is to be installed; 22 scientific packages, unless something else is named.
     """
-    place = Place(directory, localchannel.ensure(kind), str(uuid.uuid4()))
+    place = Place(directory, localchannel.ensure(kind), str(uuid.uuid4()), specs)
     place.project.mkdir()
     place.home.mkdir()
     base = directory / "base"

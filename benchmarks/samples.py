@@ -57,6 +57,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
+    def is_numeric(self, column: int) -> bool:
+        """Whether all that stands in a column is a number, or a dash for none."""
+        cells = [row[column] for row in self.rows]
+        return all(not cell or cell[0].isdigit() or cell == "-" for cell in cells)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -87,6 +92,7 @@ class Bench:
 
     Attributes:
         missing: what was left out, and why.
+        failed: what began to take part and could not go on, and why.
     """
 
     directory: Path
@@ -94,11 +100,21 @@ class Bench:
     quick: bool
     on_note: Callable[[str], None]
     missing: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def place(self) -> places.Place:
         """A project with the scientific environment, built."""
         self.on_note("building the environment")
         place = places.make(Path(tempfile.mkdtemp(dir=self.directory)))
+        place.condainer("build")
+        return place
+
+    @cached_property
+    def small(self) -> places.Place:
+        """A project with few packages, built, for what takes long with many."""
+        specs = ("python", "numpy") if self.quick else ("python", "numpy", "pandas")
+        self.on_note(f"building the small environment: {', '.join(specs)}")
+        place = places.make(Path(tempfile.mkdtemp(dir=self.directory)), specs=specs)
         place.condainer("build")
         return place
