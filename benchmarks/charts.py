@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import style, summary
-from benchmarks.writing import DEFAULT, Setting
+from benchmarks.writing import COMPRESSORS, DEFAULT, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,7 +93,8 @@ def settings_cloud(
     """
     settings = [Setting.parse(name) for name in summary.contenders(samples)]
     compressors = list(dict.fromkeys(setting.compressor for setting in settings))
-    for index, compressor in enumerate(compressors):
+    for compressor in compressors:
+        index = COMPRESSORS.index(compressor)  # the same colour each time
         own = [setting for setting in settings if setting.compressor == compressor]
         each = [summary.pick(samples, contender=setting.name) for setting in own]
         xs = [summary.median(found, across[0]) * across[1] for found in each]
@@ -103,7 +104,8 @@ def settings_cloud(
         for number, (x, y, setting) in enumerate(zip(xs, ys, own, strict=True)):
             block, offset = setting.block, (7, 5) if number % 2 else (7, -13)
             text = f"{block // _MEGA}M" if block >= _MEGA else f"{block}K"
-            axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=9)
+            if number in {0, len(own) - 1}:  # the others lie between
+                axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=9)
             if setting == DEFAULT:
                 axes.plot([x], [y], "o", markersize=17, fillstyle="none", color=style.BLACK)
     legend_below(axes)

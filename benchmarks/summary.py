@@ -73,6 +73,8 @@ def spread(found: Sequence[float], digits: int = 3) -> str:
     """Three significant figures of a median and of the least and the most."""
     if not found:
         return "-"
+    if len(found) == 1:
+        return f"{number(found[0], digits)} (once)"
     low, high = number(min(found), digits), number(max(found), digits)
     return f"{number(statistics.median(found), digits)} ({low}-{high})"
 

@@ -76,7 +76,7 @@ DEFAULT = Setting("zstd 6", 256)
 PLAIN = Setting("gzip", 128)
 """What mksquashfs does where nothing is said."""
 
-_COMPRESSORS = ("gzip", "xz", "lzo", "lz4", "zstd 3", "zstd 6", "zstd 15")
+COMPRESSORS = ("gzip", "xz", "lzo", "lz4", "zstd 3", "zstd 6", "zstd 15")
 _QUICK = ("gzip", "lz4", "zstd 3", "zstd 6")
 _EACH_BLOCK = ("gzip", "lz4", "zstd 6")
 """Those of which all block sizes are looked at; of the others, one."""
@@ -84,7 +84,7 @@ _EACH_BLOCK = ("gzip", "lz4", "zstd 6")
 
 def settings(bench: Bench) -> list[Setting]:
     """Those that are looked at; compressors that mksquashfs does not have are noted as missing."""
-    compressors = _QUICK if bench.quick else _COMPRESSORS
+    compressors = _QUICK if bench.quick else COMPRESSORS
     there = find_mksquashfs().compressors
     for compressor in compressors:
         if compressor.split()[0] not in there:
