@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -100,3 +101,17 @@ def test_what_killed_builds_have_left(workshop: Workshop, hard_channel: Path, ca
     workshop.environment("hard-text=1", channel=hard_channel)
     workshop.run("build")
     assert sorted(cache.glob(f"{WORK}*")) == sorted([living, elsewhere])
+
+
+@building.needs_root
+def test_a_cache_that_cannot_be_written(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    with building.mounted_tmpfs(tmp_path / "cache", "size=1m") as cache:
+        workshop.variables["CONDAINER_INSTALLER"] = "rattler"
+        workshop.configure(package_cache=cache)
+        workshop.environment("hard-text=1", channel=hard_channel)
+        subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
+        words = workshop.run("build", status=1).stderr
+    assert "cannot write into the package cache" in words
+    assert "Traceback" not in words

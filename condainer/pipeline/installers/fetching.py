@@ -26,6 +26,7 @@ from rattler.package_streaming import download_to_path, extract
 
 from condainer import process, removal
 from condainer.errors import BuildError
+from condainer.pipeline import credentials
 from condainer.pipeline.installers import contents, solver
 
 if TYPE_CHECKING:
@@ -94,9 +95,7 @@ class Fetching:
         """
         if not self.missing:
             return
-        await anyio.to_thread.run_sync(self._begin)
-        prefix = f"{_WORK}.{socket.gethostname()}.{os.getpid()}."
-        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=self._cache))
+        directory = await anyio.to_thread.run_sync(self._begin)
         try:
             async with process.task_group() as group:
                 group.start_soon(self._tell)
@@ -116,17 +115,22 @@ class Fetching:
         """What is being fetched."""
         return " or ".join(self._urls.values())
 
-    def _begin(self) -> None:
-        """Make the cache, and remove what killed builds have left in it."""
+    def _begin(self) -> Path:
+        """Make a directory to work in, and remove what killed builds have left."""
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
+            for path in _abandoned(self._cache):
+                removal.remove_tree(path)
+            prefix = f"{_WORK}.{socket.gethostname()}.{os.getpid()}."
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=self._cache))
         except OSError as error:
-            raise BuildError(
-                f"cannot make the package cache {self._cache}: {error.strerror}",
-                "the key package_cache of condainer.yml puts it elsewhere",
-            ) from error
-        for path in _abandoned(self._cache):
-            removal.remove_tree(path)
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> BuildError:
+        return BuildError(
+            f"cannot write into the package cache {self._cache}: {error.strerror}",
+            "the key package_cache of condainer.yml puts it elsewhere",
+        )
 
     async def _lane(self, directory: Path) -> None:
         client = solver.client()
@@ -142,9 +146,12 @@ class Fetching:
             sha256 = await anyio.to_thread.run_sync(
                 _unpack, archive, part, package, abandon_on_cancel=True
             )
-            if _local(url) is None:
-                archive.unlink()
-            _publish(part, self._cache / package.stem, sha256)
+            try:
+                _publish(part, self._cache / package.stem, sha256)
+                if _local(url) is None:
+                    archive.unlink()
+            except OSError as error:
+                raise self._unusable(error) from error
             self._there += 1
             self._workplace.on_line(f"fetched {package.name}")
             self._on_there(package)
@@ -158,9 +165,8 @@ class Fetching:
                 break
             except Exception as error:  # as in `solver.find`
                 if not left or not _size(archive):
-                    raise BuildError(
-                        f"cannot fetch {package.url}:\n{solver.explanation(error)}"
-                    ) from error
+                    why = credentials.without(solver.explanation(error))
+                    raise BuildError(f"cannot fetch {package.url}:\n{why}") from error
                 self._workplace.on_line(f"{package.url} was cut off; fetching it again")
         del self._on_the_way[package.name], self._urls[package.name]
         self._bytes += _size(archive)
