@@ -67,8 +67,8 @@ def _ways(bench: Bench) -> dict[str, Callable[[Place], Path]]:
     else:
         bench.missing["conda-pack"] = "it is not installed (pip install 'condainer[bench]')"
     if bench.quick:
-        for name in (AFTER, ONE):
-            del ways[name]
+        for name in (AFTER, ONE, PACK):
+            ways.pop(name, None)
             bench.missing[name] = "left out of a quick run"
     return ways
 

@@ -39,7 +39,7 @@ IMPORTS = {
         "sklearn.linear_model, sklearn.ensemble"
     ),
 }
-QUICK = {"bare Python": "pass", "numpy": "import numpy", "pandas": "import pandas"}
+QUICK = {"numpy": "import numpy", "pandas": "import pandas"}
 _SERVING = "until it is there"
 
 
