@@ -47,7 +47,7 @@ is one that a metadata server has to answer, times the number of nodes."""
 BASES = (DIRECTORY,)
 CROWD = Path(__file__).parent.parent / "crowd.py"
 NUMPY = IMPORTS["numpy"]
-WORKS = {**QUICK, **IMPORTS}
+WORKS = {**IMPORTS, **QUICK}
 STARTS = ("bare Python", "numpy", "everything")
 """Those that are counted; in a hurry those that startup has then."""
 _WALK, _TOGETHER, _COUNT = "go through files", f"{NUMPY}, together", "reaches the file system"
