@@ -35,7 +35,7 @@ _FAILURES = (OSError, RuntimeError, subprocess.SubprocessError)
 _EXAMPLES = """\
 examples:
   python -m benchmarks --quick                    everything, in three minutes
-  python -m benchmarks                            everything, in twenty
+  python -m benchmarks                            everything, in half an hour
   python -m benchmarks startup exec --rounds 10   two suites, measured better
   python -m benchmarks --directory /scratch/me    on another file system than /tmp
   python -m benchmarks --compare OLD NEW          what became slower; 1 where something did
