@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
+from condainer.pipeline import installers
+from condainer.pipeline.installers import fetching, solver
 from tests import building, localchannel
 
 if TYPE_CHECKING:
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("hard-text=1", "hard-hello", "python")
 WORK = ".condainer-fetch"
+MANY = 10
 
 
 @pytest.fixture
@@ -115,3 +120,29 @@ def test_a_cache_that_cannot_be_written(
         words = workshop.run("build", status=1).stderr
     assert "cannot write into the package cache" in words
     assert "Traceback" not in words
+
+
+def test_others_go_on_while_a_package_is_unpacked(tmp_path: Path) -> None:
+    """As what is compressed meanwhile has to, and the board."""
+    archive = next(localchannel.ensure("big").rglob("hard-big-*.conda"))
+    package = installers.package_from_json({"name": "hard-big", "version": "1.0", "build": "0"})
+    begun, ended = threading.Event(), threading.Event()
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        begun.wait()
+        while not ended.wait(0.001):
+            ticks += 1
+
+    async def unpack() -> None:
+        work = fetching.unpack(solver.client(), archive, tmp_path / "part", package)
+        begun.set()
+        await work
+        ended.set()
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    anyio.run(unpack)
+    thread.join()
+    assert ticks > MANY

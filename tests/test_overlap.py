@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import tarfile
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +25,7 @@ from tests.localchannel.package import Package, put
 from tests.support import PATIENCE, compressing, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.localchannel.package import Recipe
@@ -200,6 +203,7 @@ def send(prefix: Path, meanwhile: str, cache: Path | None = None) -> None:
         overlap.complete()
         overlap.feed()
         subprocess.run(["bash", "-ec", meanwhile], cwd=prefix / "share", check=True)
+        overlap.look()
         overlap.finish()
     finally:
         overlap.close()
@@ -221,6 +225,7 @@ def send(prefix: Path, meanwhile: str, cache: Path | None = None) -> None:
         ("chmod 600 victim", "share/victim"),
         ("rm victim", "share/victim"),
         ("rm victim; mkdir victim", "share/victim"),
+        ("rm victim; mkdir victim; echo below > victim/it", "share/victim"),
         ("rm victim; ln -s /etc/passwd victim", "share/victim"),
         ("ln -sf victim ../bin/link", "bin/link"),
         ("mv ../share ../moved; ln -s moved ../share", "share/victim"),
@@ -229,6 +234,31 @@ def send(prefix: Path, meanwhile: str, cache: Path | None = None) -> None:
 def test_what_has_changed_is_noticed(prefix: Path, script: str, what: str) -> None:
     with pytest.raises(ChangedError, match=what):
         send(prefix, script)
+
+
+def test_what_is_sent_after_the_look_is_compared_as_well(prefix: Path, tmp_path: Path) -> None:
+    """A slow mksquashfs takes packages when everything has long been installed."""
+    cache = tmp_path / "cache"
+    put(cache, "share/victim", "not what is in the prefix\n")
+    reader, writer = os.pipe()
+    drain = subprocess.Popen(["cat"], stdin=reader, stdout=subprocess.DEVNULL)
+    os.close(reader)
+    package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+    overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
+    feeding = threading.Thread(target=overlap.feed)
+    feeding.start()
+    try:
+        overlap.look()
+        overlap.ready("own", lambda: [Final("share/victim", str(cache / "share/victim"), "")])
+        overlap.complete()
+        feeding.join()
+        with pytest.raises(ChangedError, match="share/victim"):
+            overlap.finish()
+    finally:
+        overlap.stop()
+        feeding.join()
+        overlap.close()
+        drain.wait()
 
 
 @pytest.mark.parametrize(
@@ -384,39 +414,62 @@ def test_old_mksquashfs_takes_the_ordinary_way(
     assert streamed(workshop)
 
 
+@dataclass(frozen=True)
+class HalfWay:
+    """A build that has sent what there is, and waits for one more package.
+
+    Attributes:
+        process: the build.
+        end_server: takes away where the package would come from.
+    """
+
+    process: subprocess.Popen[str]
+    end_server: Callable[[], None]
+
+
 @pytest.fixture
 def half_way(
-    workshop: Workshop, hard_channel: Path, tmp_path: Path
-) -> Iterator[subprocess.Popen[str]]:
-    """A build that has sent what there is, and waits for one more package."""
+    workshop: Workshop, hard_channel: Path, installer: str, tmp_path: Path
+) -> Iterator[HalfWay]:
     workshop.image.write_bytes(b"old")
     workshop.configure(package_cache=tmp_path / "packages")
-    with building.served_but("hard-binary-1.0-0.conda", hard_channel) as (url, asked):
+    with contextlib.ExitStack() as server:
+        serving = building.served_but("hard-binary-1.0-0.conda", hard_channel)
+        url, asked = server.enter_context(serving)
         workshop.environment("hard-binary", "hard-text=1", channel=url)
-        process = workshop.start("build", "--force", "--installer", "rattler")
+        process = workshop.start("build", "--force", "--installer", installer)
         assert asked.wait(PATIENCE)
         wait_for(lambda: compressing(workshop))
-        yield process
+        yield HalfWay(process, server.close)
     assert workshop.image.read_bytes() == b"old"
     assert building.parts(workshop) == []
     assert building.processes_of(workshop) == {}
     assert workshop.left_over() == []
+    assert not list((tmp_path / "packages").glob(".condainer-fetch*"))
 
 
-def test_mksquashfs_is_killed_half_way(workshop: Workshop, half_way: subprocess.Popen[str]) -> None:
+def test_mksquashfs_is_killed_half_way(workshop: Workshop, half_way: HalfWay) -> None:
     (mksquashfs,) = compressing(workshop)
     os.kill(mksquashfs, signal.SIGKILL)
-    _, words = half_way.communicate()
-    assert half_way.returncode == 1
+    _, words = half_way.process.communicate()
+    assert half_way.process.returncode == 1
     assert "mksquashfs failed (killed by SIGKILL)" in words
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_half_way(half_way: subprocess.Popen[str], signum: signal.Signals) -> None:
-    half_way.send_signal(signum)
-    _, words = half_way.communicate()
-    assert half_way.returncode == 128 + signum
+def test_interrupted_half_way(half_way: HalfWay, signum: signal.Signals) -> None:
+    half_way.process.send_signal(signum)
+    _, words = half_way.process.communicate()
+    assert half_way.process.returncode == 128 + signum
     assert "Traceback" not in words
+
+
+def test_the_server_ends_half_way(workshop: Workshop, half_way: HalfWay) -> None:
+    half_way.end_server()
+    _, words = half_way.process.communicate()
+    assert half_way.process.returncode == 1
+    assert re.search(r"cannot fetch .*\.conda:\n|micromamba failed", words)
+    assert "Traceback" not in words + workshop.build_log.read_text()
 
 
 def test_wrong_checksum(workshop: Workshop) -> None:

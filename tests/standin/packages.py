@@ -283,7 +283,10 @@ async def _download(url: str, archive: Path) -> None:
     if url.startswith("file://"):
         await asyncio.to_thread(shutil.copyfile, urlsplit(url).path, archive)
     else:
-        await download_to_path(Client.default_client(), url, archive)
+        try:
+            await download_to_path(Client.default_client(), url, archive)
+        except (OSError, RuntimeError) as error:  # it has no types of its own for that
+            raise CriticalError(f"Download error: {error} [{url}]") from error
 
 
 def _check(package: Package, archive: Path, cache: Path) -> None:

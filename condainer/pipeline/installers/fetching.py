@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-from rattler.package_streaming import download_to_path, extract
+from rattler.package_streaming import download_and_extract, download_to_path
 
 from condainer import process, removal
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import contents, solver
+from condainer.pipeline.installers import contents, patience, solver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -142,10 +142,7 @@ class Fetching:
                 async with self._large if package.size > _LARGE else contextlib.nullcontext():
                     await self._fetch(client, package, url, archive)
             part = directory / package.stem
-            # Where that is given up it fails soon by itself: what it writes to is removed.
-            sha256 = await anyio.to_thread.run_sync(
-                _unpack, archive, part, package, abandon_on_cancel=True
-            )
+            sha256 = await unpack(client, archive, part, package)
             try:
                 _publish(part, self._cache / package.stem, sha256)
                 if _local(url) is None:
@@ -166,7 +163,9 @@ class Fetching:
             except Exception as error:  # as in `solver.find`
                 if not left or not _size(archive):
                     why = credentials.without(solver.explanation(error))
-                    raise BuildError(f"cannot fetch {package.url}:\n{why}") from error
+                    raise BuildError(
+                        f"cannot fetch {package.url}:\n{why}", patience.BUILD_AGAIN
+                    ) from error
                 self._workplace.on_line(f"{package.url} was cut off; fetching it again")
         del self._on_the_way[package.name], self._urls[package.name]
         self._bytes += _size(archive)
@@ -207,8 +206,11 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _unpack(archive: Path, part: Path, package: Package) -> bytes:
+async def unpack(client: Client, archive: Path, part: Path, package: Package) -> bytes:
     """Unpack an archive, and see that it is what its channel lists.
+
+    Not with rattler's `extract`, during which no other thread runs any Python. Where it is given up
+    it fails soon by itself: what it writes to is removed.
 
     Returns:
         its SHA256.
@@ -217,9 +219,9 @@ def _unpack(archive: Path, part: Path, package: Package) -> bytes:
         BuildError: where it is not, cannot be unpacked, or would write outside of a prefix.
     """
     try:
-        sha256, md5 = extract(archive, part)
+        sha256, md5 = await download_and_extract(client, archive.as_uri(), part)
     except Exception as error:  # as in `solver.find`
-        found = sha256_of(archive)
+        found = await anyio.to_thread.run_sync(sha256_of, archive)
         if package.sha256 and found != package.sha256:
             raise _wrong(
                 package, f"SHA256 {found[:16]}… instead of {package.sha256[:16]}…"
@@ -229,7 +231,7 @@ def _unpack(archive: Path, part: Path, package: Package) -> bytes:
         raise _wrong(package, f"SHA256 {sha256.hex()[:16]}… instead of {package.sha256[:16]}…")
     if package.md5 and not package.sha256 and md5.hex() != package.md5:
         raise _wrong(package, f"MD5 {md5.hex()[:16]}… instead of {package.md5[:16]}…")
-    contents.check_package(package.stem, part)
+    await anyio.to_thread.run_sync(contents.check_package, package.stem, part)
     return sha256
 
 

@@ -29,6 +29,11 @@ longer than that by a signal misses one of them."""
 _BUSY = 0.1
 """Share of one processor beyond which this process is at work rather than waiting."""
 
+BUILD_AGAIN = (
+    "see whether this machine can reach it, and build again: what has come completely is kept"
+)
+"""What to do where a package cannot be fetched."""
+
 _Result = TypeVar("_Result")
 
 
@@ -62,5 +67,5 @@ async def _watch(signs: Callable[[], object], source: Callable[[], str]) -> Neve
         silent = 0 if busy or signs() != before else silent + 1
     raise BuildError(
         f"nothing has come from {source()} for {SILENCE:.0f} s",
-        "see whether this machine can reach it, and build again: what has come completely is kept",
+        BUILD_AGAIN,
     )
