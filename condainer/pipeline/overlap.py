@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from condainer.pipeline.installers import Listing, Package
 
 _CHUNK = 1 << 20
+_STEP = 1 << 20
+"""Bytes after which it is told how many have been sent."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Overlap:
         self._startup = {name: place for place, name in enumerate(startup)}
         self._archive = Archive(descriptor)
         self._on_progress = on_progress
+        self._told = 0
         by_size = sorted(packages, key=lambda package: (package.size, package.name))
         self._waiting = [package.name for package in by_size]
         self._ready: dict[str, Listing] = {}
@@ -82,6 +85,8 @@ class Overlap:
         self._sent: dict[str, _Sent] = {}
         self._first: dict[tuple[int, int], str] = {}
         self._owners: Counter[str] = Counter()
+        self._there: dict[str, os.stat_result] = {}
+        self._compared: set[str] = set()
 
     def ready(self, package: str, listing: Listing) -> None:
         """Take note that a package's files are there; from any thread."""
@@ -116,33 +121,37 @@ class Overlap:
                 if final.name not in self._sent and final.name not in self._startup:
                     self._send_final(final)
 
+    def look(self) -> None:
+        """Look at all that is there when nothing changes it any more, also while `feed` goes on.
+
+        Raises:
+            ChangedError: tells what was changed after it had been sent.
+        """
+        start = len(str(self._prefix)) + 1
+        for entry in tree.walk(self._prefix):
+            self._there[entry.path[start:]] = entry.stat(follow_symlinks=False)
+        for name in sorted(self._sent.copy()):  # which grows meanwhile
+            self._compare(name)
+
     def finish(self) -> tree.Tree:
-        """Compare what was sent with what is there, and send the rest; blocks.
+        """Compare what was sent later than that with what is there, and send the rest; blocks.
 
         Returns:
             what the image holds.
 
         Raises:
-            ChangedError: tells what was changed after it had been sent.
+            ChangedError: as `look`.
             BrokenPipeError: where mksquashfs has ended.
         """
-        start = len(str(self._prefix)) + 1
-        entries = sorted((entry.path[start:], entry) for entry in tree.walk(self._prefix))
-        unseen = set(self._sent)
-        rest = []
-        for name, entry in entries:
-            if name in self._sent:
-                unseen.discard(name)
-                self._compare(name, entry.stat(follow_symlinks=False))
-            else:
-                rest.append((name, entry))
-        if unseen:
-            raise ChangedError(min(unseen))
+        shared = {name for name, count in self._owners.items() if count > 1} & self._sent.keys()
+        for name in sorted(self._sent.keys() - self._compared | shared):
+            self._compare(name)
         last = len(self._startup)
-        for name, entry in sorted(rest, key=lambda item: self._startup.get(item[0], last)):
-            self._send(Final(name, entry.path, ""), entry.stat(follow_symlinks=False))
+        rest = sorted(self._there.keys() - self._sent.keys())
+        for name in sorted(rest, key=lambda name: self._startup.get(name, last)):
+            self._send(Final(name, f"{self._prefix}/{name}", ""), self._there[name])
         self._archive.end()
-        return tree.survey(self._prefix)
+        return tree.count(self._there.values())
 
     def close(self) -> None:
         """Close the pipe."""
@@ -189,10 +198,15 @@ class Overlap:
             if status.st_nlink > 1 and not (final.is_copied or stat.S_ISDIR(status.st_mode)):
                 self._first[inode] = final.name
         self._sent[final.name] = _Sent(status, final.sha256, final.is_copied)
-        self._on_progress(self._archive.bytes)
+        if self._archive.bytes >= self._told + _STEP:
+            self._told = self._archive.bytes
+            self._on_progress(self._told)
 
-    def _compare(self, name: str, now: os.stat_result) -> None:
-        sent = self._sent[name]
+    def _compare(self, name: str) -> None:
+        self._compared.add(name)
+        sent, now = self._sent[name], self._there.get(name)
+        if now is None:
+            raise ChangedError(name)
         essence = _essence_of_copy if sent.is_copied else _essence
         if essence(now) != essence(sent.status) or (sent.is_copied and now.st_nlink > 1):
             raise ChangedError(name)

@@ -28,8 +28,13 @@ and 5 % smaller, at no cost for a cold start.
 """
 
 _BAR = re.compile(r"\[.*?\]\s*(\d+)/(\d+)\s+\d+%")
-_MEMORY = "1G"
-"""What mksquashfs may hold in its queues: its own default is a quarter of the machine."""
+_MEMORY, _BLOCKS = 256, 8
+"""MiB that mksquashfs may hold in its queues, and blocks for each processor, if that is more. Its
+own default is a quarter of the machine; with much it is a few percent slower than with little."""
+
+_NICENESS = 10
+"""How far it stands back while an environment is being installed: that comes to its end first, and
+then all processors are there for what is left to compress."""
 
 _LAST_LINES = 8
 
@@ -123,18 +128,24 @@ async def write(
             "-" if isinstance(source, int) else str(source),
             *(str(target), "-noappend", *own),
             *compression.arguments,
-            *("-processors", str(workplace.processors), "-mem", _MEMORY),
+            *("-processors", str(workplace.processors), "-mem", _memory(compression, workplace)),
             *("-all-root", "-no-xattrs", "-no-recovery"),
             "-exit-on-error",  # or it puts an empty file where it cannot read one, and goes on
         ],
         on_line=take,
         stdin=source if isinstance(source, int) else None,
         terminal=True,
+        niceness=_NICENESS if isinstance(source, int) else 0,
     )
     if answer.returncode != 0:
         lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]
         last = "\n".join(f"  {line}" for line in lines)
         raise BuildError(f"mksquashfs failed ({answer.verdict}):\n{last}")
+
+
+def _memory(compression: Compression, workplace: Workplace) -> str:
+    needed = _BLOCKS * workplace.processors * compression.block_size >> 20
+    return f"{max(_MEMORY, needed)}M"
 
 
 async def unpack(source: Path, directory: Path, workplace: Workplace) -> None:

@@ -64,8 +64,12 @@ class Streaming:
         Raises:
             BuildError: where mksquashfs has ended too early.
         """
-        await self._fed.wait()
         counted = None
+        try:
+            await anyio.to_thread.run_sync(self.overlap.look)
+        except ChangedError as error:
+            self._give_up(error)
+        await self._fed.wait()
         if not self.problem:
             try:
                 counted = await anyio.to_thread.run_sync(self.overlap.finish)
@@ -94,4 +98,5 @@ class Streaming:
 
     def _give_up(self, error: ChangedError) -> None:
         self.problem = str(error)
+        self.overlap.stop()
         self._writing.cancel()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from condainer.errors import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _LONGEST = 4095
@@ -43,11 +43,15 @@ def survey(top: Path) -> Tree:
     Raises:
         BuildError: where a path is too long.
     """
+    return count(entry.stat(follow_symlinks=False) for entry in walk(top))
+
+
+def count(below: Iterable[os.stat_result]) -> Tree:
+    """Count a directory by what `lstat` says of all that is below it."""
     entries = single = 1
     size = links_again = 0
     linked: dict[tuple[int, int], int] = {}
-    for entry in walk(top):
-        status = entry.stat(follow_symlinks=False)
+    for status in below:
         bytes_here = status.st_size if stat.S_ISREG(status.st_mode) else 0
         entries += 1
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):

@@ -235,7 +235,7 @@ class Workplace:
     pass_fds: Sequence[int] = ()
     on_ready: OnReady = lambda _name, _listing: None
 
-    async def run(
+    async def run(  # noqa: PLR0913  (as of `process.run`)
         self,
         argv: Sequence[str],
         *,
@@ -245,6 +245,7 @@ class Workplace:
         stdin: bytes | int | None = None,
         capture: bool = False,
         terminal: bool = False,
+        niceness: int = 0,
     ) -> Finished:
         """Run a program here; its command and its output go to the log.
 
@@ -261,6 +262,7 @@ class Workplace:
             capture=capture,
             terminal=terminal,
             pass_fds=self.pass_fds,
+            niceness=niceness,
         )
         if b"\0" not in finished.stdout:
             for line in finished.stdout.decode("utf-8", "replace").splitlines():
