@@ -317,7 +317,8 @@ def _add_building(commands: Any) -> None:  # noqa: ANN401
     build.add_argument(
         "--repack",
         action="store_true",
-        help="install nothing: lay out the image that is there anew, as 'profile' has found best",
+        help="install nothing: lay out the image that is there anew, as 'profile' has found best, "
+        "and compress it harder",
     )
     build.add_argument("directories", nargs="*", type=Path, metavar="DIR", help="projects to build")
 

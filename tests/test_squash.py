@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.support import Workshop
 
 CONFIG = Config(uuid=str(uuid.uuid4()))
+LEVELS = {"zstd": 7}
 MKSQUASHFS = tools.Mksquashfs(Path("mksquashfs"), (4, 5), ("gzip", "lz4", "xz", "zstd"))
 
 
@@ -29,19 +30,19 @@ def configured(**keys: object) -> Config:
 
 
 def test_zstd_is_taken_where_nothing_else_is_asked_for() -> None:
-    chosen = squash.choose_compression(CONFIG, MKSQUASHFS)
-    assert chosen.arguments == ["-comp", "zstd", "-b", "262144", "-Xcompression-level", "6"]
+    chosen = squash.choose_compression(CONFIG, MKSQUASHFS, LEVELS)
+    assert chosen.arguments == ["-comp", "zstd", "-b", "262144", "-Xcompression-level", "7"]
 
 
 def test_next_best_is_taken_where_there_is_no_zstd() -> None:
     older = dataclasses.replace(MKSQUASHFS, compressors=("gzip", "lz4"))
-    chosen = squash.choose_compression(configured(compression_level=12), older)
+    chosen = squash.choose_compression(configured(compression_level=12), older, LEVELS)
     assert (chosen.algorithm, chosen.level) == ("gzip", None)
 
 
 def test_algorithm_that_mksquashfs_lacks_is_refused() -> None:
     with pytest.raises(ToolError, match="cannot compress with lzo"):
-        squash.choose_compression(configured(compression="lzo"), MKSQUASHFS)
+        squash.choose_compression(configured(compression="lzo"), MKSQUASHFS, LEVELS)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_they_lie_next_to_each_other_afterwards(
         for seen in (before, after):
             del seen[".condainer/manifest.json"]
         assert after == before
+        assert "-Xcompression-level 15 " in noisy.build_log.read_text()
         assert noisy.lock_file.read_text() == lock
     assert noisy.run("exec", "--", "sh", "-c", "echo runs").stdout == "runs\n"
     noisy.wait_until_clean()

@@ -298,6 +298,7 @@ class Build:
             see = staging.check_prefix if fills else staging.check_application
             see(project)
         mksquashfs = tools.find_mksquashfs()
+        levels = squash.REPACK_LEVELS if self.options.repack else squash.DEFAULT_LEVELS
         requirements = self._requirements()
         request = self._request(environment, lock, wants_pip=requirements is not None)
         installer = None
@@ -313,7 +314,7 @@ class Build:
             image=image,
             request=request,
             mksquashfs=mksquashfs,
-            compression=squash.choose_compression(config, mksquashfs),
+            compression=squash.choose_compression(config, mksquashfs, levels),
             tools={
                 "mksquashfs": ".".join(map(str, mksquashfs.version)),
                 "python": sys.version.split()[0],
