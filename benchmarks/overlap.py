@@ -1,19 +1,24 @@
 """What it saves to compress while packages are still being fetched, and what the way there costs.
 
-    python -m benchmarks.overlap [--rounds N] [--installer NAME] [http|file|jobs|feeder ...]
+    python -m benchmarks.overlap [--rounds N] [--installer NAME] [http|file|hand|jobs|feeder ...]
 
 `http` takes packages from a server on this machine that sends as many bytes a second, to all
-together, as make fetching take as long as compressing; `file` from a `file://` channel. Both begin
-with an empty package cache. `jobs` is the time of mksquashfs alone; `feeder` sends files to a
+together, as make fetching take as long as compressing; `file` from a `file://` channel, and `hand`
+compares that with `micromamba create` and `mksquashfs` as it comes. All begin with an empty package
+cache. The limit is what it would take if what is done one after the other kept all processors busy
+throughout. `jobs` is the time of mksquashfs alone; `feeder` sends files to a
 program that only reads.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,11 +28,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from benchmarks import measure, places
+from benchmarks import byhand, measure, places
 from condainer.pipeline.archive import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _CHUNK = 1 << 16
 _BEHIND = 0.25
@@ -72,7 +77,7 @@ def main() -> int:
     if sys.argv[1:2] == ["serve"]:
         serve(*sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overlap")
-    parser.add_argument("what", nargs="*", default=["http", "file", "jobs", "feeder"])
+    parser.add_argument("what", nargs="*", default=["http", "file", "hand", "jobs", "feeder"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--installer", default="rattler")
     arguments = parser.parse_args()
@@ -86,6 +91,8 @@ def main() -> int:
                 continue
             if what == "jobs":
                 results = jobs(place, arguments.rounds)
+            elif what == "hand":
+                results = hand(place, arguments.installer, arguments.rounds)
             else:
                 results = builds(place, what, arguments.installer, arguments.rounds)
             sys.stdout.write(measure.table(results, results[0]) + "\n")
@@ -94,35 +101,71 @@ def main() -> int:
 
 def builds(place: places.Place, what: str, installer: str, rounds: int) -> list[measure.Result]:
     """Whole builds, one after the other and at once."""
+    busy: list[float] = []
 
-    def build(*how: str) -> int:
+    def after() -> int:
+        before, begin = _used(), time.perf_counter()
+        size = _build(place, installer, "--no-overlap")
+        busy.append(
+            (_used() - before) / (time.perf_counter() - begin) / len(os.sched_getaffinity(0))
+        )
+        return size
+
+    contenders = {"one after the other": after, "at once": lambda: _build(place, installer)}
+    with contextlib.ExitStack() as stack:
+        if what == "http":
+            stack.enter_context(_served(place))
+        results = measure.alternate(contenders, rounds)
+    sys.stdout.write(f"limit: {statistics.median(busy):.2f}\n")
+    return results
+
+
+def hand(place: places.Place, installer: str, rounds: int) -> list[measure.Result]:
+    """What one does without condainer, and a build."""
+    micromamba, is_real = byhand.micromamba(place.directory)
+    if not is_real:
+        sys.stdout.write(f"micromamba: {byhand.STAND_IN}\n")
+
+    def make() -> int:
         shutil.rmtree(place.home)
         place.home.mkdir()
-        place.condainer("build", "--force", "--installer", installer, *how)
-        return place.image.stat().st_size
+        return byhand.make(micromamba, byhand.plain, place).stat().st_size
 
-    contenders = {
-        "one after the other": lambda: build("--no-overlap"),
-        "at once": build,
-    }
-    if what == "file":
-        return measure.alternate(contenders, rounds)
+    contenders = {"create + mksquashfs": make, "condainer": lambda: _build(place, installer)}
+    return measure.alternate(contenders, rounds)
+
+
+def _build(place: places.Place, installer: str, *how: str) -> int:
+    shutil.rmtree(place.home)
+    place.home.mkdir()
+    place.condainer("build", "--force", "--installer", installer, *how)
+    return place.image.stat().st_size
+
+
+def _used() -> float:
+    """Seconds of processors that programs have taken which have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@contextlib.contextmanager
+def _served(place: places.Place) -> Iterator[None]:
+    """Have the packages come from a server that is as fast as compressing is."""
     packages = sum(path.stat().st_size for path in place.channel.rglob("*.conda"))
     rate = packages / compressing(place)
     sys.stdout.write(f"{packages / 1e6:.0f} MB of packages at {rate / 1e6:.1f} MB/s\n")
     command = [sys.executable, "-m", "benchmarks.overlap", "serve", str(place.channel), str(rate)]
+    file = place.project / "environment.yml"
+    text = file.read_text()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None  # noqa: S101
             port = server.stdout.readline().strip()
-            text = (place.project / "environment.yml").read_text()
-            served = text.replace(f"file://{place.channel}", f"http://127.0.0.1:{port}")
-            (place.project / "environment.yml").write_text(served)
-            results = measure.alternate(contenders, rounds)
-            (place.project / "environment.yml").write_text(text)
+            file.write_text(text.replace(f"file://{place.channel}", f"http://127.0.0.1:{port}"))
+            yield
         finally:
+            file.write_text(text)
             server.kill()
-    return results
 
 
 def tree(place: places.Place) -> Path:

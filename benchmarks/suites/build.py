@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sysconfig
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks import charts, summary, turns, writing
+from benchmarks import byhand, charts, summary, turns, writing
 from benchmarks.measure import program
 from benchmarks.samples import Figure, Sample, Table
 from condainer.units import human
-from tests import standin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,16 +52,18 @@ def measure(bench: Bench) -> Iterator[Sample]:
 
 def _ways(bench: Bench) -> dict[str, Callable[[Place], Path]]:
     """Ways to an image."""
-    micromamba = _micromamba(bench)
+    micromamba, is_real = byhand.micromamba(bench.directory)
+    if not is_real:
+        bench.missing["micromamba"] = byhand.STAND_IN
     ways: dict[str, Callable[[Place], Path]] = {
         AT_ONCE: _condainer,
         AFTER: partial(_condainer, more=("--no-overlap",)),
         ONE: partial(_condainer, more=("-j", "1")),
-        BASE: partial(_by_hand, micromamba, _mksquashfs),
+        BASE: partial(byhand.make, micromamba, byhand.plain),
     }
     pack = shutil.which("conda-pack") or shutil.which("conda-pack", path=_beside())
     if pack:
-        ways[PACK] = partial(_by_hand, micromamba, partial(_conda_pack, pack))
+        ways[PACK] = partial(byhand.make, micromamba, partial(_conda_pack, pack))
     else:
         bench.missing["conda-pack"] = "it is not installed (pip install 'condainer[bench]')"
     if bench.quick:
@@ -76,14 +76,6 @@ def _ways(bench: Bench) -> dict[str, Callable[[Place], Path]]:
 def _beside() -> str:
     """The directory of this interpreter's own programs, which PATH may lack."""
     return sysconfig.get_path("scripts")
-
-
-def _micromamba(bench: Bench) -> str:
-    found = shutil.which("micromamba")
-    if found:
-        return found
-    bench.missing["micromamba"] = "not on PATH; the stand-in of the tests, by rattler, creates"
-    return str(standin.write_micromamba(bench.directory / "stand-in"))
 
 
 def _build(
@@ -102,23 +94,6 @@ def _build(
 def _condainer(place: Place, more: Sequence[str] = ()) -> Path:
     place.condainer("build", "--force", "--installer", "rattler", *more)
     return place.image
-
-
-def _by_hand(micromamba: str, compress: Callable[[Path, Path], None], place: Place) -> Path:
-    prefix = place.prefix.with_name("by-hand")
-    image = place.directory / "by-hand.squashfs"
-    create = [micromamba, "create", "-y", "-r", str(place.home / "mamba"), "-p", str(prefix)]
-    channel = ["-c", f"file://{place.channel}", "--override-channels"]
-    try:
-        program([*create, *channel, *place.specs], {**os.environ, "HOME": str(place.home)})
-        compress(prefix, image)
-    finally:
-        shutil.rmtree(prefix, ignore_errors=True)
-    return image
-
-
-def _mksquashfs(prefix: Path, image: Path) -> None:
-    program(["mksquashfs", str(prefix), str(image), "-noappend", "-no-progress", "-quiet"])
 
 
 def _conda_pack(executable: str, prefix: Path, image: Path) -> None:
