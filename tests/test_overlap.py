@@ -8,18 +8,24 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
+from condainer import process
 from condainer.pipeline import installers
 from condainer.pipeline.archive import Archive, ChangedError
 from condainer.pipeline.epoch import Epoch
 from condainer.pipeline.installers import Final
 from condainer.pipeline.overlap import Overlap
+from condainer.pipeline.streaming import Streaming
 from tests import building, localchannel
 from tests.localchannel.package import Package, put
 from tests.support import PATIENCE, compressing, wait_for
@@ -287,6 +293,80 @@ def test_a_copy_that_is_another_is_noticed(prefix: Path, tmp_path: Path, script:
         send(prefix, script, tmp_path / "cache")
 
 
+def test_a_name_that_is_none_is_not_sent(prefix: Path) -> None:
+    """What a package lists is not what it has."""
+    strange = [Final(name, f"{prefix}/{name}", "") for name in ("a\0b", "\ud800", "bin/other/x")]
+    reader, writer = os.pipe()
+    package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+    overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
+    overlap.ready("own", lambda: strange)
+    overlap.complete()
+    overlap.feed()
+    overlap.close()
+    with os.fdopen(reader, "rb") as file:
+        assert file.read() == b""
+
+
+def test_nobody_waits_for_the_look_at_what_nobody_wants(prefix: Path) -> None:
+    reader, writer = os.pipe()
+    overlap = Overlap(prefix, [], Epoch(), (), writer, lambda _: None)
+    overlap.stop()
+    with pytest.raises(ChangedError, match="not looked at any more"):
+        overlap.look()
+    overlap.close()
+    os.close(reader)
+
+
+def test_those_that_wait_for_packages_keep_nobody_from_bringing_them(prefix: Path) -> None:
+    """Also where there are more of them than threads."""
+
+    async def bring() -> None:
+        reader, writer = os.pipe()
+        package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+        overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 1
+        stream = Streaming(overlap, anyio.Event().wait)
+        async with process.task_group() as group, stream.running():
+            await anyio.lowlevel.checkpoint()
+            with anyio.fail_after(PATIENCE):
+                await anyio.to_thread.run_sync(overlap.complete)
+            group.cancel_scope.cancel()
+        os.close(reader)
+
+    anyio.run(bring)
+
+
+@pytest.mark.parametrize(
+    ("mtime", "told"),
+    [
+        (1_700_000_000_999_999_999, 1_700_000_000),
+        (-5_000_000_000, (1 << 32) - 5),
+        (((1 << 32) + 4) * 1_000_000_000, 4),
+    ],
+)
+def test_a_time_is_what_mksquashfs_makes_of_it(tmp_path: Path, mtime: int, told: int) -> None:
+    """Without its fraction, and in 32 bits."""
+    file = tmp_path / "file"
+    file.touch()
+    os.utime(file, ns=(0, mtime))
+    assert Epoch().of(file.lstat()) == told
+
+
+def test_long_names_are_in_the_bytes_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not always in UTF-8."""
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso-8859-1")
+    file = tmp_path / "file"
+    file.touch()
+    reader, writer = os.pipe()
+    archive = Archive(writer)
+    archive.add(120 * "ö", str(file), file.lstat(), 0)
+    archive.close()
+    with os.fdopen(reader, "rb") as pipe:
+        assert 120 * b"\xf6" in pipe.read()
+
+
 def test_an_archive_is_what_tar_reads(tmp_path: Path) -> None:
     """Also names around the length that a header has room for, and any bytes in them."""
     names = [
@@ -356,7 +436,13 @@ def victim(tree: Path) -> Package:
 
 @pytest.mark.parametrize(
     "script",
-    ["cp victim x; echo more >> x; mv x victim", "rm victim; mkdir victim", "rm victim"],
+    [
+        "cp victim x; echo more >> x; mv x victim",
+        "rm victim; mkdir victim",
+        "rm victim",
+        "ln victim twin",
+        f"{sys.executable} -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket\")'",
+    ],
 )
 def test_the_image_has_what_scripts_have_made_of_it(
     workshop: Workshop, tmp_path: Path, installer: str, script: str

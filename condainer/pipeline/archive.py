@@ -13,9 +13,8 @@ import contextlib
 import fcntl
 import os
 import stat
+import sys
 import tarfile
-
-from condainer.errors import BuildError
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
@@ -43,7 +42,10 @@ _KINDS = {
 
 
 class ChangedError(Exception):
-    """A file is not what it was when it was looked at; the archive is of no use any more."""
+    """The archive is of no use any more; tells of a path why, as by default that it has changed."""
+
+    def __init__(self, path: object, why: str = "has changed since it was done") -> None:
+        super().__init__(f"{path} {why}")
 
 
 class Archive:
@@ -72,13 +74,12 @@ class Archive:
             mtime: the time of change that the archive is to tell, in seconds.
 
         Raises:
-            ChangedError: where it is something else by now.
-            BuildError: where it is of a kind that no environment has.
+            ChangedError: where it is something else by now, or no archive can hold it.
             BrokenPipeError: where nobody reads any more.
         """
         kind = stat.S_IFMT(status.st_mode)
         if kind not in _KINDS:
-            raise BuildError(f"{path} is a device or a socket, which no image is to hold")
+            raise ChangedError(path, "is a device or a socket")
         mode = stat.S_IMODE(status.st_mode)
         if kind == stat.S_IFREG:
             header = _header(name, tarfile.REGTYPE, mode, mtime, size=status.st_size)
@@ -105,7 +106,7 @@ class Archive:
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            raise ChangedError(f"{path}: {error.strerror}") from error
+            raise ChangedError(path, f"cannot be read: {error.strerror}") from error
         try:
             now = os.fstat(file)
             if (now.st_ino, now.st_size) != (status.st_ino, status.st_size):
@@ -160,4 +161,5 @@ def _long_header(name: str, kind: bytes, mode: int, mtime: int, *, size: int, ta
     header = tarfile.TarInfo(name)
     header.type, header.mode, header.mtime = kind, mode, mtime
     header.size, header.linkname = size, target
-    return header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+    coding = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+    return header.tobuf(tarfile.GNU_FORMAT, *coding)

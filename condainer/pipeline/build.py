@@ -253,7 +253,8 @@ class Build:
             application = Installed((), (), await self._snapshot(plan, ()))
             return application, await self._squash(plan, part)
         solution = await self._solve(plan, plan.installer)
-        if not self.options.overlap or not squash.reads_archives(plan.mksquashfs):
+        can_overlap = squash.reads_archives(plan.mksquashfs) and self.budget.is_enough
+        if not self.options.overlap or not can_overlap:
             installed = await self._fill(plan, plan.installer, solution, hold)
             return installed, await self._squash(plan, part)
         stream = self._stream(plan, solution, part)
@@ -261,7 +262,7 @@ class Build:
             installed = await self._fill(plan, plan.installer, solution, hold, stream.overlap)
             counted = await stream.finish()
         if counted is None:
-            self._note(f"compressing all again: {stream.problem} has changed since it was done")
+            self._note(f"compressing all again: {stream.problem}")
             counted = await self._squash(plan, part)
         return installed, counted
 

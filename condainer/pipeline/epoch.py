@@ -7,6 +7,7 @@ programs know that variable: https://reproducible-builds.org/specs/source-date-e
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 
 from condainer.errors import BuildError
@@ -37,8 +38,9 @@ class Epoch:
         return _LATEST if self.stamp is None else self.stamp
 
     def of(self, status: os.stat_result) -> int:
-        """The time in seconds that the image tells of a file."""
-        return min(max(int(status.st_mtime), 0), self.latest)
+        """The time in seconds that the image tells of a file: that in its inode has 32 bits."""
+        mtime = int(status[stat.ST_MTIME])
+        return mtime & _LATEST if self.stamp is None else min(max(mtime, 0), self.stamp)
 
 
 def of_build(locked: int | None) -> Epoch:

@@ -15,8 +15,7 @@ import os
 import stat
 import threading
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from condainer.pipeline import bytecode, tree
 from condainer.pipeline.archive import Archive, ChangedError
@@ -34,17 +33,18 @@ _STEP = 1 << 20
 """Bytes after which it is told how many have been sent."""
 
 
-@dataclass(frozen=True)
-class _Sent:
+class _Sent(NamedTuple):
     """A file as it was when it was sent.
 
     Attributes:
-        status: what `lstat` said.
+        essence: what of `lstat` stays the same.
+        changed: time of the last change of its inode, in nanoseconds.
         sha256: of its content as its package lists it; empty where that is not known.
         is_copied: whether what is in the prefix is a copy.
     """
 
-    status: os.stat_result
+    essence: tuple[int, ...]
+    changed: int
     sha256: str
     is_copied: bool
 
@@ -87,6 +87,7 @@ class Overlap:
         self._owners: Counter[str] = Counter()
         self._there: dict[str, os.stat_result] = {}
         self._compared: set[str] = set()
+        self._count = tree.Count()
 
     def ready(self, package: str, listing: Listing) -> None:
         """Take note that a package's files are there; from any thread."""
@@ -129,9 +130,14 @@ class Overlap:
         """
         start = len(str(self._prefix)) + 1
         for entry in tree.walk(self._prefix):
-            self._there[entry.path[start:]] = entry.stat(follow_symlinks=False)
-        for name in sorted(self._sent.copy()):  # which grows meanwhile
-            self._compare(name)
+            if self._is_stopped:
+                raise ChangedError(self._prefix, "is not looked at any more")
+            name, status = entry.path[start:], entry.stat(follow_symlinks=False)
+            self._count.add(status)
+            if name in self._sent:
+                self._compare(name, status)
+            else:
+                self._there[name] = status
 
     def finish(self) -> tree.Tree:
         """Compare what was sent later than that with what is there, and send the rest; blocks.
@@ -143,15 +149,19 @@ class Overlap:
             ChangedError: as `look`.
             BrokenPipeError: where mksquashfs has ended.
         """
-        shared = {name for name, count in self._owners.items() if count > 1} & self._sent.keys()
-        for name in sorted(self._sent.keys() - self._compared | shared):
-            self._compare(name)
+        for name in sorted(self._sent.keys() - self._compared):
+            if name not in self._there:
+                raise ChangedError(name)
+            self._compare(name, self._there.pop(name))
+        for name in sorted(
+            self._sent.keys() & {n for n, count in self._owners.items() if count > 1}
+        ):
+            self._compare_content(name)
         last = len(self._startup)
-        rest = sorted(self._there.keys() - self._sent.keys())
-        for name in sorted(rest, key=lambda name: self._startup.get(name, last)):
+        for name in sorted(self._there, key=lambda name: (self._startup.get(name, last), name)):
             self._send(Final(name, f"{self._prefix}/{name}", ""), self._there[name])
         self._archive.end()
-        return tree.count(self._there.values())
+        return self._count.tree
 
     def close(self) -> None:
         """Close the pipe."""
@@ -176,12 +186,12 @@ class Overlap:
         return None
 
     def _send_final(self, final: Final) -> None:
-        if final.name.endswith(".pyc") and not bytecode.stays(final.path, self._epoch.latest):
-            return
         try:
+            if final.name.endswith(".pyc") and not bytecode.stays(final.path, self._epoch.latest):
+                return
             status = os.lstat(final.path)
-        except FileNotFoundError:
-            return  # another package's, which has gone elsewhere
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return  # another package's, which has gone elsewhere, or a name that is none
         kind = stat.S_IFMT(status.st_mode)
         is_known = kind == stat.S_IFREG and final.sha256  # what a copy is to be like
         if is_known or (kind in {stat.S_IFREG, stat.S_IFLNK} and not final.is_copied):
@@ -195,35 +205,37 @@ class Overlap:
             self._archive.link(final.name, first, stamp)
         else:
             self._archive.add(final.name, final.path, status, stamp)
-            if status.st_nlink > 1 and not (final.is_copied or stat.S_ISDIR(status.st_mode)):
+            # Also where it is the only link so far: others may be made yet.
+            if not (final.is_copied or stat.S_ISDIR(status.st_mode)):
                 self._first[inode] = final.name
-        self._sent[final.name] = _Sent(status, final.sha256, final.is_copied)
+        essence = _essence(status, is_copied=final.is_copied)
+        self._sent[final.name] = _Sent(essence, status.st_ctime_ns, final.sha256, final.is_copied)
         if self._archive.bytes >= self._told + _STEP:
             self._told = self._archive.bytes
             self._on_progress(self._told)
 
-    def _compare(self, name: str) -> None:
+    def _compare(self, name: str, now: os.stat_result) -> None:
         self._compared.add(name)
-        sent, now = self._sent[name], self._there.get(name)
-        if now is None:
+        sent = self._sent[name]
+        if _essence(now, is_copied=sent.is_copied) != sent.essence:
             raise ChangedError(name)
-        essence = _essence_of_copy if sent.is_copied else _essence
-        if essence(now) != essence(sent.status) or (sent.is_copied and now.st_nlink > 1):
+        if sent.is_copied and now.st_nlink > 1:
             raise ChangedError(name)
-        # Of two packages that own one path the installer decides which gets it, maybe only later.
-        is_shared = self._owners[name] > 1
-        is_touched = now.st_ctime_ns != sent.status.st_ctime_ns and stat.S_ISREG(now.st_mode)
-        if (is_shared or is_touched) and _sha256(self._prefix / name) != sent.sha256:
+        if now.st_ctime_ns != sent.changed and stat.S_ISREG(now.st_mode):
+            self._compare_content(name)
+
+    def _compare_content(self, name: str) -> None:
+        """As of two packages that own one path: the installer decides, maybe late, who gets it."""
+        if _sha256(self._prefix / name) != self._sent[name].sha256:
             raise ChangedError(name)
 
 
-def _essence(status: os.stat_result) -> tuple[int, ...]:
+def _essence(status: os.stat_result, *, is_copied: bool) -> tuple[int, ...]:
     """What tells that a file is the same as before; its times of change are looked at besides."""
-    return (*(status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns),)
-
-
-def _essence_of_copy(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_mode, status.st_size, int(status.st_mtime)
+    if is_copied:
+        return status.st_mode, status.st_size, int(status[stat.ST_MTIME])
+    inode = status.st_dev, status.st_ino
+    return *inode, status.st_mode, status.st_size, status.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:

@@ -49,6 +49,11 @@ class Budget:
         """How many a build gets that has something for all of them to do."""
         return max(1, self.processors // max(1, self._builds))
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether there is a processor for each build."""
+        return self._builds <= self.processors
+
     @contextlib.asynccontextmanager
     async def take(self, at_most: int | None = None) -> AsyncIterator[int]:
         """Wait for processors, hold them, and give them back.

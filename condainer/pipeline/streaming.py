@@ -66,30 +66,35 @@ class Streaming:
         """
         counted = None
         try:
-            await anyio.to_thread.run_sync(self.overlap.look)
+            if not self.problem:
+                await anyio.to_thread.run_sync(self.overlap.look)
+                await self._fed.wait()
+            if not self.problem:
+                counted = await anyio.to_thread.run_sync(self.overlap.finish)
         except ChangedError as error:
             self._give_up(error)
+        except BrokenPipeError:
+            await self._written.wait()  # it has more to say about that
+            raise BuildError("mksquashfs has ended before all was sent") from None
         await self._fed.wait()
-        if not self.problem:
-            try:
-                counted = await anyio.to_thread.run_sync(self.overlap.finish)
-            except ChangedError as error:
-                self._give_up(error)
-            except BrokenPipeError:
-                await self._written.wait()  # it has more to say about that
-                raise BuildError("mksquashfs has ended before all was sent") from None
         self.overlap.close()
         await self._written.wait()
         return counted
 
     async def _squash(self) -> None:
         with self._writing:
-            await self._write()
+            try:
+                await self._write()
+            except BaseException:
+                self.overlap.stop()  # nobody waits for what is sent or looked at any more
+                raise
         self._written.set()
 
     async def _feed(self) -> None:
         try:
-            await anyio.to_thread.run_sync(self.overlap.feed)
+            # Beside those that all others share: it may wait for what they bring.
+            own = anyio.CapacityLimiter(1)
+            await anyio.to_thread.run_sync(self.overlap.feed, limiter=own)
         except ChangedError as error:
             self._give_up(error)
         except BrokenPipeError:

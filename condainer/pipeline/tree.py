@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from condainer.errors import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 _LONGEST = 4095
@@ -37,31 +37,44 @@ class Tree:
     links_again: int = 0
 
 
+class Count:
+    """Counts a directory, by what `lstat` says of all that is below it."""
+
+    def __init__(self) -> None:
+        self._entries = self._single = 1
+        self._bytes = self._links_again = 0
+        self._linked: dict[tuple[int, int], int] = {}
+
+    def add(self, status: os.stat_result) -> None:
+        """Count one more."""
+        bytes_here = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        self._entries += 1
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            inode = status.st_dev, status.st_ino
+            self._links_again += inode in self._linked and stat.S_ISLNK(status.st_mode)
+            self._linked[inode] = bytes_here
+        else:
+            self._single += 1
+            self._bytes += bytes_here
+
+    @property
+    def tree(self) -> Tree:
+        """What has been counted."""
+        inodes = self._single + len(self._linked)
+        size = self._bytes + sum(self._linked.values())
+        return Tree(self._entries, inodes, size, self._links_again)
+
+
 def survey(top: Path) -> Tree:
     """Count a directory and all below it.
 
     Raises:
         BuildError: where a path is too long.
     """
-    return count(entry.stat(follow_symlinks=False) for entry in walk(top))
-
-
-def count(below: Iterable[os.stat_result]) -> Tree:
-    """Count a directory by what `lstat` says of all that is below it."""
-    entries = single = 1
-    size = links_again = 0
-    linked: dict[tuple[int, int], int] = {}
-    for status in below:
-        bytes_here = status.st_size if stat.S_ISREG(status.st_mode) else 0
-        entries += 1
-        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-            inode = status.st_dev, status.st_ino
-            links_again += inode in linked and stat.S_ISLNK(status.st_mode)
-            linked[inode] = bytes_here
-        else:
-            single += 1
-            size += bytes_here
-    return Tree(entries, single + len(linked), size + sum(linked.values()), links_again)
+    count = Count()
+    for entry in walk(top):
+        count.add(entry.stat(follow_symlinks=False))
+    return count.tree
 
 
 def walk(top: Path, leave_out: str = "") -> Iterator[os.DirEntry[str]]:

@@ -115,15 +115,22 @@ class _There:
         self._workplace = workplace
         self._cache = cache
         self._site_packages = site_packages
-        self._is_linked = partial(ready.is_linked, cache, prefix)
+        self._prefix = prefix
+        self._is_linked: bool | None = None
         self._told: set[str] = set()
 
     def tell(self, package: Package) -> None:
         """A package is in the cache."""
         if package.name not in self._told:
             self._told.add(package.name)
+            if self._is_linked is None:  # before anything is linked: it writes into the prefix
+                try:
+                    self._is_linked = ready.is_linked(self._cache, self._prefix)
+                except OSError:
+                    self._is_linked = False
             unpacked = self._cache / package.stem
-            listing = partial(ready.cached, unpacked, self._site_packages, self._is_linked)
+            site_packages, is_linked = self._site_packages, self._is_linked
+            listing = partial(ready.cached, unpacked, site_packages, is_linked=is_linked)
             self._workplace.on_ready(package.name, listing)
 
 

@@ -8,6 +8,7 @@ business of `overlap`.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -23,7 +24,7 @@ from condainer import files
 from condainer.pipeline.installers import Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from condainer.pipeline.installers import OnReady, Package
 
@@ -40,7 +41,11 @@ def site_packages(packages: Iterable[Package]) -> str:
 
 
 def is_linked(cache: Path, prefix: Path) -> bool:
-    """Whether rattler puts hard links into a prefix: it does where it can do nothing better."""
+    """Whether rattler puts hard links into a prefix: it does where it can do nothing better.
+
+    Raises:
+        OSError: where nothing can be written there.
+    """
     if cache.stat().st_dev != prefix.stat().st_dev:
         return False
     with tempfile.TemporaryFile(dir=cache) as source, tempfile.TemporaryFile(dir=prefix) as target:
@@ -53,7 +58,7 @@ def is_linked(cache: Path, prefix: Path) -> bool:
     return False
 
 
-def cached(unpacked: Path, python: str, links: Callable[[], bool]) -> Iterator[Final]:
+def cached(unpacked: Path, python: str, *, is_linked: bool) -> Iterator[Final]:
     """The files of an unpacked package that will be in the prefix as they are.
 
     What cannot be read is not listed: whoever asks looks at the prefix itself in the end.
@@ -62,9 +67,8 @@ def cached(unpacked: Path, python: str, links: Callable[[], bool]) -> Iterator[F
         unpacked: the package in the package cache.
         python: directory of the environment's Python modules below the prefix, where packages for
             any Python put theirs.
-        links: whether they will be hard links; otherwise copies, with the same times.
+        is_linked: whether they will be hard links; otherwise copies, with the same times.
     """
-    is_copied = not links()
     index = _entries(unpacked, "info/index.json")
     is_for_any = bool(index) and index[0].get("noarch") == "python"
     entries = _entries(unpacked, "info/paths.json", "paths")
@@ -80,7 +84,7 @@ def cached(unpacked: Path, python: str, links: Callable[[], bool]) -> Iterator[F
             continue
         path = f"{unpacked}/{name}"
         name = f"{python}{name.removeprefix('site-packages')}" if is_for_any else name
-        yield Final(name, path, checksum if isinstance(checksum, str) else "", is_copied)
+        yield Final(name, path, checksum if isinstance(checksum, str) else "", not is_linked)
 
 
 def _source_of(name: str) -> str:
@@ -138,9 +142,10 @@ class CacheWatch:
                 unpacked = cache / stem
                 if _is_there(package, unpacked):
                     del self._waiting[stem]
-                    if unpacked.stat().st_dev == self._device:
-                        listing = partial(cached, unpacked, self._python, lambda: True)
-                        self._on_ready(package.name, listing)
+                    with contextlib.suppress(FileNotFoundError):  # it is unpacked anew
+                        if unpacked.stat().st_dev == self._device:
+                            listing = partial(cached, unpacked, self._python, is_linked=True)
+                            self._on_ready(package.name, listing)
 
 
 def _is_there(package: Package, unpacked: Path) -> bool:
