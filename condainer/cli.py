@@ -541,7 +541,11 @@ def _profile(arguments: argparse.Namespace) -> int:
         _inform(arguments, f"would run {' '.join(command)} and write {project.startup_file}")
         return 0
     status, count = profiling.record(project, command, _notes(arguments) or (lambda _: None))
-    _inform(arguments, f"{project.startup_file}: {count:,} files; 'build --repack' puts them first")
+    if count is None:
+        warn(f"it did not run (exit status {status}): nothing is noted")
+    else:
+        told = f"{count:,} files; 'build --repack' puts them first"
+        _inform(arguments, f"{project.startup_file}: {told}")
     return status
 
 

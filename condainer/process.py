@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer.errors import ToolError
+from condainer.errors import InterruptedBySignalError, ToolError
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # comes with anyio
@@ -223,20 +223,64 @@ def call(
 def pass_through(argv: Sequence[str]) -> int:
     """Run a program with this one's streams and terminal, and give its exit status as a shell does.
 
-    A Ctrl-C reaches it as well, and is its business.
+    A Ctrl-C reaches it as well, and is its business; SIGTERM and SIGHUP are passed on to it.
 
     Raises:
         ToolError: where it cannot be started.
     """
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # not ignored: it would be for it, too
-    try:
-        with subprocess.Popen(argv) as process:
-            status = process.wait()
-    except OSError as error:
-        raise ToolError(f"cannot run {argv[0]}: {error.strerror}") from error
-    finally:
-        signal.signal(signal.SIGINT, before)
+    started: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(signum: int, _: object) -> None:
+        if started:
+            started[0].send_signal(signum)
+        else:
+            early.append(signum)
+
+    def leave(*_: object) -> None:
+        """Not ignored: it would be for the program, too."""
+
+    with _handling({signal.SIGINT: leave, signal.SIGTERM: pass_on, signal.SIGHUP: pass_on}):
+        try:
+            with subprocess.Popen(argv) as process:
+                started.append(process)
+                for signum in early:
+                    process.send_signal(signum)
+                status = process.wait()
+        except OSError as error:
+            raise ToolError(f"cannot run {argv[0]}: {error.strerror}") from error
     return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Let what is begun be cleaned up when SIGTERM or SIGHUP comes, the first of them.
+
+    Raises:
+        InterruptedBySignalError: when it does.
+    """
+    has_come = False
+
+    def interrupt(signum: int, _: object) -> None:
+        nonlocal has_come
+        if not has_come:
+            has_come = True
+            raise InterruptedBySignalError(signum)
+
+    with _handling({signal.SIGTERM: interrupt, signal.SIGHUP: interrupt}):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handlers: Mapping[int, Callable[[int, object], None]]) -> Iterator[None]:
+    """Handle signals for a while; not those that are ignored, as with nohup."""
+    heeded = [signum for signum in handlers if signal.getsignal(signum) is not signal.SIG_IGN]
+    before = [signal.signal(signum, handlers[signum]) for signum in heeded]
+    try:
+        yield
+    finally:
+        for signum, handler in zip(heeded, before, strict=True):
+            signal.signal(signum, handler)
 
 
 def end_calls() -> None:

@@ -27,6 +27,9 @@ _RECORD = "CONDAINER_FUSE_RECORD"
 _PATIENCE, _POLL = 30.0, 0.02
 """Seconds for the file system to end and write down what it saw, and between two looks."""
 
+_DID_NOT_RUN = {125, 126, 127}
+"""Exit statuses of `exec` where there is no such command; a shell's, where there is none in it."""
+
 _HEAD = """\
 # What a program reads when it starts, in that order; 'condainer profile' wrote it.
 # 'condainer build --force' and 'condainer build --repack' put these files next to each other.
@@ -35,7 +38,7 @@ _HEAD = """\
 
 def record(
     project: Project, command: Sequence[str], on_note: Callable[[str], None]
-) -> tuple[int, int]:
+) -> tuple[int, int | None]:
     """Run a command, and note what it reads of the environment.
 
     Args:
@@ -44,7 +47,8 @@ def record(
         on_note: takes lines about mounting.
 
     Returns:
-        the command's exit status, and how many files it read.
+        the command's exit status, and how many files it read; None where it did not run, and the
+        list that is there stays.
 
     Raises:
         CondainerError: where the image cannot be mounted for this alone.
@@ -55,7 +59,7 @@ def record(
             f"{project.prefix} is mounted already, so nobody can see what one program reads",
             "end what uses it, run 'condainer umount', then try again",
         )
-    with tempfile.TemporaryDirectory(prefix="condainer-") as name:
+    with process.ending_in_order(), tempfile.TemporaryDirectory(prefix="condainer-") as name:
         written = Path(name, "record")
         os.environ[_RECORD] = str(written)
         try:
@@ -63,11 +67,15 @@ def record(
         finally:
             del os.environ[_RECORD]
         execute = [sys.executable, "-m", "condainer", "-d", str(project.directory), "exec", "--"]
-        status = process.pass_through([*execute, *command])
-        os.close(held.descriptor)
-        lifetime.unmount(project)
-        lifetime.end_private_mounts(project)
+        try:
+            status = process.pass_through([*execute, *command])
+        finally:
+            os.close(held.descriptor)
+            lifetime.unmount(project)
+            lifetime.end_private_mounts(project)
         names = _read(written)
+    if status in _DID_NOT_RUN:
+        return status, None
     text = "".join(f"{name}\n" for name in names)
     part = project.startup_file.with_name(f".{project.startup_file.name}.{os.getpid()}.part")
     try:

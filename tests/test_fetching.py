@@ -106,6 +106,9 @@ def test_what_killed_builds_have_left(workshop: Workshop, hard_channel: Path, ca
     workshop.environment("hard-text=1", channel=hard_channel)
     workshop.run("build")
     assert sorted(cache.glob(f"{WORK}*")) == sorted([living, elsewhere])
+    ended.mkdir()
+    workshop.run("build", "--force")  # which fetches nothing
+    assert sorted(cache.glob(f"{WORK}*")) == sorted([living, elsewhere])
 
 
 @building.needs_root

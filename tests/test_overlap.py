@@ -477,6 +477,29 @@ def test_a_path_of_two_packages(
     assert len(found) == 1
 
 
+def test_a_path_that_is_a_file_and_a_directory(
+    workshop: Workshop, tmp_path: Path, installer: str
+) -> None:
+    """The installer decides which it is, if it takes both."""
+
+    def directory(tree: Path) -> Package:
+        put(tree, "share/x/file", "one\n")
+        return Package(name="directory", version="1.0")
+
+    def file(tree: Path) -> Package:
+        put(tree, "share/x", "other\n")
+        return Package(name="file", version="1.0")
+
+    channel = building.make_channel(tmp_path / "channel", directory, file)
+    workshop.environment("directory", "file", channel=channel)
+    found = []
+    for how in ((), ("--no-overlap",)):
+        done = workshop.run("build", "--force", "--installer", installer, *how, status=None)
+        assert "mksquashfs failed" not in done.stderr
+        found.append(done.returncode)
+    assert found[0] == found[1]
+
+
 # When it is not done, and what fails in the middle
 
 

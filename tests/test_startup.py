@@ -73,6 +73,32 @@ def test_files_are_noted_in_the_order_of_their_first_reads(noisy: Workshop) -> N
     noisy.wait_until_clean()
 
 
+def test_what_does_not_run_leaves_the_list(noisy: Workshop) -> None:
+    profile(noisy, "cat a >/dev/null")
+    before = listed(noisy)
+    assert "did not run" in noisy.run("profile", "--", "no-such-program", status=127).stderr
+    assert listed(noisy) == before
+    noisy.wait_until_clean()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_what_is_watched(
+    noisy: Workshop, tmp_path: Path, signum: signal.Signals
+) -> None:
+    """And leaves nothing: no program, no mount, no directory for temporary files."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    noisy.variables["TMPDIR"] = str(temporary)
+    process = noisy.start("profile", "--", "sh", "-c", f"touch {tmp_path}/runs; exec sleep 1000")
+    wait_for((tmp_path / "runs").exists)
+    process.send_signal(signum)
+    _, words = process.communicate()
+    assert process.returncode == 128 + signum
+    assert "Traceback" not in words
+    assert list(temporary.iterdir()) == []
+    noisy.wait_until_clean()
+
+
 @pytest.mark.parametrize("how", [("--repack",), ("--force",), ("--force", "--no-overlap")])
 def test_they_lie_next_to_each_other_afterwards(
     noisy: Workshop, tmp_path: Path, how: tuple[str, ...]

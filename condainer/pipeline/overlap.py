@@ -85,6 +85,7 @@ class Overlap:
         self._sent: dict[str, _Sent] = {}
         self._first: dict[tuple[int, int], str] = {}
         self._owners: Counter[str] = Counter()
+        self._directories: set[str] = set()
         self._there: dict[str, os.stat_result] = {}
         self._compared: set[str] = set()
         self._count = tree.Count()
@@ -190,12 +191,25 @@ class Overlap:
             if final.name.endswith(".pyc") and not bytecode.stays(final.path, self._epoch.latest):
                 return
             status = os.lstat(final.path)
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+        except (OSError, ValueError):
             return  # another package's, which has gone elsewhere, or a name that is none
+        self._check_place(final.name)
         kind = stat.S_IFMT(status.st_mode)
         is_known = kind == stat.S_IFREG and final.sha256  # what a copy is to be like
         if is_known or (kind in {stat.S_IFREG, stat.S_IFLNK} and not final.is_copied):
             self._send(final, status)
+
+    def _check_place(self, name: str) -> None:
+        """See that nothing is to be a file and a directory: mksquashfs would take neither."""
+        why = "is a file of one package and a directory of another"
+        if name in self._directories:
+            raise ChangedError(name, why)
+        above = name.rpartition("/")[0]
+        while above and above not in self._directories:
+            if above in self._sent:
+                raise ChangedError(above, why)
+            self._directories.add(above)
+            above = above.rpartition("/")[0]
 
     def _send(self, final: Final, status: os.stat_result) -> None:
         stamp = self._epoch.of(status)

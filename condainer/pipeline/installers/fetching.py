@@ -94,6 +94,8 @@ class Fetching:
             BuildError: where one cannot be had, or is not what its channel lists.
         """
         if not self.missing:
+            with contextlib.suppress(OSError):
+                await anyio.to_thread.run_sync(_clear, self._cache)
             return
         directory = await anyio.to_thread.run_sync(self._begin)
         try:
@@ -119,8 +121,7 @@ class Fetching:
         """Make a directory to work in, and remove what killed builds have left."""
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
-            for path in _abandoned(self._cache):
-                removal.remove_tree(path)
+            _clear(self._cache)
             prefix = f"{_WORK}.{socket.gethostname()}.{os.getpid()}."
             return Path(tempfile.mkdtemp(prefix=prefix, dir=self._cache))
         except OSError as error:
@@ -271,8 +272,13 @@ def _publish(part: Path, target: Path, sha256: bytes) -> None:
         os.close(descriptor)
 
 
+def _clear(cache: Path) -> None:
+    """Remove what builds that were killed have left."""
+    for path in _abandoned(cache):
+        removal.remove_tree(path)
+
+
 def _abandoned(cache: Path) -> Iterator[Path]:
-    """What builds that were killed have left."""
     for path in cache.glob(f"{_WORK}.*"):
         owner, _, pid = path.name.rpartition(".")[0].rpartition(".")
         has_ended = owner == f"{_WORK}.{socket.gethostname()}" and not Path(f"/proc/{pid}").exists()
