@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -434,6 +435,9 @@ def victim(tree: Path) -> Package:
     return Package(name="victim", version="1.0")
 
 
+BIND = 'import socket; socket.socket(socket.AF_UNIX).bind("socket")'
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -441,7 +445,7 @@ def victim(tree: Path) -> Package:
         "rm victim; mkdir victim",
         "rm victim",
         "ln victim twin",
-        f"{sys.executable} -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket\")'",
+        f"{shlex.quote(sys.executable)} -c '{BIND}'",
     ],
 )
 def test_the_image_has_what_scripts_have_made_of_it(
