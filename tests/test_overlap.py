@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -207,7 +209,7 @@ def send(prefix: Path, meanwhile: str, cache: Path | None = None) -> None:
     overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
     try:
         overlap.ready("own", lambda: finals)
-        overlap.complete()
+        overlap.complete(has_run_scripts=False)
         overlap.feed()
         subprocess.run(["bash", "-ec", meanwhile], cwd=prefix / "share", check=True)
         overlap.look()
@@ -257,7 +259,7 @@ def test_what_is_sent_after_the_look_is_compared_as_well(prefix: Path, tmp_path:
     try:
         overlap.look()
         overlap.ready("own", lambda: [Final("share/victim", str(cache / "share/victim"), "")])
-        overlap.complete()
+        overlap.complete(has_run_scripts=False)
         feeding.join()
         with pytest.raises(ChangedError, match="share/victim"):
             overlap.finish()
@@ -274,6 +276,36 @@ def test_what_is_sent_after_the_look_is_compared_as_well(prefix: Path, tmp_path:
 def test_what_has_not_changed_is_kept(prefix: Path, script: str) -> None:
     """As by another build that links the same file from the package cache."""
     send(prefix, script)
+
+
+@pytest.mark.parametrize("has_run_scripts", [False, True])
+def test_what_installers_have_linked_is_not_read_again(
+    prefix: Path, tmp_path: Path, *, has_run_scripts: bool
+) -> None:
+    """A link changes the inode, and so may a script; a checksum that is wrong tells who reads."""
+    reader, writer = os.pipe()
+    package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+    overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
+    victim = Final("share/victim", str(prefix / "share/victim"), "0" * 64)
+    overlap.ready("own", lambda: [victim])
+    overlap.complete(has_run_scripts=True)  # so that it is sent
+    overlap.feed()
+    (tmp_path / "linked").hardlink_to(victim.path)
+    wait_for(lambda: now_at(tmp_path) > (prefix / "share/victim").stat().st_ctime_ns)
+    overlap.complete(has_run_scripts=has_run_scripts)
+    try:
+        with pytest.raises(ChangedError) if has_run_scripts else contextlib.nullcontext():
+            overlap.look()
+            overlap.finish()
+    finally:
+        overlap.close()
+        os.close(reader)
+
+
+def now_at(directory: Path) -> int:
+    """The time of a file system, which goes in steps."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        return os.fstat(file.fileno()).st_ctime_ns
 
 
 @pytest.mark.parametrize(
@@ -301,7 +333,7 @@ def test_a_name_that_is_none_is_not_sent(prefix: Path) -> None:
     package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
     overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
     overlap.ready("own", lambda: strange)
-    overlap.complete()
+    overlap.complete(has_run_scripts=False)
     overlap.feed()
     overlap.close()
     with os.fdopen(reader, "rb") as file:
@@ -330,7 +362,7 @@ def test_those_that_wait_for_packages_keep_nobody_from_bringing_them(prefix: Pat
         async with process.task_group() as group, stream.running():
             await anyio.lowlevel.checkpoint()
             with anyio.fail_after(PATIENCE):
-                await anyio.to_thread.run_sync(overlap.complete)
+                await anyio.to_thread.run_sync(partial(overlap.complete, has_run_scripts=False))
             group.cancel_scope.cancel()
         os.close(reader)
 

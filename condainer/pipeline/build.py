@@ -414,7 +414,8 @@ class Build:
                 own = replace(workplace, on_ready=overlap.ready) if overlap else workplace
                 await installer.install(plan.request, solution, own)
                 if overlap is not None:
-                    overlap.complete()
+                    own_scripts = installer.runs_link_scripts and scripts.are_in(prefix)
+                    overlap.complete(has_run_scripts=own_scripts)
                 staging.check_made(prefix)
                 if not installer.runs_link_scripts:
                     await scripts.run_post_link(prefix, solution.packages, workplace)

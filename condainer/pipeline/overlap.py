@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import tempfile
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -82,6 +83,7 @@ class Overlap:
         self._ready: dict[str, Listing] = {}
         self._changed = threading.Condition()
         self._is_complete = self._is_stopped = False
+        self._installed = 0
         self._sent: dict[str, _Sent] = {}
         self._first: dict[tuple[int, int], str] = {}
         self._owners: Counter[str] = Counter()
@@ -96,8 +98,14 @@ class Overlap:
             self._ready[package] = listing
             self._changed.notify()
 
-    def complete(self) -> None:
-        """Take note that all packages are there."""
+    def complete(self, *, has_run_scripts: bool) -> None:
+        """Take note that all packages are there.
+
+        Args:
+            has_run_scripts: whether something else than the installer may have written there.
+        """
+        if not has_run_scripts:
+            self._installed = _now(self._prefix)
         with self._changed:
             self._is_complete = True
             self._changed.notify()
@@ -235,13 +243,24 @@ class Overlap:
             raise ChangedError(name)
         if sent.is_copied and now.st_nlink > 1:
             raise ChangedError(name)
-        if now.st_ctime_ns != sent.changed and stat.S_ISREG(now.st_mode):
+        # To link an inode changes it, too; to read all again may take as long as to compress it.
+        is_doubtful = now.st_ctime_ns != sent.changed and now.st_ctime_ns >= self._installed
+        if is_doubtful and stat.S_ISREG(now.st_mode):
             self._compare_content(name)
 
     def _compare_content(self, name: str) -> None:
         """As of two packages that own one path: the installer decides, maybe late, who gets it."""
         if _sha256(self._prefix / name) != self._sent[name].sha256:
             raise ChangedError(name)
+
+
+def _now(directory: Path) -> int:
+    """The time in nanoseconds, by the clock of a file system; 0 where nothing can be written."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            return os.fstat(file.fileno()).st_ctime_ns
+    except OSError:
+        return 0
 
 
 def _essence(status: os.stat_result, *, is_copied: bool) -> tuple[int, ...]:
