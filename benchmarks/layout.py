@@ -32,6 +32,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="cndb-") as name:
         place = places.make(Path(name))
         place.condainer("build")
+        measure(place)  # programs keep things in the home directory, as a list of all fonts
         before = measure(place)
         place.condainer("profile", "--", "python", "-c", IMPORTS)
         place.condainer("build", "--repack")
