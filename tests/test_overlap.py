@@ -173,6 +173,10 @@ def test_a_time_that_is_none(workshop: Workshop, hard_channel: Path) -> None:
 # What is changed after it was sent
 
 
+IN_PLACE = "touch -r victim t; printf X | dd of=victim conv=notrunc; touch -r t victim; rm t"
+"""Same length, same time, same inode: only the time of the inode's change differs."""
+
+
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
     """An environment with a file that something happens to."""
@@ -226,11 +230,7 @@ def send(prefix: Path, meanwhile: str, cache: Path | None = None) -> None:
         ("cp victim x; mv x victim", "share/victim"),
         ("touch -r victim t; cp --preserve=all victim x; mv x victim; rm t", "share/victim"),
         ("touch -d 2001-01-01 victim", "share/victim"),
-        # Same length, same time, same inode: only the time of the inode's change differs.
-        (
-            "touch -r victim t; printf X | dd of=victim conv=notrunc; touch -r t victim; rm t",
-            "share/victim",
-        ),
+        (IN_PLACE, "share/victim"),
         ("chmod 600 victim", "share/victim"),
         ("rm victim", "share/victim"),
         ("rm victim; mkdir victim", "share/victim"),
@@ -278,34 +278,47 @@ def test_what_has_not_changed_is_kept(prefix: Path, script: str) -> None:
     send(prefix, script)
 
 
-@pytest.mark.parametrize("has_run_scripts", [False, True])
-def test_what_installers_have_linked_is_not_read_again(
-    prefix: Path, tmp_path: Path, *, has_run_scripts: bool
+@pytest.mark.parametrize(
+    ("has_run_scripts", "is_copied", "is_read"),
+    [(False, False, False), (True, False, True), (False, True, True)],
+)
+def test_what_installers_have_only_linked_is_not_read_again(
+    prefix: Path, tmp_path: Path, *, has_run_scripts: bool, is_copied: bool, is_read: bool
 ) -> None:
     """A link changes the inode, and so may a script; a checksum that is wrong tells who reads."""
     reader, writer = os.pipe()
     package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
     overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
-    victim = Final("share/victim", str(prefix / "share/victim"), "0" * 64)
-    overlap.ready("own", lambda: [victim])
-    overlap.complete(has_run_scripts=True)  # so that it is sent
-    overlap.feed()
-    (tmp_path / "linked").hardlink_to(victim.path)
-    wait_for(lambda: now_at(tmp_path) > (prefix / "share/victim").stat().st_ctime_ns)
-    overlap.complete(has_run_scripts=has_run_scripts)
+    victim = Final("share/victim", str(prefix / "share/victim"), "0" * 64, is_copied)
+    feeding = threading.Thread(target=overlap.feed)
+    feeding.start()
     try:
-        with pytest.raises(ChangedError) if has_run_scripts else contextlib.nullcontext():
+        overlap.ready("own", lambda: [victim])
+        os.read(reader, 1)  # it is sent
+        wait_until_later(prefix / "share/victim")
+        (tmp_path / "linked").hardlink_to(victim.path)
+        (tmp_path / "linked").unlink()
+        wait_until_later(prefix / "share/victim")
+        overlap.complete(has_run_scripts=has_run_scripts)
+        feeding.join()
+        with pytest.raises(ChangedError) if is_read else contextlib.nullcontext():
             overlap.look()
-            overlap.finish()
     finally:
+        overlap.stop()
+        feeding.join()
         overlap.close()
         os.close(reader)
 
 
-def now_at(directory: Path) -> int:
-    """The time of a file system, which goes in steps."""
-    with tempfile.TemporaryFile(dir=directory) as file:
-        return os.fstat(file.fileno()).st_ctime_ns
+def wait_until_later(path: Path) -> None:
+    """Wait until the clock of a file system, which goes in steps, is past a change of a file."""
+    changed = path.stat().st_ctime_ns
+
+    def is_later() -> bool:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            return os.fstat(file.fileno()).st_ctime_ns > changed
+
+    wait_for(is_later)
 
 
 @pytest.mark.parametrize(
@@ -477,6 +490,7 @@ BIND = 'import socket; socket.socket(socket.AF_UNIX).bind("socket")'
         "rm victim; mkdir victim",
         "rm victim",
         "ln victim twin",
+        IN_PLACE,
         f"{shlex.quote(sys.executable)} -c '{BIND}'",
     ],
 )

@@ -243,9 +243,11 @@ class Overlap:
             raise ChangedError(name)
         if sent.is_copied and now.st_nlink > 1:
             raise ChangedError(name)
-        # To link an inode changes it, too; to read all again may take as long as to compress it.
-        is_doubtful = now.st_ctime_ns != sent.changed and now.st_ctime_ns >= self._installed
-        if is_doubtful and stat.S_ISREG(now.st_mode):
+        # To link an inode changes it, too, and to read all again would take long; but a copy may be
+        # one of another package's file.
+        is_linked_only = now.st_ctime_ns < self._installed and not sent.is_copied
+        has_changed = now.st_ctime_ns != sent.changed and not is_linked_only
+        if has_changed and stat.S_ISREG(now.st_mode):
             self._compare_content(name)
 
     def _compare_content(self, name: str) -> None:
