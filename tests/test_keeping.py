@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -259,11 +260,24 @@ def test_a_mount_in_another_mount_namespace_is_let_alone(ready: Workshop) -> Non
 
 def test_a_mount_that_does_not_come_is_an_error(ready: Workshop) -> None:
     """Somebody who holds the lock of those who mount, and never does."""
+    impatient = (
+        "from condainer.mounting import lifetime, live; live.DEADLINE = lifetime.DEADLINE = 1.0; "
+        "from condainer.start import entry; entry()"
+    )
+    command = [sys.executable, "-c", impatient, "exec", "--", "true"]
     ready.runtime.mkdir(mode=0o700)
     lock = ready.runtime / f"{ready.uuid}.mounting"
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        answer = ready.run("exec", "--", "true", status=125)
-    assert f"condainer: error: {ready.prefix} did not get mounted within 30 s" in answer.stderr
+        answer = subprocess.run(
+            command,
+            cwd=ready.directory,
+            env=ready.variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert answer.returncode == 125
+    assert f"condainer: error: {ready.prefix} did not get mounted within 1 s" in answer.stderr
     lock.unlink()
     ready.runtime.rmdir()
