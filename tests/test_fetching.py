@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -95,20 +96,36 @@ def test_a_wrong_one_does_not_come_into_the_cache(workshop: Workshop, cache: Pat
 
 
 def test_what_killed_builds_have_left(workshop: Workshop, hard_channel: Path, cache: Path) -> None:
+    """Whether somebody works there is not told by processes: a container has its own."""
     host = socket.gethostname()
-    ended = cache / f"{WORK}.{host}.4194305.abc"  # beyond the largest number of a process
-    living = cache / f"{WORK}.{host}.{os.getpid()}.abc"
-    elsewhere = cache / f"{WORK}.another.1.abc"
-    old = cache / f"{WORK}.another.2.abc"
+    ended, living = cache / f"{WORK}.{host}.abc", cache / f"{WORK}.{host}.def"
+    elsewhere, old = cache / f"{WORK}.another.abc", cache / f"{WORK}.another.def"
     for path in (ended, living, elsewhere, old):
         (path / "part").mkdir(parents=True)
+        (path / ".lock").touch()
     os.utime(old, (0, 0))
+    with (living / ".lock").open("rb+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        workshop.environment("hard-text=1", channel=hard_channel)
+        workshop.run("build")
+        assert sorted(cache.glob(f"{WORK}*")) == sorted([living, elsewhere])
+        ended.mkdir()
+        (ended / ".lock").touch()
+        workshop.run("build", "--force")  # which fetches nothing
+        assert sorted(cache.glob(f"{WORK}*")) == sorted([living, elsewhere])
+
+
+@building.needs_root
+def test_what_others_have_left_keeps_nobody_from_building(
+    workshop: Workshop, hard_channel: Path, cache: Path
+) -> None:
+    theirs = cache / f"{WORK}.{socket.gethostname()}.abc"
+    theirs.mkdir(parents=True)
+    os.chown(theirs, 65534, 65534)
+    os.utime(theirs, (0, 0))
     workshop.environment("hard-text=1", channel=hard_channel)
     workshop.run("build")
-    assert sorted(cache.glob(f"{WORK}*")) == sorted([living, elsewhere])
-    ended.mkdir()
-    workshop.run("build", "--force")  # which fetches nothing
-    assert sorted(cache.glob(f"{WORK}*")) == sorted([living, elsewhere])
+    assert list(cache.glob(f"{WORK}*")) == [theirs]
 
 
 @building.needs_root

@@ -162,6 +162,24 @@ def test_channel_that_has_modules_put_outside(
     refuse(project, outside, f"{above}/modules", "python-3.12.0-0")
 
 
+def test_a_name_that_leads_out_of_the_cache(
+    project: Workshop, tmp_path: Path, outside: Path
+) -> None:
+    """Name, version and build are those of the channel's index."""
+    publish(tmp_path, Package(name=NAME, version="1.0"), {"file": "hostile\n"})
+    repodata = tmp_path / "channel" / subdir() / "repodata.json"
+    document = json.loads(repodata.read_bytes())
+    (record,) = document["packages.conda"].values()
+    record["build"] = "0/../../../outside"
+    repodata.write_text(json.dumps(document))
+    repodata.with_suffix(".json.zst").unlink()
+    before = building.picture(outside)
+    words = project.run("build", status=1).stderr
+    assert "is no part of a file's name: 'hostile-1.0-0/../../../outside'" in words
+    assert building.picture(outside) == before
+    assert project.left_over() == []
+
+
 def test_deep_directories_are_packed(project: Workshop, tmp_path: Path) -> None:
     script = f'#!/bin/bash\nmkdir -p "$PREFIX/{"d/" * 1500}"\n'
     files = {f"bin/.{NAME}-post-link.sh": script}

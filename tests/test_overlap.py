@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -29,13 +31,12 @@ from condainer.pipeline.epoch import Epoch
 from condainer.pipeline.installers import Final
 from condainer.pipeline.overlap import Overlap
 from condainer.pipeline.streaming import Streaming
-from tests import building, localchannel
-from tests.localchannel.package import Package, put
+from tests import building, localchannel, support
+from tests.localchannel.package import PLACEHOLDER, Package, put
 from tests.support import PATIENCE, compressing, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.localchannel.package import Recipe
     from tests.support import Workshop
@@ -120,8 +121,62 @@ def test_copies_from_a_cache_on_another_file_system(
         assert AGAIN not in build(workshop, "--installer", "rattler")
         assert streamed(workshop)
         one = look(workshop.image, tmp_path / "one")
+        image = workshop.image.read_bytes()
         build(workshop, "--installer", "rattler", "--no-overlap")
         assert one == look(workshop.image, tmp_path / "other")
+    workshop.configure(package_cache=tmp_path / "linked")
+    build(workshop, "--installer", "rattler")
+    assert workshop.image.read_bytes() == image  # hard links or copies, it is the same
+
+
+@building.needs_root
+def test_a_cache_on_the_same_file_system_that_is_mounted_twice(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path, installer: str
+) -> None:
+    """As in containers, and where each user has a /tmp: nothing can be linked."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    workshop.configure(package_cache=cache)
+    workshop.environment(*HARMLESS, channel=hard_channel)
+    subprocess.run(["mount", "--bind", str(cache), str(cache)], check=True)
+    try:
+        assert AGAIN not in build(workshop, "--installer", installer)
+        one = look(workshop.image, tmp_path / "one")
+        build(workshop, "--installer", installer, "--no-overlap")
+        assert contents(one) == contents(look(workshop.image, tmp_path / "other"))
+    finally:
+        subprocess.run(["umount", str(cache)], check=True)
+
+
+@pytest.mark.usefixtures("locked_time")
+def test_the_cache_of_another_installer_has_the_same_packages(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path, micromamba: Path
+) -> None:
+    workshop.environment(*HARMLESS, channel=hard_channel)
+    made = set()
+    for root in ("one", "other", "other"):
+        workshop.variables["MAMBA_ROOT_PREFIX"] = str(tmp_path / root)
+        assert AGAIN not in build(workshop, "--installer", str(micromamba))
+        made.add(workshop.image.read_bytes())
+        home = Path(workshop.variables["HOME"], "micromamba/pkgs")
+        if not home.exists():
+            home.parent.mkdir()
+            subprocess.run(["cp", "-a", str(tmp_path / "one/pkgs"), str(home)], check=True)
+    assert len(made) == 1
+
+
+@pytest.mark.usefixtures("locked_time")
+def test_more_builds_than_processors_make_the_same_images(
+    workshop: Workshop, hard_channel: Path
+) -> None:
+    workshop.environment(*HARMLESS, channel=hard_channel)
+    build(workshop)
+    image = workshop.image.read_bytes()
+    second = support.make_workshop(workshop.directory.with_name("second"), workshop.base)
+    second.environment("hard-text", channel=hard_channel)
+    projects = (str(workshop.directory), str(second.directory))
+    workshop.run("build", "--force", "--jobs", "1", *projects)
+    assert workshop.image.read_bytes() == image
 
 
 @pytest.mark.usefixtures("locked_time")
@@ -468,7 +523,7 @@ def late_change(script: str) -> Recipe:
     """A package whose post-link script does something to another's file, `share/victim`."""
 
     def recipe(tree: Path) -> Package:
-        text = f'#!/bin/bash\ncd "$PREFIX/share"\n{script}\n'
+        text = f"#!/bin/bash\ncd {PLACEHOLDER}/share\n{script}\n"
         put(tree, "bin/.changes-post-link.sh", text, 0o755)
         return Package(name="changes", version="1.0", depends=("victim",))
 
@@ -483,6 +538,22 @@ def victim(tree: Path) -> Package:
 BIND = 'import socket; socket.socket(socket.AF_UNIX).bind("socket")'
 
 
+def test_a_path_that_is_longer_than_it_needs_to_be(
+    workshop: Workshop, tmp_path: Path, installer: str
+) -> None:
+    """What can be installed can be compressed as well."""
+
+    def long_way(tree: Path) -> Package:
+        put(tree, "share/x", "x\n")
+        paths = [{"_path": "share/./x", "path_type": "hardlink"}]
+        listing = json.dumps({"paths": paths, "paths_version": 1}).encode()
+        return Package(name="long", version="1.0", info={"paths.json": listing})
+
+    workshop.environment("long", channel=building.make_channel(tmp_path / "channel", long_way))
+    assert AGAIN not in build(workshop, "--installer", installer)
+    assert (building.unpack(workshop.image, tmp_path / "tree") / "share/x").read_text() == "x\n"
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -491,6 +562,7 @@ BIND = 'import socket; socket.socket(socket.AF_UNIX).bind("socket")'
         "rm victim",
         "ln victim twin",
         IN_PLACE,
+        f'sleep 0.1; {IN_PLACE}; rm "$0"',  # so that nothing tells that there was a script
         f"{shlex.quote(sys.executable)} -c '{BIND}'",
     ],
 )

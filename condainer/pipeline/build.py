@@ -44,7 +44,7 @@ from condainer.pipeline.events import (
     Note,
     Stage,
 )
-from condainer.pipeline.installers import Installer, Package, Request
+from condainer.pipeline.installers import Installer, Package, Request, check_names
 from condainer.pipeline.overlap import Overlap
 from condainer.pipeline.site import Site
 from condainer.pipeline.streaming import Streaming
@@ -253,7 +253,9 @@ class Build:
             application = Installed((), (), await self._snapshot(plan, ()))
             return application, await self._squash(plan, part)
         solution = await self._solve(plan, plan.installer)
-        can_overlap = squash.reads_archives(plan.mksquashfs) and self.budget.is_enough
+        # The order of files is another one, and an image that is the same each time has just one.
+        is_worth_it = self.budget.is_enough or plan.epoch.is_fixed
+        can_overlap = squash.reads_archives(plan.mksquashfs) and is_worth_it
         if not self.options.overlap or not can_overlap:
             installed = await self._fill(plan, plan.installer, solution, hold)
             return installed, await self._squash(plan, part)
@@ -376,6 +378,7 @@ class Build:
             self._site.workplace(Stage.SOLVE, 1) as workplace,
         ):
             solution = await installer.solve(plan.request, workplace)
+            check_names(solution.packages)
             stage.detail = f"{len(solution.packages)} packages"
             stage.detail += f", {human(solution.to_fetch)} to fetch" if solution.to_fetch else ""
         self._require_space(solution)
@@ -414,8 +417,7 @@ class Build:
                 own = replace(workplace, on_ready=overlap.ready) if overlap else workplace
                 await installer.install(plan.request, solution, own)
                 if overlap is not None:
-                    own_scripts = installer.runs_link_scripts and scripts.are_in(prefix)
-                    overlap.complete(has_run_scripts=own_scripts)
+                    overlap.complete(has_run_scripts=installer.runs_link_scripts)
                 staging.check_made(prefix)
                 if not installer.runs_link_scripts:
                     await scripts.run_post_link(prefix, solution.packages, workplace)

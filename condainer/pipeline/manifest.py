@@ -96,7 +96,7 @@ def clean_records(prefix: Path, epoch: Epoch) -> None:
 
 
 def _settled(text: str) -> str:
-    """A record without the directories of the machine it was made on, in an order of its own.
+    """A record without what only the machine it was made on explains, in an order of its own.
 
     rattler lists files as it has linked them, and those that another package has got instead.
     """
@@ -106,10 +106,9 @@ def _settled(text: str) -> str:
         return text  # whoever reads it will say so
     if not isinstance(document, dict):
         return text
-    for key in ("extracted_package_dir", "package_tarball_full_path"):
+    # The last tells from where and how it was linked: whether the cache is on the same file system.
+    for key in ("extracted_package_dir", "package_tarball_full_path", "link"):
         document.pop(key, None)
-    if isinstance(document.get("link"), dict):
-        document["link"].pop("source", None)
     if isinstance(document.get("files"), list):
         document["files"] = _in_order(document["files"], str)
     listed = document.get("paths_data")

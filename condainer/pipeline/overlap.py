@@ -243,8 +243,9 @@ class Overlap:
             raise ChangedError(name)
         if sent.is_copied and now.st_nlink > 1:
             raise ChangedError(name)
-        # To link an inode changes it, too, and to read all again would take long; but a copy may be
-        # one of another package's file.
+        # To link an inode changes it, too, and to read all again would take long: what the package
+        # cache holds is taken to stay as it is while it is linked. But a copy may be one of another
+        # package's file.
         is_linked_only = now.st_ctime_ns < self._installed and not sent.is_copied
         has_changed = now.st_ctime_ns != sent.changed and not is_linked_only
         if has_changed and stat.S_ISREG(now.st_mode):

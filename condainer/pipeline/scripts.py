@@ -48,11 +48,6 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
             )
 
 
-def are_in(prefix: Path) -> bool:
-    """Whether any package of an environment has a script that is run when it is linked."""
-    return any(prefix.glob("bin/.*-link.sh"))
-
-
 def take_messages(prefix: Path) -> list[str]:
     """What the scripts left for the user to read; the file goes.
 

@@ -53,6 +53,21 @@ class Package:
         return f"{self.name}-{self.version}-{self.build}"
 
 
+def check_names(packages: Iterable[Package]) -> None:
+    """See that each package has its own place in a package cache, and none elsewhere.
+
+    Raises:
+        BuildError: names one whose name, version or build, as its channel lists it, leads away.
+    """
+    for package in packages:
+        if "/" in package.stem or not package.stem.isprintable():
+            raise BuildError(
+                f"the channel {package.channel or package.url} lists a package whose name, version "
+                f"or build is no part of a file's name: {package.stem!a}",
+                "leave that package out, and report it to its channel",
+            )
+
+
 def package_from_json(entry: Mapping[str, Any]) -> Package:
     """A package as conda-meta and the mamba family's --json describe it.
 

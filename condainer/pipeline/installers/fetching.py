@@ -25,12 +25,12 @@ import anyio.to_thread
 from rattler.package_streaming import download_and_extract, download_to_path
 
 from condainer import process, removal
-from condainer.errors import BuildError
+from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials
 from condainer.pipeline.installers import contents, patience, solver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from rattler import Client, RepoDataRecord
 
@@ -45,9 +45,10 @@ _TRIES = 3
 _LOOK = 0.1
 """Seconds between two looks at how much has come."""
 _OLD = 86400.0
-"""Seconds after which what another machine has begun is not waited for."""
+"""Seconds after which what another machine has begun, or has no lock, is not waited for."""
 _CHUNK = 1 << 20
-_WORK = ".condainer-fetch"
+_WORK, _LOCK = ".condainer-fetch", ".lock"
+"""Begins the names of directories in the cache to work in, and the file in each that is locked."""
 
 
 class Fetching:
@@ -93,11 +94,10 @@ class Fetching:
         Raises:
             BuildError: where one cannot be had, or is not what its channel lists.
         """
+        await anyio.to_thread.run_sync(_clear, self._cache)
         if not self.missing:
-            with contextlib.suppress(OSError):
-                await anyio.to_thread.run_sync(_clear, self._cache)
             return
-        directory = await anyio.to_thread.run_sync(self._begin)
+        directory, lock = await anyio.to_thread.run_sync(self._begin)
         try:
             async with process.task_group() as group:
                 group.start_soon(self._tell)
@@ -108,6 +108,7 @@ class Fetching:
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(removal.remove_tree, directory)
+            os.close(lock)
 
     def signs(self) -> object:
         """What changes when something has come; or always, while nothing is being fetched."""
@@ -117,15 +118,18 @@ class Fetching:
         """What is being fetched."""
         return " or ".join(self._urls.values())
 
-    def _begin(self) -> Path:
-        """Make a directory to work in, and remove what killed builds have left."""
+    def _begin(self) -> tuple[Path, int]:
+        """Make a directory to work in, and hold the lock that says that somebody does."""
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
-            _clear(self._cache)
-            prefix = f"{_WORK}.{socket.gethostname()}.{os.getpid()}."
-            return Path(tempfile.mkdtemp(prefix=prefix, dir=self._cache))
+            prefix = f"{_WORK}.{socket.gethostname()}."
+            directory = Path(tempfile.mkdtemp(prefix=prefix, dir=self._cache))
+            lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._unusable(error) from error
+        with contextlib.suppress(OSError):  # of file systems that have none
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        return directory, lock
 
     def _unusable(self, error: OSError) -> BuildError:
         return BuildError(
@@ -273,15 +277,24 @@ def _publish(part: Path, target: Path, sha256: bytes) -> None:
 
 
 def _clear(cache: Path) -> None:
-    """Remove what builds that were killed have left."""
-    for path in _abandoned(cache):
-        removal.remove_tree(path)
-
-
-def _abandoned(cache: Path) -> Iterator[Path]:
+    """Remove what this user's builds have left that were killed, as far as that can be done."""
     for path in cache.glob(f"{_WORK}.*"):
-        owner, _, pid = path.name.rpartition(".")[0].rpartition(".")
-        has_ended = owner == f"{_WORK}.{socket.gethostname()}" and not Path(f"/proc/{pid}").exists()
+        with contextlib.suppress(OSError, CondainerError):
+            if path.lstat().st_uid == os.geteuid() and _is_abandoned(path):
+                removal.remove_tree(path)
+
+
+def _is_abandoned(directory: Path) -> bool:
+    """Whether nobody works in a directory: by its lock, as containers number processes anew."""
+    if directory.name.startswith(f"{_WORK}.{socket.gethostname()}."):
         with contextlib.suppress(FileNotFoundError):
-            if has_ended or time.time() - path.lstat().st_mtime > _OLD:
-                yield path
+            lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            else:
+                return True
+            finally:
+                os.close(lock)
+    return time.time() - directory.lstat().st_mtime > _OLD

@@ -148,7 +148,7 @@ class Mamba:
                 group.start_soon(watch.run)
                 answer = await self._run(argv, workplace, take, PATH=path)
                 group.cancel_scope.cancel()
-            watch.look()
+            watch.look(is_over=True)
             failed = recorder.failed_script()
         if answer.returncode != 0:
             raise BuildError(f"{self._path.name} failed ({answer.verdict}):\n{explanation(lines)}")

@@ -24,7 +24,7 @@ from condainer import files
 from condainer.pipeline.installers import Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from condainer.pipeline.installers import OnReady, Package
 
@@ -40,13 +40,29 @@ def site_packages(packages: Iterable[Package]) -> str:
     return f"lib/python{'.'.join(version.split('.')[:2])}/site-packages"
 
 
+def can_link(cache: Path, directory: Path) -> bool:
+    """Whether a file can have a name in both: also one file system may be mounted twice.
+
+    Raises:
+        OSError: where nothing can be written in the first.
+    """
+    with tempfile.NamedTemporaryFile(prefix=".condainer-", dir=cache) as file:
+        link = directory / Path(file.name).name
+        try:
+            link.hardlink_to(file.name)
+        except OSError:
+            return False
+        link.unlink()
+    return True
+
+
 def is_linked(cache: Path, prefix: Path) -> bool:
     """Whether rattler puts hard links into a prefix: it does where it can do nothing better.
 
     Raises:
         OSError: where nothing can be written there.
     """
-    if cache.stat().st_dev != prefix.stat().st_dev:
+    if not can_link(cache, prefix):
         return False
     with tempfile.TemporaryFile(dir=cache) as source, tempfile.TemporaryFile(dir=prefix) as target:
         source.write(b"x" * 4096)
@@ -106,15 +122,17 @@ def _entries(within: Path, file: str, *keys: str) -> list[dict[str, Any]]:
 
 
 def _is_below(name: str) -> bool:
-    apart = ("/", "conda-meta/", "__clobbers__/")
-    return not name.startswith(apart) and ".." not in name.split("/")
+    """Whether it is a path below the prefix that packages own, as short as it can be."""
+    apart = ("/", "../", "conda-meta/", "__clobbers__/")
+    return not name.startswith(apart) and os.path.normpath(name) == name
 
 
 class CacheWatch:
     """Looks which packages have been unpacked in a package cache.
 
     Args:
-        caches: directories that may be the cache; those that are not there are passed over.
+        caches: directories of which one is the cache: where there are several, that into which
+            something comes.
         prefix: what is linked from there has to be on the same file system.
         packages: that are being installed.
         on_ready: is told of each that is there.
@@ -123,11 +141,13 @@ class CacheWatch:
     def __init__(
         self, caches: Sequence[Path], prefix: Path, packages: Sequence[Package], on_ready: OnReady
     ) -> None:
-        self._caches = caches
-        self._device = prefix.parent.stat().st_dev
+        self._prefix = prefix
         self._waiting = {package.stem: package for package in packages}
         self._on_ready = on_ready
         self._python = site_packages(packages)
+        self._before = {cache: set(self._there(cache)) for cache in caches}
+        self._cache = caches[0] if len(caches) == 1 else None
+        self._is_linked: bool | None = None
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -135,17 +155,48 @@ class CacheWatch:
             await anyio.to_thread.run_sync(self.look)
             await anyio.sleep(_POLL)
 
-    def look(self) -> None:
-        """Tell of those that have come since the last time."""
-        for cache in self._caches:
-            for stem, package in list(self._waiting.items()):
-                unpacked = cache / stem
-                if _is_there(package, unpacked):
-                    del self._waiting[stem]
-                    with contextlib.suppress(FileNotFoundError):  # it is unpacked anew
-                        if unpacked.stat().st_dev == self._device:
-                            listing = partial(cached, unpacked, self._python, is_linked=True)
-                            self._on_ready(package.name, listing)
+    def look(self, *, is_over: bool = False) -> None:
+        """Tell of those that have come since the last time.
+
+        Args:
+            is_over: whether all are linked, and so it can be seen from where.
+        """
+        self._cache = self._cache or self._find(is_over=is_over)
+        if self._cache is None or not self._waiting:
+            return
+        there = list(self._there(self._cache))
+        if there and self._is_linked is None:
+            try:
+                self._is_linked = can_link(self._cache, self._prefix.parent)
+            except OSError:
+                self._is_linked = False
+        for stem in there if self._is_linked else ():
+            listing = self._listing(self._cache, stem)
+            self._on_ready(self._waiting.pop(stem).name, listing)
+
+    def _there(self, cache: Path) -> Iterator[str]:
+        """Those that are waited for, and have been unpacked in a cache."""
+        for stem, package in list(self._waiting.items()):
+            if _is_there(package, cache / stem):
+                yield stem
+
+    def _listing(self, cache: Path, stem: str) -> Callable[[], Iterator[Final]]:
+        return partial(cached, cache / stem, self._python, is_linked=True)
+
+    def _find(self, *, is_over: bool) -> Path | None:
+        for cache, before in self._before.items():
+            there = list(self._there(cache))
+            if any(stem not in before for stem in there):
+                return cache
+            if is_over and any(self._is_linked_from(cache, stem) for stem in there):
+                return cache
+        return None
+
+    def _is_linked_from(self, cache: Path, stem: str) -> bool:
+        for final in self._listing(cache, stem)():
+            with contextlib.suppress(OSError, ValueError):
+                return os.path.samestat(os.lstat(final.path), os.lstat(self._prefix / final.name))
+        return False
 
 
 def _is_there(package: Package, unpacked: Path) -> bool:
@@ -159,6 +210,8 @@ def _is_there(package: Package, unpacked: Path) -> bool:
 
 def caches(environment: Mapping[str, str], executable: Path) -> list[Path]:
     """Where an executable of the mamba family may keep packages, by its variables and its place.
+
+    To ask it would take a second of some.
 
     Args:
         environment: the variables it runs with.
