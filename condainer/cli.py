@@ -540,13 +540,13 @@ def _profile(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _inform(arguments, f"would run {' '.join(command)} and write {project.startup_file}")
         return 0
-    status, count = profiling.record(project, command, _notes(arguments) or (lambda _: None))
-    if count is None:
-        warn(f"it did not run (exit status {status}): nothing is noted")
+    done = profiling.record(project, command, _notes(arguments) or (lambda _: None), warn)
+    if done.problem:
+        warn(done.problem)
     else:
-        told = f"{count:,} files; 'build --repack' puts them first"
+        told = f"{done.files:,} files; 'build --repack' puts them first"
         _inform(arguments, f"{project.startup_file}: {told}")
-    return status
+    return done.status
 
 
 def _mount(arguments: argparse.Namespace) -> int:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import process
+from condainer import locks, process
 from condainer.errors import MountError
 from condainer.mounting import lifetime, mountpoint
+from condainer.pipeline import startup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from condainer.project import Project
 
 _RECORD = "CONDAINER_FUSE_RECORD"
-_PATIENCE, _POLL = 30.0, 0.02
-"""Seconds for the file system to end and write down what it saw, and between two looks."""
 
 _DID_NOT_RUN = {125, 126, 127}
 """Exit statuses of `exec` where there is no such command; a shell's, where there is none in it."""
@@ -36,19 +34,34 @@ _HEAD = """\
 """
 
 
+@dataclass(frozen=True)
+class Profile:
+    """What came of it.
+
+    Attributes:
+        status: the command's exit status.
+        files: how many it read.
+        problem: why that was not written down, and a list that was there stays; else empty.
+    """
+
+    status: int
+    files: int
+    problem: str
+
+
 def record(
-    project: Project, command: Sequence[str], on_note: Callable[[str], None]
-) -> tuple[int, int | None]:
+    project: Project,
+    command: Sequence[str],
+    on_note: Callable[[str], None],
+    on_warning: Callable[[str], None],
+) -> Profile:
     """Run a command, and note what it reads of the environment.
 
     Args:
         project: whose environment.
         command: program and arguments.
         on_note: takes lines about mounting.
-
-    Returns:
-        the command's exit status, and how many files it read; None where it did not run, and the
-        list that is there stays.
+        on_warning: is told who else uses the mount in the end.
 
     Raises:
         CondainerError: where the image cannot be mounted for this alone.
@@ -59,23 +72,81 @@ def record(
             f"{project.prefix} is mounted already, so nobody can see what one program reads",
             "end what uses it, run 'condainer umount', then try again",
         )
-    with process.ending_in_order(), tempfile.TemporaryDirectory(prefix="condainer-") as name:
-        written = Path(name, "record")
-        os.environ[_RECORD] = str(written)
+    status, names = _watch(project, command, on_note, on_warning)
+    problem = _problem(project, status, len(names))
+    if not problem:
+        _write(project, names)
+    return Profile(status, len(names), problem)
+
+
+def _watch(
+    project: Project,
+    command: Sequence[str],
+    on_note: Callable[[str], None],
+    on_warning: Callable[[str], None],
+) -> tuple[int, list[str]]:
+    """Run the command; gives its exit status, and what it has read."""
+    locks.ensure_directory(project.places.runtime_directory)
+    noted = Path(project.places.reads)
+    noted.unlink(missing_ok=True)  # of one that was killed
+    execute = [sys.executable, "-m", "condainer", "-d", str(project.directory), "exec", "--"]
+    with process.ending_in_order():
+        os.environ[_RECORD] = str(noted)
         try:
             held = lifetime.use(project, "python", on_note=on_note, may_be_private=True)
         finally:
             del os.environ[_RECORD]
-        execute = [sys.executable, "-m", "condainer", "-d", str(project.directory), "exec", "--"]
         try:
+            before = project.image.stat()
             status = process.pass_through([*execute, *command])
+            names = _names(noted, project.image)
+            if not _is_still(project.image, before):
+                raise MountError(f"{project.image} is another by now", "try again")
+            return status, names
         finally:
+            noted.unlink(missing_ok=True)
             os.close(held.descriptor)
-            lifetime.unmount(project)
-            lifetime.end_private_mounts(project)
-        names = _read(written)
+            _unmount(project, on_warning)
+
+
+def _is_still(path: Path, before: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), before)
+    except OSError:
+        return False
+
+
+def _unmount(project: Project, on_warning: Callable[[str], None]) -> None:
+    """Unmount, unless the command has left something behind or somebody else has come."""
+    try:
+        lifetime.unmount(project)
+        lifetime.end_private_mounts(project)
+    except MountError as error:
+        on_warning(
+            f"{error.message}: what that has read is noted as well, and the mount stays until it "
+            "ends"
+        )
+
+
+def _names(noted: Path, image: Path) -> list[str]:
+    """The paths of what was read that a list can hold."""
+    answer = process.call([sys.executable, "-m", "condainer.fuse.record", str(noted), str(image)])
+    if answer.returncode != 0:
+        raise MountError(f"nobody can tell what was read: {answer.stderr.strip()}", "try again")
+    return [name for name in answer.stdout.split("\0") if name and name.isprintable()]
+
+
+def _problem(project: Project, status: int, count: int) -> str:
     if status in _DID_NOT_RUN:
-        return status, None
+        return f"it did not run (exit status {status}): nothing is noted"
+    before = len(startup.read(project.startup_file))
+    if status and count < before:
+        read = f"it failed (exit status {status}) and read {count:,} files"
+        return f"{read}: the list of {before:,} that is there stays"
+    return ""
+
+
+def _write(project: Project, names: Sequence[str]) -> None:
     text = "".join(f"{name}\n" for name in names)
     part = project.startup_file.with_name(f".{project.startup_file.name}.{os.getpid()}.part")
     try:
@@ -83,17 +154,3 @@ def record(
         part.replace(project.startup_file)
     finally:
         part.unlink(missing_ok=True)
-    return status, len(names)
-
-
-def _read(path: Path) -> list[str]:
-    """The paths that the file system has noted, once it has."""
-    deadline = time.monotonic() + _PATIENCE
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(_POLL)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MountError("the file system has not said what was read", "try again") from error
-    names = (name.decode("utf-8", "replace") for name in data.split(b"\0") if name)
-    return [name for name in names if name.isprintable()]

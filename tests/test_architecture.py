@@ -164,7 +164,7 @@ def test_only_the_command_line_and_progress_write_to_the_user() -> None:
         for module, path in MODULES.items()
         if {"sys.stdout", "sys.stderr"} & names(path) or "print" in _called(path)
     }
-    programs = {f"condainer.fuse.{name}" for name in ("__main__", "locate", "unpack")}
+    programs = {f"condainer.fuse.{name}" for name in ("__main__", "locate", "record", "unpack")}
     assert writers <= {"condainer.cli", "condainer.progress", *programs}
     assert "condainer.cli" in writers
 

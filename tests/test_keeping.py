@@ -258,6 +258,19 @@ def test_a_mount_in_another_mount_namespace_is_let_alone(ready: Workshop) -> Non
     ready.wait_until_clean()
 
 
+def test_a_mount_that_goes_leaves_a_build_its_directory(ready: Workshop) -> None:
+    """The empty one that was made while the last user ended."""
+    ready.run("exec", "--", "true")
+    lock = ready.runtime / f"{ready.uuid}.build"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for(lambda: not ready.is_mounted() and not keepers_of(ready))
+        assert ready.prefix.is_dir()
+    lock.unlink()
+    assert "remove the empty directory" in ready.run("gc").stderr
+    ready.wait_until_clean()
+
+
 def test_a_mount_that_does_not_come_is_an_error(ready: Workshop) -> None:
     """Somebody who holds the lock of those who mount, and never does."""
     impatient = (

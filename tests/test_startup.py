@@ -15,7 +15,7 @@ from condainer.pipeline import startup
 from tests import building
 from tests.forgery import opened
 from tests.localchannel.package import Package
-from tests.support import CONDAINER, wait_for
+from tests.support import CONDAINER, compressing, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +81,44 @@ def test_what_does_not_run_leaves_the_list(noisy: Workshop) -> None:
     noisy.wait_until_clean()
 
 
+def test_what_fails_early_leaves_a_longer_list(noisy: Workshop) -> None:
+    profile(noisy, "cat a b c >/dev/null")
+    before = listed(noisy)
+    words = profile(noisy, "cat d >/dev/null; exit 1", status=1).stderr
+    assert "it failed (exit status 1) and read" in words
+    assert f"the list of {len(before)} that is there stays" in words
+    assert listed(noisy) == before
+    profile(noisy, "cat a b c d >/dev/null; exit 1", status=1)
+    assert len(listed(noisy)) == len(before) + 1
+    noisy.wait_until_clean()
+
+
+def test_what_a_command_leaves_behind_costs_neither_list_nor_exit_status(noisy: Workshop) -> None:
+    done = profile(
+        noisy, "cat f >/dev/null; sleep 1000 >/dev/null 2>&1 & echo $!; exit 7", status=7
+    )
+    assert "is in use by sleep" in done.stderr
+    assert "the mount stays until it ends" in done.stderr
+    assert [name for name in listed(noisy) if "noise" in name] == ["share/noise/f"]
+    assert noisy.is_mounted()
+    os.kill(int(done.stdout), signal.SIGTERM)
+    noisy.wait_until_clean()
+
+
+def test_killed_it_leaves_nothing(noisy: Workshop, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    noisy.variables["TMPDIR"] = str(temporary)
+    process = noisy.start("profile", "--", "sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 1000")
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    process.kill()
+    process.wait()
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    process.communicate()
+    noisy.wait_until_clean()
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_what_is_watched(
     noisy: Workshop, tmp_path: Path, signum: signal.Signals
@@ -126,6 +164,25 @@ def test_they_lie_next_to_each_other_afterwards(
         assert noisy.lock_file.read_text() == lock
     assert noisy.run("exec", "--", "sh", "-c", "echo runs").stdout == "runs\n"
     noisy.wait_until_clean()
+
+
+def test_an_image_that_is_built_anew_meanwhile_stays(noisy: Workshop) -> None:
+    """As on another node, which sees nothing of this one's locks."""
+    before = noisy.image.read_bytes()
+    noisy.run("build", "--force", variables={"SOURCE_DATE_EPOCH": "1000000000"})
+    newer = noisy.image.read_bytes()
+    assert newer != before
+    noisy.image.write_bytes(before)
+    with noisy.start("build", "--repack") as process:
+        wait_for(lambda: compressing(noisy) or process.poll() is not None)
+        part = noisy.image.with_suffix(".new")
+        part.write_bytes(newer)
+        part.replace(noisy.image)
+        _, words = process.communicate()
+    assert process.returncode == 1, words
+    assert "has been built anew meanwhile" in words
+    assert noisy.image.read_bytes() == newer
+    assert noisy.left_over() == []
 
 
 def test_an_image_in_use_cannot_be_watched(mounted: Workshop) -> None:

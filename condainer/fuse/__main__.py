@@ -86,7 +86,7 @@ def open_files(asked: Options) -> vfs.FileSystem:
     if _RECORD in os.environ:
         from condainer.fuse.record import Recorder
 
-        files = Recorder(image, threads=threads)
+        files = Recorder(image, threads=threads, path=os.environ[_RECORD])
     if asked.subdir:
         files.descend(os.fsencode(asked.subdir))
     return files
@@ -127,19 +127,7 @@ def _serve(files: vfs.FileSystem, asked: Options, sender: int) -> int:
     except OSError as error:
         _say(f"condainer.fuse: /dev/fuse: {error.strerror}")
         return _NOT_MOUNTED
-    if _RECORD in os.environ:
-        _write_record(files, os.environ[_RECORD])
     return 0
-
-
-def _write_record(files: vfs.FileSystem, path: str) -> None:
-    from condainer.fuse.record import Recorder
-
-    try:
-        if isinstance(files, Recorder):
-            files.write(path)
-    except (OSError, squashfs.FormatError) as error:
-        _say(f"condainer.fuse: {path}: {error}")
 
 
 def _leave(sender: int) -> None:

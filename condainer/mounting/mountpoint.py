@@ -250,7 +250,8 @@ def traces(project: Project) -> list[Path]:
 
 
 def _notes(project: Project) -> tuple[Path, ...]:
-    return project.record, Path(project.places.part), project.pin, project.mount_log
+    places = project.places
+    return project.record, Path(places.part), project.pin, project.mount_log, Path(places.reads)
 
 
 def _forget(project: Project) -> None:
@@ -282,10 +283,14 @@ def _tidy_those_gone(project: Project) -> None:
 
 
 def remove(project: Project) -> None:
-    """Remove the empty mountpoint, unless a mount in another namespace needs it.
+    """Remove the empty mountpoint, unless a build or a mount in another namespace needs it.
 
     The kernel would take such a mount away with the directory.
     """
+    if locks.is_held(
+        project.build_lock
+    ):  # which waits for those that have looked before: `staging`
+        return
     own = project.use_lock
     found = own.parent.glob(f"{project.config.uuid}*")
     kinds = {".use", ".keeper"}

@@ -213,6 +213,7 @@ class Build:
 
     async def _build(self, plan: Plan, hold: Hold) -> None:
         part = parts.part_of(plan.image)
+        source = image_module.fingerprint(plan.image) if self.options.repack else ""
         try:
             installed, counted = await self._make(plan, hold, part)
             async with (
@@ -224,6 +225,10 @@ class Build:
                     await startup.mark(part, plan.startup, workplace)
             size = part.stat().st_size
             async with self._site.stage(Stage.PUBLISH):
+                if source and image_module.fingerprint(plan.image) != source:  # on another node
+                    raise BuildError(
+                        f"{plan.image} has been built anew meanwhile", "it stays; repack it again"
+                    )
                 await self._publish((part, plan.image), installed, plan.created)
         finally:
             part.unlink(missing_ok=True)

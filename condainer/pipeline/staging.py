@@ -269,7 +269,8 @@ def _locked(project: Project) -> Iterator[int]:
 def _wait_for_mounting(project: Project) -> None:
     """Whoever mounts looks at the build's lock while it holds the one taken here.
 
-    So a mount that has begun is to be seen from here on, and none begins any more.
+    So a mount that has begun is to be seen from here on, and none begins any more. Likewise who
+    unmounts, which ends with the removal of an empty directory: it would be the build's.
     """
     try:
         mounting = locks.acquire(project.mount_lock, timeout=_MOMENT)
@@ -279,6 +280,8 @@ def _wait_for_mounting(project: Project) -> None:
             "end what uses it, then build again",
         ) from None
     locks.discard(project.mount_lock, mounting)
+    with contextlib.suppress(locks.BusyError):  # a mount is there, and will be seen, or just was
+        locks.discard(project.use_lock, locks.acquire(project.use_lock, timeout=_MOMENT))
 
 
 @contextlib.contextmanager
