@@ -43,6 +43,8 @@ class YamlFile:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             line = mark.line + 1 if mark else 1
+            if "nesting" in str(error.problem):  # newer parsers have a limit of their own
+                raise self._too_deep(line) from error
             raise ConfigError(f"{path}, line {line}: not valid YAML: {error.problem}") from error
         except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
@@ -59,8 +61,10 @@ class YamlFile:
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
             if depth > _DEEPEST:
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise ConfigError(f"{self.path}, line {line}: nested more than {_DEEPEST} deep")
+                raise self._too_deep(event.start_mark.line + 1 if event.start_mark else 1)
+
+    def _too_deep(self, line: int) -> ConfigError:
+        return ConfigError(f"{self.path}, line {line}: nested more than {_DEEPEST} deep")
 
     def error(self, node: yaml.Node, problem: str, hint: str = "") -> ConfigError:
         """An error that names the file and the line of a node."""

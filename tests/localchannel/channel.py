@@ -37,14 +37,8 @@ if TYPE_CHECKING:
 Kind = Literal["basic", "scientific", "hard", "big", "badchecksum"]
 """The channels that there are."""
 
-_BASIC = ("pip", "setuptools", "wheel", "numpy", "pandas", "pygments")
-_REQUIREMENTS: dict[Kind, tuple[str, ...]] = {
-    "basic": _BASIC,
-    "scientific": (*_BASIC[:5], "scipy", "matplotlib", "scikit-learn"),
-    "hard": (),
-    "big": (),
-    "badchecksum": (),
-}
+_PINS = Path(__file__).parents[2] / "requirements"
+"""Has `channel-KIND.txt`, the pinned wheels of a channel."""
 
 
 def ensure(kind: Kind) -> Path:
@@ -62,7 +56,7 @@ def ensure(kind: Kind) -> Path:
         RuntimeError: if the wheels cannot be had, or this interpreter cannot be packaged.
     """
     cache = _cache_directory()
-    channel = cache / f"{kind}-{_digest(_sources(), *_REQUIREMENTS[kind])}"
+    channel = cache / f"{kind}-{_digest(_sources(), _requirements(kind))}"
     if channel.is_dir():
         return channel
     cache.mkdir(parents=True, exist_ok=True)
@@ -95,6 +89,15 @@ def _digest(*parts: str) -> str:
     """Digest what a cached directory depends on, the interpreter included."""
     whole = json.dumps([sys.version, sys.base_prefix, platform.machine(), *parts])
     return hashlib.sha256(whole.encode()).hexdigest()[:12]
+
+
+def _pins(kind: Kind) -> Path:
+    return _PINS / f"channel-{kind}.txt"
+
+
+def _requirements(kind: Kind) -> str:
+    """What a channel is made of besides the interpreter and what is made here."""
+    return _pins(kind).read_text() if kind in {"basic", "scientific"} else ""
 
 
 def _sources() -> str:
@@ -142,11 +145,11 @@ def _recipes(kind: Kind, scratch: Path) -> list[Recipe]:
 
 def _wheels(kind: Kind, scratch: Path) -> Path:
     """Return the directory with the wheels of a channel, downloading them on first use."""
-    directory = _cache_directory() / f"wheels-{_digest(*_REQUIREMENTS[kind])}"
+    directory = _cache_directory() / f"wheels-{_digest(_requirements(kind))}"
     if not directory.is_dir():
         with _announced(f"downloading the wheels of {kind}"):
             draft = scratch / "wheels"
-            wheels.download(_REQUIREMENTS[kind], draft, scratch)
+            wheels.download(_pins(kind), draft, scratch)
             draft.rename(directory)
     return directory
 

@@ -32,7 +32,6 @@ from tests.localchannel.package import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from email.message import Message
     from pathlib import Path
 
@@ -67,11 +66,11 @@ class _Wheel:
         return "python-scripts" if self.pure else "bin"
 
 
-def download(wanted: Iterable[str], directory: Path, scratch: Path) -> None:
-    """Fetch wheels for this interpreter, and those that they depend on.
+def download(pins: Path, directory: Path, scratch: Path) -> None:
+    """Fetch wheels for this interpreter.
 
     Args:
-        wanted: The requirements.
+        pins: A file that names them all, with their hashes.
         directory: Where the wheels go.
         scratch: A directory for pip's temporary files.
 
@@ -79,7 +78,8 @@ def download(wanted: Iterable[str], directory: Path, scratch: Path) -> None:
         RuntimeError: if pip could not get them all.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-cache-dir", "--only-binary", ":all:", "--dest", str(directory), *wanted]
+    command += ["--no-cache-dir", "--only-binary", ":all:", "--require-hashes"]
+    command += ["--requirement", str(pins), "--dest", str(directory)]
     done = subprocess.run(
         command,
         env=os.environ | {"TMPDIR": str(scratch)},
