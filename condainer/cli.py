@@ -403,14 +403,18 @@ def _add_telling(commands: Any) -> None:  # noqa: ANN401
         "  condainer cache && condainer exec -- python script.py\n"
         "  srun --ntasks-per-node=1 condainer -d /project/env cache    once on each node\n",
     )
-    _add(
+    collect = _add(
         commands,
         "gc",
         _gc,
         "take away what killed jobs have left on this node: dead mounts, locks, empty directories",
         "  condainer gc\n  condainer -n gc                   only say what it would do\n"
-        "  srun --ntasks-per-node=1 condainer gc    on each node of a job\n",
+        "  srun --ntasks-per-node=1 condainer gc    on each node of a job\n"
+        "  condainer -q gc --user $SLURM_JOB_USER   in an epilogue, as root\n",
     )
+    whose = collect.add_mutually_exclusive_group()
+    whose.add_argument("--user", metavar="USER", help="what this user has left; for root")
+    whose.add_argument("--all", action="store_true", help="what any user has left; for root")
     _add(commands, "version", _version, "print the version", "  condainer version\n")
 
 
@@ -654,7 +658,7 @@ def _cache(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    from condainer import config, files, leftovers
+    from condainer import config, files, leftovers, trust
 
     there = not files.is_missing(arguments.directory / config.CONFIG_NAME)
     base = _open(arguments).config.mount_base_directory if there else None
@@ -664,10 +668,24 @@ def _gc(arguments: argparse.Namespace) -> int:
         done.append(text)
         _inform(arguments, f"would {text}" if arguments.dry_run else text)
 
-    leftovers.collect(base, tell, dry_run=arguments.dry_run)
-    if not done:
-        _inform(arguments, "nothing of yours is left behind on this node")
-    return 0
+    teller = leftovers.Teller(tell, _notes(arguments) or (lambda _: None))
+    whose = [os.getuid()]
+    if arguments.user is not None:
+        whose = [trust.user_id(arguments.user)]
+    elif arguments.all:
+        whose = leftovers.owners(base)
+    failures = []
+    for uid in whose:
+        try:
+            leftovers.collect_of(uid, base, teller, dry_run=arguments.dry_run)
+        except CondainerError as error:
+            failures.append(error)
+    for failure in failures:
+        _say_error(failure, verbose=arguments.verbose)
+    if not done and not failures:
+        others = arguments.user is not None or arguments.all
+        _inform(arguments, f"nothing {'' if others else 'of yours '}is left behind on this node")
+    return max((failure.exit_status for failure in failures), default=0)
 
 
 def _version(_arguments: argparse.Namespace) -> int:

@@ -57,6 +57,7 @@ class Config:
     keep_python_path: bool = False
     unmount_after: float = 10.0
     keep_extracted: bool = False
+    trusted_users: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ def _file(text: str) -> str:
     if "\0" in text or not text:
         raise ValueError("must name a file")
     return _path(text)
+
+
+def _users(text: str) -> tuple[str, ...]:
+    names = tuple(text.replace(",", " ").split())
+    if not all(re.fullmatch(r"[\w.][\w.-]*\$?", name) for name in names):
+        raise ValueError("must be names or numbers of users, with commas between them")
+    return names
 
 
 def _boolean(text: str) -> bool:
@@ -237,6 +245,13 @@ KEYS = (
         "false",
         "true: on nodes without FUSE, where the image is unpacked, the files stay after the last\n"
         "use, until 'condainer umount'.",
+    ),
+    Key(
+        "trusted_users",
+        _users,
+        "alice, 1234",
+        "Users, besides root, you and the image's owner, who may own or write to the directories\n"
+        "that mountpoints lie in. They can change what your programs do. Left out: nobody.",
     ),
 )
 

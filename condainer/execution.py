@@ -14,7 +14,7 @@ import os
 import stat
 import time
 
-from condainer import files, variables
+from condainer import files, trust, variables
 from condainer.errors import (
     CommandNotFoundError,
     ImageError,
@@ -73,13 +73,17 @@ def at_once(directory: str, command: Sequence[str]) -> Turn | None:
         text = files.read(path, most=_MOST).decode()
         uuid, base = _glance(text)
         image = live.identity(os.path.join(directory, f"{uuid}.squashfs"))
+        way = trust.signature(base)
     except (OSError, ValueError):
-        return None
-    if not os.path.isdir(base):
         return None
 
     def fits(record: live.Record) -> bool:
-        return record.image == image and record.config == text and record.variables is not None
+        return (
+            record.image == image
+            and record.config == text
+            and record.base == way
+            and record.variables is not None
+        )
 
     def look() -> list[Places]:
         return live.choices(base, uuid, image)

@@ -1,7 +1,11 @@
-"""`gc`: takes away what killed processes of this user have left on this node.
+"""`gc`: takes away what killed processes of a user have left on this node.
 
-Dead mounts, mounts that nobody keeps, staging directories of killed builds, lock files and empty
-mountpoints. What is in use, being mounted or being built stays, and so does what is not empty.
+Dead mounts, mounts that nobody keeps, copies of images that nobody uses, staging directories of
+killed builds, lock files and empty mountpoints. What is in use, being mounted or being built
+stays, and so does what is not empty.
+
+Root does so for other users, in a process that becomes the user: whatever that user has planted
+there, it can lead to nothing that the user could not have done.
 """
 
 from __future__ import annotations
@@ -9,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import locks, mounttable
+from condainer import impersonation, locks, mounttable, runtime, trust
 from condainer.config import Config
 from condainer.errors import CondainerError, MountError
 from condainer.mounting import extract, keeper, lifetime, mountpoint
@@ -28,28 +33,109 @@ _FILE = re.compile(
     rf"({_UUID})(\.[0-9a-f]+-[0-9a-f]+-[0-9a-f]+)?\.(?:build|mounting|use|keeper|mount|mount\.part|pin|log|reads|unpacking)"
 )
 _MOUNTPOINT = re.compile(rf"condainer-({_UUID})")
+_RUNTIME = re.compile(r"\.condainer-([0-9]+)")
 
 
-def collect(base: Path | None, on_action: Callable[[str], None], *, dry_run: bool) -> None:
-    """Look for what is left, and take it away.
+@dataclass(frozen=True)
+class Teller:
+    """To whom to tell what.
+
+    Attributes:
+        action: takes a line about each thing that is done, or would be.
+        note: takes a line about what is passed over.
+    """
+
+    action: Callable[[str], None]
+    note: Callable[[str], None]
+
+
+def collect(base: Path | None, teller: Teller, *, dry_run: bool) -> None:
+    """Look for what this user's processes have left, and take it away.
 
     Args:
         base: a mount base directory to look in, besides the usual one and those that something is
             mounted in.
-        on_action: takes a line about each thing that is done, or would be.
+        teller: hears of it.
         dry_run: change nothing.
     """
     for each in _bases(base):
-        for project in _projects(each):
+        try:
+            projects = _projects(each, teller)
+        except (CondainerError, OSError) as error:
+            teller.action(f"{each} is left as it is: {_words(error)}")
+            continue
+        for project in projects:
             try:
-                for text, act in _actions(project):
-                    on_action(text)
-                    if not dry_run:
-                        act()
-            except CondainerError as error:
-                on_action(f"{project.prefix} is left as it is: {error.message}")
+                _collect_one(project, teller, dry_run=dry_run)
+            except (CondainerError, OSError) as error:
+                teller.action(f"{project.prefix} is left as it is: {_words(error)}")
         if not dry_run:
-            locks.tidy(each / f".condainer-{os.getuid()}")
+            runtime.tidy(each / f".condainer-{os.getuid()}")
+
+
+def _collect_one(project: Project, teller: Teller, *, dry_run: bool) -> None:
+    trust.check_base(project)
+    for text, act in _actions(project):
+        teller.action(text)
+        if not dry_run:
+            act()
+
+
+def _words(error: CondainerError | OSError) -> str:
+    if isinstance(error, CondainerError):
+        return error.message
+    return f"{error.filename or 'something'}: {error.strerror}"
+
+
+def owners(base: Path | None) -> list[int]:
+    """The users of whom there is any trace on this node.
+
+    Args:
+        base: a mount base directory to look in, as for `collect`.
+    """
+    found = set()
+    mounts = mounttable.mounts_at_or_below(Path("/"))
+    bases = {Path(DEFAULT_BASE), *([base] if base else [])}
+    for mount in mounts:
+        if mount.owner is not None and _MOUNTPOINT.fullmatch(mount.mountpoint.name):
+            found.add(mount.owner)
+            bases.add(mount.mountpoint.parent)
+    mounted = {str(mount.mountpoint) for mount in mounts}
+    for each in bases:
+        with contextlib.suppress(OSError):
+            top = each.resolve()
+            for path in each.iterdir():
+                ours = _MOUNTPOINT.fullmatch(path.name) or _RUNTIME.fullmatch(path.name)
+                if ours and str(top / path.name) not in mounted:
+                    with contextlib.suppress(OSError):
+                        found.add(path.lstat().st_uid)
+    return sorted(found)
+
+
+def collect_of(uid: int, base: Path | None, teller: Teller, *, dry_run: bool) -> None:
+    """Do what `collect` does for another user; for root only.
+
+    Args:
+        uid: the user's.
+        base: as for `collect`.
+        teller: hears of it.
+        dry_run: change nothing.
+
+    Raises:
+        CondainerError: if it does not come to its end.
+    """
+    if uid == os.getuid():
+        collect(base, teller, dry_run=dry_run)
+        return
+    who = trust.user_name(uid)
+
+    def work(say: Callable[[str], None]) -> None:
+        told = Teller(lambda text: say(f"+{text}"), lambda text: say(f"-{text}"))
+        collect(base, told, dry_run=dry_run)
+
+    for line in impersonation.run_as(uid, work):
+        tell = teller.action if line[:1] == "+" else teller.note
+        tell(f"{who}: {line[1:]}")
 
 
 def _bases(base: Path | None) -> list[Path]:
@@ -60,19 +146,28 @@ def _bases(base: Path | None) -> list[Path]:
     return sorted(path for path in found if path.is_dir())
 
 
-def _projects(base: Path) -> list[Project]:
-    """The mounts of which there is any trace in a base directory."""
-    runtime = base / f".condainer-{os.getuid()}"
+def _projects(base: Path, teller: Teller) -> list[Project]:
+    """The mounts of which there is any trace of this user in a base directory."""
     found = set()
-    if os.path.lexists(runtime):
-        locks.ensure_directory(runtime)
-        for name in os.listdir(runtime):  # noqa: PTH208
-            match = _FILE.fullmatch(name)
-            if match is not None:
-                found.add((match[1], match[2] or ""))
+    for name in runtime.names(base / f".condainer-{os.getuid()}"):
+        match = _FILE.fullmatch(name)
+        if match is not None:
+            found.add((match[1], match[2] or ""))
+    top = base.resolve()
+    mounts = {str(mount.mountpoint): mount for mount in mounttable.mounts_at_or_below(base)}
     for path in base.iterdir():
         match = _MOUNTPOINT.fullmatch(path.name)
-        if match is not None and not path.is_symlink() and path.lstat().st_uid == os.getuid():
+        if match is None:
+            continue
+        mount = mounts.get(str(top / path.name))
+        try:  # what is mounted is not asked: it may never answer
+            owner = path.lstat().st_uid if mount is None else mount.owner or 0
+        except OSError as error:
+            teller.note(f"{path} is passed over: {error.strerror}")
+            continue
+        if owner != os.getuid():
+            teller.note(f"{path} is passed over: it is of {trust.user_name(owner)}")
+        else:
             found.add((match[1], ""))
     return [
         Project(base, Config(uuid=uuid, mount_base_directory=base), instance=instance)
@@ -84,7 +179,7 @@ def _actions(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
     """What there is to do, in words, and how."""
     if locks.is_held(project.build_lock):
         return
-    if project.build_lock.exists():
+    if runtime.exists(project.build_lock):
         yield f"remove what a killed build left at {project.prefix}", lambda: _unbuild(project)
     try:
         turn = locks.Turn(project.mount_lock)
@@ -110,7 +205,7 @@ def _of_a_private_mount(project: Project) -> Iterator[tuple[str, Callable[[], ob
 
 
 def _of_a_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
-    if os.path.lexists(project.places.unpacking) and not _is_in_use(project):
+    if runtime.exists(project.places.unpacking) and not _is_in_use(project):
         text = f"remove what a killed unpacking left for {project.prefix}"
         yield text, lambda: extract.remove_part(project)
     situation = mountpoint.look(project)

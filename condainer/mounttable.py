@@ -36,6 +36,7 @@ def mounts_at_or_below(path: Path) -> list[Mount]:
         path: absolute; links in the directories above it are followed, as the kernel does.
     """
     top = str(path.parent.resolve() / path.name)
+    below = f"{top.rstrip('/')}/"
     found = []
     # Anybody may mount at a path with a carriage return in it, which the kernel does not escape.
     path = Path("/proc/self/mountinfo")
@@ -44,7 +45,7 @@ def mounts_at_or_below(path: Path) -> list[Mount]:
             before, _, after = line.rstrip("\n").partition(" - ")
             fields = before.split(" ")
             where = _unescape(fields[4])
-            if where == top or where.startswith(top + "/"):
+            if where == top or where.startswith(below):
                 kind, source, options = [*after.split(" "), "", "", ""][:3]
                 match = _USER_ID.search(options)
                 owner = int(match[1]) if match else None

@@ -22,6 +22,7 @@ from condainer.config import CONFIG_NAME, Config, load
 from condainer.errors import CondainerError, MountError
 from condainer.mounting import backends, namespace
 from condainer.pipeline import installers, schedule, staging
+from condainer.project import Project
 
 if TYPE_CHECKING:
     import subprocess
@@ -65,7 +66,7 @@ def probe(directory: Path) -> dict[str, Any]:
     """
     there = not files.is_missing(directory / CONFIG_NAME)
     config = load(directory) if there else Config(uuid=_NO_PROJECT)
-    building = [_mksquashfs(), _installer(config), _base_directory(config)]
+    building = [_mksquashfs(), _installer(config), _base_directory(Project(directory, config))]
     helpers = [_device(), _fusermount()]
     mounting = [_backend(name) for name in backends.AUTOMATIC]
     others = [_namespace(), _unpacking(building[-1])]
@@ -116,10 +117,10 @@ def _installer(config: Config) -> Check:
     return Check("installer", ok=True, detail="; ".join([found.description, *notes]))
 
 
-def _base_directory(config: Config) -> Check:
-    base = config.mount_base_directory
+def _base_directory(project: Project) -> Check:
+    base = project.config.mount_base_directory
     try:
-        staging.check_base_directory(base)
+        staging.check_base_directory(project)
     except CondainerError as error:
         return Check("mount base directory", ok=False, detail=error.message, hint=error.hint)
     return Check("mount base directory", ok=True, detail=f"{base} is writable, programs can run")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import locks, process
+from condainer import process, runtime
 from condainer.errors import MountError
 from condainer.mounting import lifetime, mountpoint
 from condainer.pipeline import startup
@@ -86,7 +86,7 @@ def _watch(
     on_warning: Callable[[str], None],
 ) -> tuple[int, list[str]]:
     """Run the command; gives its exit status, and what it has read."""
-    locks.ensure_directory(project.places.runtime_directory)
+    runtime.check(project.places.runtime_directory)
     noted = Path(project.places.reads)
     noted.unlink(missing_ok=True)  # of one that was killed
     execute = [sys.executable, "-m", "condainer", "-d", str(project.directory), "exec", "--"]

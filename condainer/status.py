@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from condainer import image, users
+from condainer import image, runtime, users
 from condainer.errors import CondainerError
 from condainer.mounting import backends, lifetime, live, mountpoint
 from condainer.units import human
@@ -109,7 +109,7 @@ def _mount(project: Project) -> dict[str, Any]:
         about["problem"] = problem
     if situation.mount is not None:
         about["backend"] = backends.name_of(situation.mount.kind)
-        about["pinned"] = project.pin.exists()
+        about["pinned"] = runtime.exists(project.pin)
         if _is_of_another_image(project):
             about["problem"] = "what is mounted is not this image, but a copy's or an older one"
         about["users"] = _users(project)

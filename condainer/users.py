@@ -43,16 +43,18 @@ def users_of(mountpoint: Path, use_lock: Path) -> list[User]:
 def claimants(mountpoint: Path) -> list[str]:
     """The other users who have mounted over a directory in a namespace of theirs.
 
-    They lock a file beside it, which has their number.
+    They lock a file beside it, which has their number. One that is not theirs counts for nothing.
     """
     found = []
     for path in mountpoint.parent.glob(f"{mountpoint.name}.*"):
+        user = path.name.rpartition(".")[2]
         with contextlib.suppress(OSError):
             descriptor = os.open(path, OPEN_FOREIGN)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if str(os.fstat(descriptor).st_uid) == user:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                found.append(path.name.rpartition(".")[2])
+                found.append(user)
             finally:
                 os.close(descriptor)
     return found

@@ -88,6 +88,7 @@ def test_only_process_starts_programs() -> None:
         "condainer.process": {"anyio.open_process"},
         "condainer.execution": {"os.execve"},
         "condainer.mounting.keeper": {"os.fork"},
+        "condainer.impersonation": {"os.fork"},  # a user is a process's own
         "condainer.mounting.namespace": {"os.fork"},  # a namespace is a process's own
         # A program of its own, which is to start fast and may import nothing of the rest.
         "condainer.fuse.__main__": {"os.fork"},
@@ -124,14 +125,16 @@ def test_errors_import_nothing_of_the_house() -> None:
         ("condainer.image", {"errors"}),
         ("condainer.process", {"errors"}),
         ("condainer.tools", {"process", "errors"}),
-        ("condainer.locks", {"errors"}),
+        ("condainer.locks", {"errors", "runtime"}),
+        ("condainer.runtime", {"errors", "trust"}),
+        ("condainer.trust", {"errors"}),
         ("condainer.mounttable", set()),
         ("condainer.units", set()),
         ("condainer.files", {"errors", "units"}),
         ("condainer.activation", {"errors", "files", "project"}),
         (
             "condainer.execution",
-            {"activation", "errors", "files", "locks", "mounting", "places", "variables"},
+            {"activation", "errors", "files", "locks", "mounting", "places", "trust", "variables"},
         ),
         ("condainer.progress", {"pipeline", "units"}),
     ],

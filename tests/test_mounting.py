@@ -666,7 +666,9 @@ def test_a_squatted_runtime_directory_is_refused(
     before = picture(ready.base)
     try:
         answer = ready.run("exec", "--", "true", status=125)
-        assert f"{ready.runtime} is not a directory that only you can use" in answer.stderr
+        assert f"{ready.runtime} is not a directory that only you can use" in answer.stderr or (
+            f"{ready.runtime} belongs to user" in answer.stderr
+        )
         assert picture(ready.base) == before
     finally:
         for path in ready.left_over():
@@ -692,7 +694,7 @@ def test_a_base_directory_where_everybody_may_replace_what_is_there(ready: Works
     try:
         for command, status in ((("mount",), 1), (("exec", "--", "true"), 125)):
             answer = ready.run(*command, status=status)
-            assert f"run 'chmod +t {ready.base}'" in answer.stderr
+            assert f"{ready.base} is writable for all and has no sticky bit" in answer.stderr
             assert ready.left_over() == []
     finally:
         ready.base.chmod(0o700)

@@ -80,7 +80,7 @@ def start(place: Place, user: int, *argv: str) -> subprocess.Popen[str]:
     program = (users.PYTHON, "-m", "condainer", "exec", "--", *argv)
     process = place.start(user, *program, cwd=project_of(place), stdin=subprocess.PIPE)
     assert process.stdout is not None
-    assert process.stdout.readline() == "runs\n"
+    assert process.stdout.readline() == "runs\n", process.communicate()
     return process
 
 
@@ -246,8 +246,9 @@ def test_umount_ends_a_mount_in_a_namespace(bare: Place) -> None:
 
 def test_a_build_leaves_the_mount_of_a_running_program_alone(bare: Place) -> None:
     """It installs at the mountpoint, and removes the directory: mounts would go with it."""
-    for user in (ANN, BOB):
-        running = start(bare, user, "sh", "-c", SLOW)
+    ann = start(bare, ANN, "sh", "-c", SLOW)
+    bob = start(bare, BOB, "sh", "-c", SLOW)
+    for running in (ann, bob):
         answer = bare.run(ANN, "build", "--force", "-q", cwd=project_of(bare), status=None)
         out, errors = running.communicate()
         assert (running.returncode, errors) == (0, ""), out
@@ -333,12 +334,21 @@ def test_two_users_of_one_project_do_not_meet(place: Place) -> None:
     assert out.strip() == f"{prefix_of(place)}/bin/hard-hello"
 
 
-def test_whom_one_has_to_trust_is_told(place: Place) -> None:
+def test_nothing_is_mounted_over_a_directory_of_somebody_who_is_not_trusted(place: Place) -> None:
     """The project is Ann's, so that Bob trusts her anyway, but not the other way round."""
     bob = start(place, BOB, "sh", "-c", SLOW)
-    done = place.run(ANN, "exec", "hard-hello", cwd=project_of(place))
-    assert done.stdout.startswith("hello from")
-    assert f"belongs to user {BOB}, who uses this image as well" in done.stderr
+    done = place.run(ANN, "-q", "exec", "hard-hello", cwd=project_of(place), status=125)
+    assert done.stdout == ""
+    assert f"is mounted by user {BOB} (daemon)" in done.stderr
+    assert "trusted_users" in done.stderr
+    file = project_of(place) / "condainer.yml"
+    text = file.read_text()
+    file.write_text(f"{text}trusted_users: nobody, {BOB}\n")
+    try:
+        done = place.run(ANN, "exec", "hard-hello", cwd=project_of(place))
+        assert done.stdout.startswith("hello from")
+    finally:
+        file.write_text(text)
     bob.communicate()
 
 

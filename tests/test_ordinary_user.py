@@ -185,9 +185,9 @@ def test_a_fusermount_that_cannot_help_is_named(
 def test_a_second_user_is_told_of_the_first(place: Place, anns: Path, bobs: Path) -> None:
     """Both have the same image, and so the same mountpoint."""
     place.run(ANN, "mount", cwd=anns)
-    done = place.run(BOB, "exec", "hard-hello", cwd=bobs)
-    assert done.stdout.startswith("hello from")
-    assert f"belongs to user {ANN}, who uses this image as well" in done.stderr
+    done = place.run(BOB, "exec", "hard-hello", cwd=bobs, status=125)
+    assert done.stdout == ""
+    assert f"is mounted by user {ANN} (nobody)" in done.stderr
     assert f"is mounted by user {ANN}" in place.run(BOB, "umount", cwd=bobs, status=1).stderr
     assert state(place, BOB, bobs) == "not mounted"
     assert state(place, ANN, anns) == "mounted"
@@ -247,7 +247,12 @@ def test_a_squatted_runtime_directory(place: Place, anns: Path) -> None:
     os.chown(target, BOB, BOB)
     try:
         done = place.run(ANN, "exec", "true", cwd=anns, status=125)
-        assert f"{target} is not a directory that only you can use" in done.stderr
+        assert f"{target} belongs to user {BOB} (daemon), since 2" in done.stderr
+        assert "mkdir -m 700 /var/tmp/NAME" in done.stderr
+        found = json.loads(place.run(ANN, "status", "--json", cwd=anns).stdout)
+        assert str(target) in found["mount"]["problem"]
+        found = json.loads(place.run(ANN, "prereq", "--json", cwd=anns, status=1).stdout)
+        assert str(target) in json.dumps(found["checks"])
     finally:
         target.rmdir()
 

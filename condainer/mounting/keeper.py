@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from condainer import activation, image, locks, mounttable, process
+from condainer import activation, image, locks, mounttable, process, runtime, trust
 from condainer.errors import CondainerError, MountError
-from condainer.mounting import backends, live, mountpoint, namespace
+from condainer.mounting import asking, backends, live, mountpoint, namespace
 
 if TYPE_CHECKING:
     import subprocess
@@ -80,7 +80,6 @@ def end_orphans(project: Project) -> None:
     while process.running(commands) and time.monotonic() < deadline:
         time.sleep(_MOUNT_POLL)
     if mountpoint.mend(project):
-        locks.ensure_directory(project.runtime_directory)
         mountpoint.prepare(project)
 
 
@@ -159,9 +158,8 @@ def _shed(project: Project, sender: int) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     null = _high(os.open(os.devnull, os.O_RDWR))
-    log = _high(os.open(project.mount_log, flags, 0o600))
+    log = _high(runtime.open_file(project.mount_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     sender = _high(sender)
     for target, source in enumerate((null, log, log, sender)):
         os.dup2(source, target, inheritable=target != _SENDER)
@@ -230,7 +228,8 @@ def _keep(project: Project, backend: Backend | None, sender: int) -> None:
     except Exception as error:  # noqa: BLE001  (the parent has to hear of it)
         os.write(sender, repr(error).encode())
         return
-    os.write(sender, _READY)
+    with contextlib.suppress(BrokenPipeError):  # whoever asked was killed: it goes like any other
+        os.write(sender, _READY)
     os.close(sender)
     process.show_as(f"condainer-keep {project.image} at {project.prefix}")
     _serve(project, kept, keeper)
@@ -352,7 +351,7 @@ def _wait_until_it_answers(inside: Path, daemon: subprocess.Popen[bytes], log: P
 def _tail(log: Path) -> str:
     """The last lines of a daemon's log, in one."""
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        text = runtime.read(log).decode(errors="replace")
     except OSError:
         return ""
     return "; ".join(line.strip() for line in text.splitlines()[-3:] if line.strip())
@@ -378,7 +377,8 @@ def _note(
     """
     try:
         identity = live.identity(str(project.image))
-        root = live.root_of(str(inside))
+        root = asking.root_of(str(inside), daemon)
+        base = trust.signature(str(project.prefix.parent))
     except OSError as error:
         raise MountError(f"it was mounted, but then: {error.strerror}") from error
     if identity != before:
@@ -388,8 +388,8 @@ def _note(
         variables = activation.load(inside, prefix=project.prefix).variables
     config = project.config
     record = live.Record(
-        *(identity, image.fingerprint(project.image), root, backend, daemon, project.text),
-        *(config.user_site_packages, config.keep_python_path, variables, place),
+        *(identity, image.fingerprint(project.image), root, base, backend, daemon),
+        *(project.text, config.user_site_packages, config.keep_python_path, variables, place),
     )
     try:
         live.write(str(project.record), record)
@@ -448,7 +448,7 @@ def _serve(project: Project, kept: _Kept, keeper: int) -> None:
     if kept.made is not None:
         kept.made.close()
         mountpoint.disclaim(project, kept.claim)
-        project.record.unlink(missing_ok=True)
+        runtime.remove(project.record)
     locks.discard(project.keeper_lock, keeper)
     _clean_up(project)
 
@@ -456,7 +456,7 @@ def _serve(project: Project, kept: _Kept, keeper: int) -> None:
 def _stays(project: Project, kept: _Kept) -> bool:
     """Whether the mount is to stay without users."""
     is_unpacked = kept.mount is not None and kept.mount.kind == backends.EXTRACT
-    return project.pin.exists() or (is_unpacked and project.config.keep_extracted)
+    return runtime.exists(project.pin) or (is_unpacked and project.config.keep_extracted)
 
 
 def _outlast_others(project: Project) -> None:
@@ -491,7 +491,7 @@ def _end_shadow(shadow: int) -> None:
 
 def _wait_to_take_over(project: Project, kept: _Kept) -> None:
     """Wait for the keeper lock, which the keeper removes unless it is killed."""
-    keeper = os.open(project.keeper_lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    keeper = runtime.open_file(project.keeper_lock, os.O_RDWR)
     fcntl.flock(keeper, fcntl.LOCK_EX)
     if not locks.is_current(project.keeper_lock, keeper):
         return
@@ -569,14 +569,13 @@ def _is_left_to_us(project: Project) -> bool:
     """Whether something is left, and nobody has mounted the image again, with a keeper anew."""
     if locks.is_held(project.keeper_lock, shared=True):
         return False  # it is in another's care, maybe in a namespace of its own
-    left = (project.use_lock, project.pin, project.mount_log, project.prefix)
-    if os.path.lexists(project.mount_log) and not os.path.samestat(
-        project.mount_log.lstat(), os.fstat(_LOG)
-    ):
+    log = runtime.status(project.mount_log)
+    if log is not None and not os.path.samestat(log, os.fstat(_LOG)):
         return False  # of another keeper, maybe in a mount namespace that we cannot look into
     if mountpoint.look(project).state is mountpoint.State.LIVE:
         return False
-    return any(os.path.lexists(path) for path in left)
+    left = any(map(runtime.exists, (project.use_lock, project.pin, project.mount_log)))
+    return left or mountpoint.is_there(project)
 
 
 def _has_tidied(project: Project) -> bool:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import os
 import signal
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from condainer import image, locks
+from condainer import image, locks, runtime, trust
 from condainer.errors import CondainerError, ImageError, MountError
 from condainer.mounting import backends, live, mountpoint, namespace
 from condainer.mounting.mountpoint import RefusedError, State
@@ -111,6 +112,7 @@ def use(
         TooLateError: where another process has tried to for too long.
     """
     check_image(project)
+    trust.check_base(project)
     private = _private(project) if may_be_private else None
     wishes = _Wishes(backend, on_note or _say_nothing, on_warning or _say_nothing)
     deadline = time.monotonic() + DEADLINE
@@ -144,9 +146,10 @@ def private_mounts(project: Project) -> list[Project]:
     """The mounts of a project's images that are in namespaces of their own, of this user."""
     uuid, suffix = project.config.uuid, ".keeper"
     return [
-        replace(project, instance=path.name[len(uuid) : -len(suffix)])
-        for path in sorted(project.runtime_directory.glob(f"{uuid}.?*-*{suffix}"))
-        if locks.is_held(path)
+        replace(project, instance=name[len(uuid) : -len(suffix)])
+        for name in sorted(runtime.names(project.runtime_directory))
+        if fnmatch.fnmatchcase(name, f"{uuid}.?*-*{suffix}")
+        and locks.is_held(project.runtime_directory / name)
     ]
 
 
@@ -178,7 +181,7 @@ def _see_to(project: Project, private: Project | None, wishes: _Wishes) -> Held 
                 raise
     if len(failures) > 1:
         wishes.on_note(failures[-1].message)
-    raise failures[0]
+    raise next((each for each in failures if isinstance(each, trust.ExposedError)), failures[0])
 
 
 def _ways(
@@ -201,7 +204,7 @@ def _ways(
 def _see_to_shared(project: Project, wishes: _Wishes, stand_in: Project | None) -> Held | None:
     from condainer.mounting import keeper
 
-    pinned = project.pin.exists()
+    pinned = runtime.exists(project.pin)
     descriptor = _hold(project)
     try:
         situation = mountpoint.look(project)
@@ -235,7 +238,7 @@ def _mount_unless_mounted(project: Project, situation: Situation, wishes: _Wishe
     """Mount; where something else has been mounted meanwhile, leave it to be looked at."""
     from condainer.mounting import keeper
 
-    if project.mount_log.exists() and not locks.is_held(project.keeper_lock):
+    if runtime.exists(project.mount_log) and not locks.is_held(project.keeper_lock):
         keeper.end_orphans(project)
         situation = mountpoint.look(project)
     try:
@@ -321,8 +324,7 @@ def share(project: Project, descriptor: int) -> bool:
         MountError: where it is not open.
     """
     try:
-        theirs = os.fstat(descriptor)
-        if not os.path.samestat(theirs, project.use_lock.lstat()):
+        if not locks.is_current(project.use_lock, descriptor):
             return False
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
@@ -343,7 +345,7 @@ def check_image(project: Project) -> image.Superblock:
 
 def pin(project: Project) -> None:
     """Let a mount stay when nobody uses it; the caller holds it."""
-    project.pin.touch(mode=0o600)
+    os.close(runtime.open_file(project.pin, os.O_WRONLY | os.O_CREAT))
 
 
 def unmount(project: Project) -> bool:
@@ -381,8 +383,8 @@ def sweep(project: Project) -> None:
     """Remove what killed processes have noted of a mount that is not there."""
     from condainer.mounting import extract
 
-    unpacking = os.path.lexists(project.places.unpacking)
-    if not unpacking and not project.mount_lock.exists() and not mountpoint.traces(project):
+    unpacking = runtime.exists(project.places.unpacking)
+    if not any((unpacking, runtime.exists(project.mount_lock), mountpoint.traces(project))):
         return
     with contextlib.suppress(locks.BusyError):
         turn = locks.Turn(project.mount_lock)
@@ -440,7 +442,7 @@ def end_private_mounts(project: Project) -> int:
 
 def unmount_if_idle(project: Project) -> None:
     """Unmount what an `exec` mounted, where nobody uses it any more and nobody pinned it."""
-    if not project.pin.exists():
+    if not runtime.exists(project.pin):
         with contextlib.suppress(CondainerError):
             if unmount(project):
                 wait_until_gone(project)
@@ -454,7 +456,7 @@ def is_idle(project: Project) -> bool:
 
     with contextlib.suppress(CondainerError):
         state = mountpoint.look(project).state
-        if state is State.ABSENT or project.pin.exists():
+        if state is State.ABSENT or runtime.exists(project.pin):
             return False
         if state is State.LIVE:
             os.close(locks.acquire(project.use_lock, timeout=_A_MOMENT))
@@ -476,7 +478,7 @@ def _let_go(project: Project, descriptor: int) -> None:
     if _is_ours(project):
         os.close(descriptor)
     else:
-        project.mount_log.unlink(missing_ok=True)
+        runtime.remove(project.mount_log)
         locks.release(project.use_lock, descriptor)
 
 
@@ -493,7 +495,7 @@ def _mount(project: Project, situation: Situation, wishes: _Wishes) -> None:
     candidates = backends.candidates(wishes.backend, wishes.on_note)
     deadline = time.monotonic() + _PATIENCE
     while situation.state is State.ABSENT and locks.is_held(project.keeper_lock):
-        if os.path.lexists(project.places.unpacking):  # for a command that was killed
+        if runtime.exists(project.places.unpacking):  # for a command that was killed
             deadline = time.monotonic() + _PATIENCE  # it is noted only after it was renamed
         elif time.monotonic() > deadline:  # it is not just going
             raise MountError(f"{project.prefix} is mounted in another mount namespace")
@@ -503,7 +505,6 @@ def _mount(project: Project, situation: Situation, wishes: _Wishes) -> None:
     if situation.state is State.DEAD:
         wishes.on_note(f"the daemon behind {project.prefix} has died: mounting anew")
         mountpoint.mend(project)
-        locks.ensure_directory(project.runtime_directory)
     if locks.is_held(project.build_lock):
         raise _being_built(project)
     _start_first(project, candidates, wishes)
@@ -517,7 +518,7 @@ def _start_first(project: Project, candidates: list[Backend], wishes: _Wishes) -
     problems: list[str] = []
     for backend in candidates:
         if project.instance:
-            mountpoint.prepare_private(project, wishes.on_warning)
+            mountpoint.prepare_private(project)
         else:
             mountpoint.prepare(project)
         if backend.name == backends.EXTRACT:
@@ -541,9 +542,9 @@ def _start_first(project: Project, candidates: list[Backend], wishes: _Wishes) -
 def wait_until_gone(project: Project, seconds: float = 5.0) -> None:
     """Wait until the keeper of an unmounted image has tidied up."""
     deadline = time.monotonic() + seconds
-    while os.path.lexists(project.prefix) and time.monotonic() < deadline:
+    while mountpoint.is_there(project) and time.monotonic() < deadline:
         time.sleep(_POLL)
-    locks.tidy(project.runtime_directory)
+    runtime.tidy(project.runtime_directory)
 
 
 def _being_built(project: Project) -> RefusedError:

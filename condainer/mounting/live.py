@@ -11,14 +11,13 @@ change this program.
 
 from __future__ import annotations
 
-import errno
 import marshal
 import os
 import time
 
-from condainer import files, locks
+from condainer import locks, runtime, trust
 from condainer.errors import CondainerError, MountError, TooLateError
-from condainer.mounting import namespace
+from condainer.mounting import asking, namespace
 from condainer.places import Places, private_instance
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 DEADLINE = 30.0
 """Seconds after which a mount that does not come is an error."""
 
-_HEAD = b"condainer mount 3\n"
+_HEAD = b"condainer mount 4\n"
 _MARSHAL = 4
 """The format, which all Pythons that condainer runs with can read."""
-_MOST = 8 << 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 0.02
 
 
@@ -42,6 +40,7 @@ class Record:
         image: `identity` of the image's file.
         fingerprint: tells its content from that of others; empty where it is not known.
         root: device and inode of the root of the mount.
+        base: `trust.signature` of the mount base directory, as it was when it was found safe.
         backend: the name of what serves it.
         daemon: the process that serves it, 0 where the kernel does.
         config: the text of the `condainer.yml` that it was mounted for.
@@ -53,12 +52,13 @@ class Record:
     """
 
     __slots__ = (
-        *("image", "fingerprint", "root", "backend", "daemon"),
+        *("image", "fingerprint", "root", "base", "backend", "daemon"),
         *("config", "user_site_packages", "keep_python_path", "variables", "namespace"),
     )
     image: tuple[int, int, int, int]
     fingerprint: str
     root: tuple[int, int]
+    base: tuple[trust.Step, ...]
     backend: str
     daemon: int
     config: str
@@ -82,16 +82,6 @@ def identity(image: str) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def root_of(prefix: str) -> tuple[int, int]:
-    """What tells the root of one mount from that of another.
-
-    Raises:
-        OSError: where it cannot be looked at.
-    """
-    status = os.stat(prefix)
-    return status.st_dev, status.st_ino
-
-
 def write(path: str, record: Record) -> None:
     """Note what a mount serves.
 
@@ -99,16 +89,7 @@ def write(path: str, record: Record) -> None:
         OSError: where it cannot be written; nothing is left of it then.
     """
     values = tuple(getattr(record, name) for name in Record.__slots__)
-    temporary = f"{path}.part"  # no two write at once: whoever does is the keeper
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(temporary, flags, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(_HEAD + marshal.dumps(values, _MARSHAL))
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
+    runtime.publish(path, _HEAD + marshal.dumps(values, _MARSHAL))
 
 
 def read(places: Places) -> Record | None:
@@ -117,11 +98,8 @@ def read(places: Places) -> Record | None:
     Raises:
         CondainerError: where the directory it lies in is not this user's own.
     """
-    if not os.path.lexists(places.record):
-        return None
-    locks.ensure_directory(places.runtime_directory)
     try:
-        data = files.read(places.record, most=_MOST)
+        data = runtime.read(places.record)
     except OSError:
         return None
     if not data.startswith(_HEAD):
@@ -133,10 +111,14 @@ def read(places: Places) -> Record | None:
 
 
 def is_live(places: Places, record: Record) -> bool:
-    """Whether the mount that was noted is there, and is being served and kept."""
+    """Whether the mount that was noted is there, and is being served and kept.
+
+    Raises:
+        StuckError: if it is there and does not answer.
+    """
     place = namespace.Place(*record.namespace) if record.namespace is not None else None
     if place is not None and not place.is_here():
-        if not _runs(record.daemon):  # there is no way back for who finds out inside
+        if not asking.runs(record.daemon):  # there is no way back for who finds out inside
             return False
         try:
             place.close(*place.open())
@@ -147,23 +129,11 @@ def is_live(places: Places, record: Record) -> bool:
     return locks.is_held(places.keeper_lock, shared=True)
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process has not ended yet, if only to be waited for."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1] not in b"ZX"
-    except OSError:
-        return False
-
-
 def _answers(prefix: str, record: Record) -> bool:
     try:
-        if root_of(prefix) != record.root:
-            return False
-        os.statvfs(prefix)  # the kernel asks the daemon; to stat it knows the answer itself
-    except OSError as error:
-        return error.errno == errno.ENOSYS  # the daemon lives to say that it cannot tell
-    return True
+        return asking.root_of(prefix, record.daemon) == record.root
+    except OSError:
+        return False
 
 
 def step_in(prefix: str, record: Record) -> None:
@@ -209,7 +179,7 @@ def enter(
         except locks.BusyError:
             if time.monotonic() >= deadline:
                 # Unpacking takes as long as it takes; whoever does it holds the lock.
-                if not os.path.lexists(there[0].unpacking):
+                if not runtime.exists(there[0].unpacking):
                     raise
                 deadline += DEADLINE
         while locks.is_held(lock, shared=True) and time.monotonic() < deadline:
@@ -219,9 +189,15 @@ def enter(
 
 def too_late(places: Places) -> TooLateError:
     """What to say where a mount has not come in time."""
+    from pathlib import Path
+
+    from condainer import users
+
+    holders = users.users_of(Path(places.prefix), Path(places.mount_lock))
+    who = f"process {users.describe(holders)}" if holders else "another process"
     return TooLateError(
-        f"{places.prefix} did not get mounted within {DEADLINE:.0f} s",
-        f"another process has tried for as long; see {places.log}, then try again",
+        f"{places.prefix} did not get mounted within {DEADLINE:.0f} s: {who} has tried for as long",
+        f"see {places.log}; look whether that process is stopped, then try again",
     )
 
 
@@ -229,10 +205,7 @@ def choices(base: str, uuid: str, image: tuple[int, int, int, int]) -> list[Plac
     """The mounts that may be there of an image: the one for all to see, and others, if any."""
     found = [Places(base, uuid)]
     start = f"{uuid}{private_instance(image)}"
-    try:
-        names = os.listdir(found[0].runtime_directory)
-    except OSError:
-        return found
+    names = runtime.names(found[0].runtime_directory)
     return found + [
         Places(base, uuid, name[len(uuid) : -len(".mount")])
         for name in names

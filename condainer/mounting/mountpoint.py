@@ -12,6 +12,7 @@ import contextlib
 import enum
 import errno
 import fcntl
+import fnmatch
 import os
 import stat
 import time
@@ -19,14 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import locks, mounttable, users
+from condainer import locks, mounttable, runtime, trust, users
 from condainer.errors import CondainerError, MountError
-from condainer.mounting import backends, live
+from condainer.mounting import asking, backends, live
 from condainer.mounttable import Mount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from condainer.project import Project
 
 _POLL = 0.02
@@ -63,6 +62,7 @@ def look(project: Project) -> Situation:
 
     Raises:
         MountError: where another user's mount is there, or one of something else.
+        StuckError: if what is mounted does not answer.
     """
     mount = mounttable.mount_at(project.prefix)
     if mount is None:
@@ -73,15 +73,11 @@ def look(project: Project) -> Situation:
             "it is left alone; unmount it yourself, or choose another mount_base_directory",
         )
     if mount.owner not in {None, os.getuid()}:
-        raise MountError(
-            f"{project.prefix} is mounted by user {mount.owner}",
-            "on this node only one user at a time can have this image mounted there",
-        )
+        raise _mounted_by_another(project, mount)
+    record = live.read(project.places)
     try:
-        os.statvfs(project.prefix)  # the kernel asks the daemon; to stat it knows the answer itself
+        asking.see_served(str(project.prefix), record.daemon if record is not None else 0)
     except OSError as error:
-        if error.errno == errno.ENOSYS:  # the daemon lives to say that it cannot tell
-            return Situation(State.LIVE, mount)
         if error.errno in _DEAD:
             return Situation(State.DEAD, mount)
         if error.errno == errno.ENOENT:  # it went after the table was read
@@ -94,10 +90,21 @@ def _look_for_unpacked(project: Project) -> Situation:
     record = live.read(project.places)
     if record is not None and record.backend == backends.EXTRACT:
         with contextlib.suppress(OSError):
-            if live.root_of(str(project.prefix)) == record.root:
+            if asking.root_of(str(project.prefix), 0) == record.root:
                 mount = Mount(0, project.prefix, backends.EXTRACT, str(project.image), os.getuid())
                 return Situation(State.LIVE, mount)
     return Situation(State.ABSENT, None)
+
+
+def is_there(project: Project) -> bool:
+    """Whether there is anything at a project's mountpoint; what is mounted there is not asked."""
+    try:
+        os.close(os.open(project.prefix, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def prepare(project: Project) -> None:
@@ -109,9 +116,8 @@ def prepare(project: Project) -> None:
     prefix = project.prefix
     with contextlib.suppress(FileExistsError):
         try:
-            locks.check_base(prefix.parent)
             prefix.mkdir(mode=0o755)
-            locks.set_mode(prefix, 0o755)
+            _open_to_all(prefix)
         except FileExistsError:
             raise
         except OSError as error:
@@ -121,12 +127,14 @@ def prepare(project: Project) -> None:
             ) from error
     status = prefix.lstat()
     hint = "look what it is, and move it away"
+    if status.st_uid != os.getuid():
+        raise MountError(*trust.of_another(project, status))
     if stat.S_ISLNK(status.st_mode):
         raise MountError(f"the mountpoint {prefix} is a symbolic link", hint)
     if not stat.S_ISDIR(status.st_mode):
         raise MountError(f"the mountpoint {prefix} is not a directory", hint)
-    if status.st_uid != os.getuid():
-        raise MountError(f"the mountpoint {prefix} belongs to user {status.st_uid}", hint)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        prefix.chmod(0o755)
     if any(prefix.iterdir()):
         raise MountError(
             f"the mountpoint {prefix} is not empty",
@@ -134,52 +142,66 @@ def prepare(project: Project) -> None:
         )
 
 
-def prepare_private(project: Project, on_warning: Callable[[str], None]) -> None:
+def _open_to_all(prefix: Path) -> None:
+    """Give the mountpoint that this user has just made its mode, whatever an odd umask has left."""
+    descriptor = os.open(prefix, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_uid == os.getuid():
+            Path(f"/proc/self/fd/{descriptor}").chmod(0o755)
+    finally:
+        os.close(descriptor)
+
+
+def prepare_private(project: Project) -> None:
     """Make the directory to mount at in a namespace of its own, or see that the one there will do.
 
-    Whoever owns the directory can put another in its place, and so decide what programs find there.
+    Whoever owns the directory can put another in its place, in the namespace as well, and so
+    decide what programs find there.
 
     Args:
         project: whose image.
-        on_warning: takes a line where the directory is of a user who has no say otherwise.
 
     Raises:
-        MountError: where something else is there.
+        MountError: if it belongs to somebody who is not trusted, or something else is there.
     """
-    prefix = project.prefix
     deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        mount = mounttable.mount_at(prefix)
+    while True:
         try:
-            status = prefix.lstat() if mount is None else None  # which another's mount would refuse
-        except FileNotFoundError:
-            prepare(project)
+            _prepare_beside(project)
+        except MountError:
+            if time.monotonic() > deadline:  # what is there may just be going
+                raise
+            time.sleep(_POLL)
+        else:
             return
-        if status is not None and not stat.S_ISDIR(status.st_mode):
-            break
-        owner = status.st_uid if status is not None else mount.owner or 0 if mount else 0
-        if owner == os.getuid() and mount is None:
-            prepare(project)
-            return
-        if owner in _trusted(project):
-            return
-        if mount is not None:
-            on_warning(
-                f"{prefix} belongs to user {owner}, who uses this image as well, and whom you "
-                "trust by going on; a mount_base_directory of your own would be safer"
-            )
-            return
-        time.sleep(_POLL)  # it may just be going, or be about to be mounted
-    raise MountError(f"the mountpoint {prefix} is not yours", "look what it is")
 
 
-def _trusted(project: Project) -> set[int]:
-    """The users who decide in any case what programs of a project do."""
-    found = {0, os.getuid()}
-    for path in (project.image, project.directory):
-        with contextlib.suppress(OSError):
-            found.add(path.stat().st_uid)
-    return found
+def _prepare_beside(project: Project) -> None:
+    mount = mounttable.mount_at(project.prefix)
+    if mount is not None:
+        if (mount.owner or 0) not in trust.trusted(project):
+            raise _mounted_by_another(project, mount)
+        return
+    try:
+        status = project.prefix.lstat()
+    except FileNotFoundError:
+        prepare(project)
+        return
+    if status.st_uid == os.getuid():
+        prepare(project)
+    elif status.st_uid not in trust.trusted(project):
+        raise MountError(*trust.of_another(project, status))
+    elif not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"the mountpoint {project.prefix} is not a directory", "look what it is")
+    else:
+        trust.check_prefix(project)
+
+
+def _mounted_by_another(project: Project, mount: Mount) -> MountError:
+    return MountError(
+        f"{project.prefix} is mounted by {trust.user_name(mount.owner or 0)}",
+        f"try again when that has ended, or {trust.other_base(project)}",
+    )
 
 
 def take_away(project: Project, kind: str) -> str:
@@ -236,16 +258,18 @@ def tidy(project: Project) -> None:
     _drop_claim(project)  # of one that was killed
     remove(project)
     for path in (project.mount_lock, project.keeper_lock):  # left by those that were killed
-        if path.exists():
+        if runtime.exists(path):
             with contextlib.suppress(CondainerError):
                 locks.discard(path, locks.acquire(path))
-    locks.tidy(project.runtime_directory)
+    runtime.tidy(project.runtime_directory)
 
 
 def traces(project: Project) -> list[Path]:
     """The files that there are of a mount, besides the lock of who mounts."""
     return [
-        path for path in (project.use_lock, project.keeper_lock, *_notes(project)) if path.exists()
+        path
+        for path in (project.use_lock, project.keeper_lock, *_notes(project))
+        if runtime.exists(path)
     ]
 
 
@@ -256,7 +280,7 @@ def _notes(project: Project) -> tuple[Path, ...]:
 
 def _forget(project: Project) -> None:
     for path in _notes(project):
-        path.unlink(missing_ok=True)
+        runtime.remove(path)
 
 
 def _tidy_those_gone(project: Project) -> None:
@@ -265,8 +289,8 @@ def _tidy_those_gone(project: Project) -> None:
     Their names are of one state of the image and one place, so nobody comes by them again.
     """
     uuid = project.config.uuid
-    found = project.runtime_directory.glob(f"{uuid}.*-*-*.*")
-    for instance in {f".{path.name[len(uuid) :].split('.')[1]}" for path in found}:
+    found = fnmatch.filter(runtime.names(project.runtime_directory), f"{uuid}.*-*-*.*")
+    for instance in {f".{name[len(uuid) :].split('.')[1]}" for name in found}:
         other = replace(project, instance=instance)
         if instance == project.instance:
             continue
@@ -292,10 +316,11 @@ def remove(project: Project) -> None:
     ):  # which waits for those that have looked before: `staging`
         return
     own = project.use_lock
-    found = own.parent.glob(f"{project.config.uuid}*")
     kinds = {".use", ".keeper"}
-    others = [path for path in found if path.suffix in kinds and path.stem != own.stem]
     with contextlib.suppress(OSError, CondainerError):
+        found = fnmatch.filter(runtime.names(own.parent), f"{project.config.uuid}*")
+        paths = [own.with_name(name) for name in found]
+        others = [path for path in paths if path.suffix in kinds and path.stem != own.stem]
         if not any(locks.is_held(path) for path in others) and not is_needed_by_others(project):
             project.prefix.rmdir()
 
@@ -314,9 +339,10 @@ def claim(project: Project) -> int:
     Raises:
         MountError: where something stands in the way.
     """
-    with contextlib.suppress(PermissionError):  # as another's mount answers
-        if project.prefix.lstat().st_uid == os.getuid():
-            return -1
+    if mounttable.mount_at(project.prefix) is None and (
+        project.prefix.lstat().st_uid == os.getuid()
+    ):
+        return -1
     path = _claim(project)
     deadline = time.monotonic() + _PATIENCE
     while True:
@@ -331,8 +357,9 @@ def claim(project: Project) -> int:
             continue
         except OSError as error:
             raise MountError(f"cannot make and lock {path}: {error.strerror}") from error
-        if locks.is_current(path, descriptor):
-            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                return descriptor
         os.close(descriptor)  # removed by another mount's keeper meanwhile
 
 

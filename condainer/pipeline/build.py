@@ -299,7 +299,7 @@ class Build:
         environment = environment_module.load(project.environment_file) if conda else None
         lock = lockfile.read(project.lock_file) if self.options.locked and conda else None
         self._site.epoch = epoch.of_build(lock.created if lock else None)
-        staging.check_base_directory(project.prefix.parent)
+        staging.check_base_directory(project)
         staging.check_unclaimed(project)
         if project.prefix not in self.options.idle:
             fills = conda or self.options.repack

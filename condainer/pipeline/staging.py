@@ -8,6 +8,7 @@ removed, and nothing below a mountpoint.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import shlex
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import locks, mounttable, users
+from condainer import locks, mounttable, runtime, trust, users
 from condainer.errors import BuildError, CondainerError
 from condainer.project import METADATA
 from condainer.removal import remove_tree
@@ -63,7 +64,7 @@ def claim(project: Project) -> Iterator[Hold]:
     Raises:
         BuildError: where the prefix is not ours to use.
     """
-    check_base_directory(project.prefix.parent)
+    check_base_directory(project)
     with _locked(project) as descriptor:
         check_prefix(project)
         _remove_ours(project.prefix)  # what a killed build left behind
@@ -136,13 +137,14 @@ def check_made(prefix: Path) -> None:
     prefix.chmod(0o755)
 
 
-def check_base_directory(base: Path) -> None:
-    """See that an environment can be installed below a directory and run from there.
+def check_base_directory(project: Project) -> None:
+    """See that an environment can be installed in the mount base directory and run from there.
 
     Raises:
-        CondainerError: where it is missing, not writable, mounted noexec, or everybody may
+        CondainerError: where it is missing, not writable, mounted noexec, or somebody else may
             replace what is there.
     """
+    base = project.prefix.parent
     hint = "choose another mount_base_directory in condainer.yml"
     if not base.is_dir():
         raise BuildError(f"mount_base_directory {base} is missing", f"make it, or {hint}")
@@ -153,7 +155,7 @@ def check_base_directory(base: Path) -> None:
         raise BuildError(f"mount_base_directory {base} is not writable for you", hint)
     if flags & os.ST_NOEXEC:
         raise BuildError(f"mount_base_directory {base} is mounted noexec: no program runs", hint)
-    locks.check_base(base)
+    trust.check_base(project)
 
 
 def check_prefix(project: Project) -> None:
@@ -170,13 +172,13 @@ def check_prefix(project: Project) -> None:
         return
     except OSError as error:
         raise BuildError(f"cannot look at {prefix}: {error.strerror}") from error
+    if status.st_uid != os.getuid():
+        raise BuildError(*trust.of_another(project, status))
     hint = "nothing was removed; look what it is, move it away, and build again"
     if stat.S_ISLNK(status.st_mode):
         raise BuildError(f"the mountpoint {prefix} is a symbolic link", hint)
     if not stat.S_ISDIR(status.st_mode):
         raise BuildError(f"the mountpoint {prefix} is not a directory", hint)
-    if status.st_uid != os.getuid():
-        raise BuildError(f"the mountpoint {prefix} belongs to user {status.st_uid}", hint)
     if any(prefix.iterdir()) and not _left_over(project):
         raise BuildError(f"{prefix} is in use by something else: it is not empty", hint)
 
@@ -237,7 +239,9 @@ def _check_unneeded(project: Project) -> None:
         BuildError: says who.
     """
     hint = "end what uses it, then build again"
-    for path in project.runtime_directory.glob(f"{project.config.uuid}.?*-*.keeper"):
+    directory = project.runtime_directory
+    found = fnmatch.filter(runtime.names(directory), f"{project.config.uuid}.?*-*.keeper")
+    for path in map(directory.joinpath, found):
         if locks.is_held(path, shared=True):
             who = users.describe(users.users_of(project.prefix, path.with_suffix(".use")))
             raise BuildError(
@@ -320,7 +324,7 @@ def _left_over(project: Project) -> bool:
 def _noted(project: Project) -> dict[str, Any]:
     """What `Hold.note` wrote into the lock."""
     try:
-        noted = json.loads(project.build_lock.read_bytes())
+        noted = json.loads(runtime.read(project.build_lock))
     except (OSError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}

@@ -1,0 +1,124 @@
+"""Root does something as another user: in a process that is that user's, and nothing else.
+
+What the user has planted there can lead that process to nothing that the user could not have done.
+It keeps no file of its parent's open, and what it says is bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import select
+import signal
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from condainer.errors import CondainerError
+from condainer.trust import user_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE = 120.0
+"""Seconds for which it may take."""
+_MOST = 1 << 20
+"""Bytes that it may say."""
+_NOBODY = 65534
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def run_as(uid: int, work: Callable[[Callable[[str], None]], None]) -> list[str]:
+    """Do something as another user.
+
+    Args:
+        uid: the user's.
+        work: what to do; is given what takes a line to say.
+
+    Returns:
+        the lines that it said.
+
+    Raises:
+        CondainerError: if this process is not root's, or the work did not come to its end.
+    """
+    if os.getuid() != 0:
+        raise CondainerError(f"only root can do that for {user_name(uid)}", "run it with sudo")
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _work_and_end(uid, sender, work)
+    os.close(sender)
+    try:
+        said = _receive(receiver, time.monotonic() + PATIENCE)
+    finally:
+        os.close(receiver)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    lines = said.decode("utf-8", "replace").splitlines()
+    if not lines or lines.pop() != "done":
+        raise CondainerError(
+            f"what was done for {user_name(uid)} did not come to its end (status {status})",
+            f"see what it does: runuser -u USER -- condainer gc, for {user_name(uid)}",
+        )
+    return lines
+
+
+def _receive(receiver: int, deadline: float) -> bytes:
+    said = b""
+    while len(said) < _MOST:
+        ready, _, _ = select.select([receiver], [], [], max(0.0, deadline - time.monotonic()))
+        chunk = os.read(receiver, 1 << 16) if ready else b""
+        if not chunk:
+            break
+        said += chunk
+    return said
+
+
+def _work_and_end(uid: int, sender: int, work: Callable[[Callable[[str], None]], None]) -> NoReturn:
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        pipe = _shed(sender)
+        _become(uid)
+
+        def say(text: str) -> None:
+            line = text.replace("\n", " ").encode("utf-8", "backslashreplace")
+            os.write(pipe, line + b"\n")
+
+        work(say)
+        say("done")
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _shed(sender: int) -> int:
+    """Let go of all that was inherited but the way back to the parent; gives its descriptor."""
+    pipe = 3
+    null = os.open(os.devnull, os.O_RDWR)
+    if sender != pipe:
+        os.dup2(sender, pipe, inheritable=False)
+    for target in (0, 1, 2):
+        os.dup2(null, target)
+    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+    os.chdir("/")
+    os.umask(0o077)
+    return pipe
+
+
+def _become(uid: int) -> None:
+    """Be the user, for good: all ids and groups, and none of root's variables."""
+    try:
+        entry = pwd.getpwuid(uid)
+        name, gid, home = entry.pw_name, entry.pw_gid, entry.pw_dir
+        os.initgroups(name, gid)
+    except KeyError:
+        name, gid, home = str(uid), _NOBODY, "/"
+        os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    os.environ.clear()
+    os.environ.update({"HOME": home, "USER": name, "LOGNAME": name, "PATH": _PATH, "LC_ALL": "C"})

@@ -1,0 +1,359 @@
+"""Other users of the node: what they plant, own or stop leads nobody's program astray."""
+
+from __future__ import annotations
+
+import fcntl
+import grp
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from condainer import trust
+from tests import support, users
+from tests.users import ANN, BOB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.users import Place
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become other users")
+
+STRANGER = f"belongs to user {BOB} (daemon), since 2"
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    """A directory that is safe, above which all is."""
+    return tmp_path
+
+
+def make(path: Path, mode: int, owner: int = 0, group: int = 0) -> Path:
+    path.mkdir()
+    path.chmod(mode)
+    os.chown(path, owner, group)
+    return path
+
+
+def test_a_path_in_ones_own_hands_is_safe(top: Path) -> None:
+    base = make(make(top / "shared", 0o1777) / "ann", 0o755, ANN)
+    assert trust.find_stranger(str(base), {0, ANN}) == ""
+    assert trust.find_stranger(str(base / "missing" / "too"), {0, ANN}) == ""
+    assert trust.find_stranger(str(base), {0, BOB}) != ""
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "problem"),
+    [
+        (0o777, 0, 0, "is writable for all and has no sticky bit"),
+        (0o773, ANN, 0, "is writable for all and has no sticky bit"),
+        (0o775, 0, BOB, f"is writable for group {BOB} and has no sticky bit"),
+        (0o755, BOB, 0, STRANGER),
+        (0o1777, BOB, 0, STRANGER),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "below/it"])
+def test_each_directory_on_the_way_counts(
+    top: Path, mode: int, owner: int, group: int, problem: str, below: str
+) -> None:
+    exposed = make(top / "exposed", mode, owner, group)
+    (exposed / below).mkdir(parents=True, exist_ok=True)
+    found = trust.find_stranger(str(exposed / below), {0, ANN})
+    assert found.startswith(f"{exposed} {problem}")
+
+
+def test_the_owner_of_an_entry_counts_where_a_directory_is_sticky(top: Path) -> None:
+    theirs = make(make(top / "sticky", 0o1777) / "theirs", 0o755, BOB)
+    assert trust.find_stranger(str(theirs), {0, ANN}).startswith(f"{theirs} {STRANGER}")
+
+
+def test_links_count_as_what_they_are_and_as_what_they_lead_to(top: Path) -> None:
+    sticky = make(top / "sticky", 0o1777)
+    mine = make(top / "mine", 0o755, ANN)
+    theirs = make(top / "theirs", 0o755, BOB)
+    (sticky / "planted").symlink_to(mine)
+    os.lchown(sticky / "planted", BOB, BOB)
+    (mine / "away").symlink_to("../theirs")
+    (mine / "loop").symlink_to("loop")
+    (mine / "fine").symlink_to("../mine/.")
+    trusted = {0, ANN}
+    assert f"{sticky}/planted {STRANGER}" in trust.find_stranger(str(sticky / "planted"), trusted)
+    assert f"{theirs} {STRANGER}" in trust.find_stranger(str(mine / "away"), trusted)
+    assert "Too many levels" in trust.find_stranger(str(mine / "loop"), trusted)
+    assert trust.find_stranger(str(mine / "fine" / "new"), trusted) == ""
+
+
+def test_a_group_that_one_user_has_is_no_danger(top: Path) -> None:
+    """As where each user has a group of their own, and a umask that lets it write."""
+    name, entry = next(
+        (entry.pw_name, entry)
+        for entry in pwd.getpwall()
+        if entry.pw_uid and grp.getgrgid(entry.pw_gid).gr_name == entry.pw_name
+    )
+    base = make(top / name, 0o775, entry.pw_uid, entry.pw_gid)
+    assert trust.find_stranger(str(base), {0, entry.pw_uid}) == ""
+    assert "is writable for group" in trust.find_stranger(str(base), {0, entry.pw_uid + 1}) or (
+        "belongs to" in trust.find_stranger(str(base), {0, entry.pw_uid + 1})
+    )
+
+
+def test_a_file_system_of_another_user_is_not_believed(place: Place) -> None:
+    """Its root says it is root's; who has mounted it is what counts."""
+    theirs = make(place.directory / "theirs", 0o755, BOB)
+    (image,) = anns(place).glob("*.squashfs")
+    allowed = place.directory / "fuse.conf"
+    allowed.write_text("user_allow_other\n")
+    place.enter(0, "mount", "--bind", str(allowed), "/etc/fuse.conf")
+    command = ("squashfuse", "-o", "allow_other", str(image), str(theirs))
+    assert place.enter(BOB, *command).returncode == 0
+    script = "import sys; from condainer import trust; print(trust.find_stranger(sys.argv[1], {0}))"
+    try:
+        told = place.enter(ANN, users.PYTHON, "-c", script, str(theirs)).stdout
+        assert f"{theirs} is on a file system of user {BOB}" in told
+    finally:
+        place.enter(0, "umount", str(theirs))
+        place.enter(0, "umount", "/etc/fuse.conf")
+
+
+@pytest.fixture(scope="module")
+def place(hard_channel: Path) -> Iterator[Place]:
+    """A project of Ann's that is built."""
+    with users.namespace(channel=hard_channel) as made:
+        base = made.directory / "base"
+        base.mkdir()
+        base.chmod(0o1777)
+        directory = made.project(ANN)
+        configure(made, directory, base, str(uuid.uuid4()))
+        made.run(ANN, "build", "-q", cwd=directory)
+        yield made
+        support.wait_for(lambda: not list(base.iterdir()), f"left: {list(base.iterdir())}")
+
+
+def configure(place: Place, directory: Path, base: Path, identity: str, more: str = "") -> None:
+    (directory / "condainer.yml").write_text(
+        f"uuid: {identity}\nmount_base_directory: {base}\nunmount_after: 0.5\n{more}"
+    )
+    (directory / "environment.yml").write_text(
+        f"name: anns\nchannels: [{place.directory}/channel, nodefaults]\n"
+        "dependencies: [python, hard-hello]\n"
+    )
+
+
+def anns(place: Place) -> Path:
+    return place.directory / f"home-{ANN}" / "project"
+
+
+def prefix(place: Place) -> Path:
+    (image,) = anns(place).glob("*.squashfs")
+    return place.directory / "base" / f"condainer-{image.stem}"
+
+
+def at_base(place: Place, base: Path, more: str = "") -> Path:
+    """The same image in a project with another mount base directory."""
+    directory = place.project(ANN, f"at-{base.name}-{len(more)}")
+    (image,) = anns(place).glob("*.squashfs")
+    shutil.copy(image, directory)
+    configure(place, directory, base, image.stem, more)
+    return directory
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_nothing_happens_in_a_base_that_others_can_write_to(place: Place, mode: int) -> None:
+    base = make(place.directory / f"base-{mode:o}", mode, ANN, BOB)
+    directory = at_base(place, base)
+    for command in (("exec", "true"), ("-q", "exec", "true")):
+        done = place.run(ANN, *command, cwd=directory, status=125)
+        assert f"{base} is not safe to run programs from" in done.stderr
+        assert "trusted_users" in done.stderr
+    for words in ("mount", "mount --backend extract", "build --force"):
+        done = place.run(ANN, *words.split(), cwd=directory, status=1)
+        assert f"{base} is not safe to run programs from" in done.stderr
+    assert list(base.iterdir()) == []
+
+
+def test_a_record_planted_in_a_base_that_others_can_write_to_names_nothing(place: Place) -> None:
+    """An exchange of directories between a check and a removal needs a place like this."""
+    base = make(place.directory / "exchange", 0o777, ANN)
+    directory = at_base(place, base)
+    identity = prefix(place).name.removeprefix("condainer-")
+    precious = make(base / f"condainer-{identity}", 0o755, ANN)
+    (precious / "work").touch()
+    planted = make(base / f".condainer-{ANN}", 0o700, ANN)
+    noted = {"process": 1, "temporary": str(precious), "made": "any"}
+    (planted / f"{identity}.build").write_text(json.dumps(noted))
+    os.chown(planted / f"{identity}.build", ANN, ANN)
+    done = place.run(ANN, "gc", cwd=directory)
+    assert "is left as it is" in done.stderr
+    assert (precious / "work").exists()
+
+
+def test_a_mountpoint_that_another_user_makes_and_mounts_at(place: Place) -> None:
+    """Whoever owns it could put other programs there as soon as theirs is unmounted."""
+    target = prefix(place)
+    support.wait_for(lambda: not target.exists())
+    make(target, 0o755, BOB, BOB)
+    (image,) = anns(place).glob("*.squashfs")
+    assert place.enter(BOB, "squashfuse", str(image), str(target)).returncode == 0
+    try:
+        for _ in range(2):
+            done = place.run(ANN, "-q", "exec", "true", cwd=anns(place), status=125)
+            assert f"{target} is mounted by user {BOB} (daemon)" in done.stderr
+        done = place.run(ANN, "gc", cwd=anns(place))
+        assert done.stderr == "nothing of yours is left behind on this node\n"
+        assert place.run(0, "gc", cwd=Path("/")).returncode == 0
+        assert f"{target} is passed over" in place.run(ANN, "-v", "gc", cwd=anns(place)).stderr
+        place.run(ANN, "status", cwd=anns(place))
+        place.run(ANN, "umount", cwd=anns(place), status=1)
+    finally:
+        place.enter(BOB, "fusermount3", "-u", str(target))
+        target.rmdir()
+
+
+def test_a_mountpoint_that_root_has_made_is_for_all(place: Place) -> None:
+    target = prefix(place)
+    support.wait_for(lambda: not target.exists())
+    make(target, 0o755)
+    try:
+        for user in (BOB, ANN):
+            done = place.run(user, "exec", "hard-hello", cwd=anns(place))
+            assert done.stdout.startswith("hello from")
+            assert done.stderr == ""
+        support.wait_for(lambda: not list(target.parent.glob(".condainer-*")))
+        target.chmod(0o777)
+        done = place.run(ANN, "exec", "true", cwd=anns(place), status=125)
+        assert f"{target} is not safe to run programs from" in done.stderr
+    finally:
+        target.rmdir()
+
+
+def test_a_file_beside_the_mountpoint_that_another_user_locks(place: Place) -> None:
+    target = prefix(place)
+    support.wait_for(lambda: not target.exists())
+    locked = []
+    for suffix in ("anything", str(ANN), "0"):
+        path = target.with_name(f"{target.name}.{suffix}")
+        path.touch()
+        os.chown(path, BOB, BOB)
+        locked.append(path.open())
+        fcntl.flock(locked[-1], fcntl.LOCK_EX)
+    try:
+        assert place.run(ANN, "exec", "hard-hello", cwd=anns(place)).stdout.startswith("hello")
+        place.run(ANN, "umount", cwd=anns(place))
+        place.run(ANN, "build", "--force", "-q", cwd=anns(place))
+    finally:
+        for file in locked:
+            file.close()
+            Path(file.name).unlink()
+
+
+def test_a_mount_at_the_runtime_directory_is_not_asked(place: Place) -> None:
+    target = place.directory / "base" / f".condainer-{ANN}"
+    support.wait_for(lambda: not target.exists())
+    make(target, 0o700, ANN, ANN)
+    assert place.enter(0, "mount", "-t", "tmpfs", "-o", "mode=700", "none", str(target))
+    place.enter(0, "chown", f"{ANN}:{ANN}", str(target))
+    try:
+        done = place.run(ANN, "exec", "true", cwd=anns(place), status=125)
+        assert f"something is mounted at {target}" in done.stderr
+    finally:
+        place.enter(0, "umount", str(target))
+        target.rmdir()
+
+
+def test_a_daemon_that_is_stopped_keeps_no_command_waiting(place: Place) -> None:
+    """Each says which process to look at; nothing has gone when that goes on."""
+    place.run(ANN, "mount", cwd=anns(place))
+    (daemon,) = support.running("squashfuse_ll", str(prefix(place)))
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        commands = {
+            name: place.start(ANN, users.PYTHON, "-m", "condainer", *argv, cwd=anns(place))
+            for name, argv in {
+                "exec": ("exec", "true"),
+                "status": ("status",),
+                "umount": ("umount",),
+                "gc": ("gc",),
+                "mount": ("mount",),
+            }.items()
+        }
+        told = {name: command.communicate(timeout=60) for name, command in commands.items()}
+        for name, (out, errors) in told.items():
+            assert f"process {daemon}, which serves {prefix(place)}, is stopped" in out + errors, (
+                name
+            )
+        assert commands["exec"].returncode == 125
+        assert f"kill -CONT {daemon}" in told["exec"][1]
+        assert told["exec"][0] == ""
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    assert place.run(ANN, "exec", "hard-hello", cwd=anns(place)).stdout.startswith("hello")
+    place.run(ANN, "umount", cwd=anns(place))
+
+
+def test_root_takes_away_what_a_users_killed_jobs_have_left(place: Place) -> None:
+    """An epilogue does: an unpacked copy, whose keeper and user were killed with the job."""
+    place.run(ANN, "mount", "--backend", "extract", cwd=anns(place))
+    kill_all_of(place, ANN)
+    assert (prefix(place) / "bin").exists()
+    assert place.run(BOB, "gc", "--user", str(ANN), cwd=Path("/"), status=1).stderr.count("root")
+    there = ("-d", str(anns(place)), "gc")
+    done = place.run(0, "-n", *there, "--user", "nobody", cwd=Path("/"))
+    assert f"user {ANN} (nobody): unmount {prefix(place)}" in done.stderr
+    assert (prefix(place) / "bin").exists()
+    place.run(0, *there, "--all", cwd=Path("/"))
+    assert not prefix(place).exists()
+    done = place.run(0, *there, "--user", str(ANN), cwd=Path("/"))
+    assert done.stderr == "nothing is left behind on this node\n"
+
+
+def test_root_is_led_nowhere_by_what_a_user_has_planted(place: Place) -> None:
+    base = place.directory / "base"
+    identity = str(uuid.uuid4())
+    roots = make(place.directory / "roots", 0o700)
+    (roots / f"{identity}.build").write_text(
+        json.dumps({"process": 1, "temporary": str(roots), "made": "any"})
+    )
+    planted = base / f".condainer-{ANN}"
+    support.wait_for(lambda: not planted.exists())
+    planted.symlink_to(roots)
+    target = base / f"condainer-{identity}"
+    target.symlink_to(roots)
+    for path in (planted, target):
+        os.lchown(path, ANN, ANN)
+    try:
+        for whose in (("--user", str(ANN)), ("--all",)):
+            done = place.run(0, "-d", str(anns(place)), "gc", *whose, cwd=Path("/"), status=None)
+            assert "bug" not in done.stderr
+        assert [path.name for path in roots.iterdir()] == [f"{identity}.build"]
+        assert target.is_symlink()
+    finally:
+        planted.unlink()
+        target.unlink()
+
+
+def kill_all_of(place: Place, user: int) -> None:
+    """End a job: all that its user runs from this place."""
+    words = str(place.directory).encode()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                mine = process.stat().st_uid == user
+                if mine and words in (process / "cmdline").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+            except OSError:
+                continue
+    deadline = time.monotonic() + support.PATIENCE
+    while time.monotonic() < deadline:
+        listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
+        if b"condainer-keep" not in listing or words not in listing:
+            return
+        time.sleep(0.05)
