@@ -30,6 +30,7 @@ class Places:
         part: what the record is while it is being written.
         pin: there while a mount is to stay without users.
         log: what the mount's daemon has to say.
+        results: what activation scripts made of callers' variables.
         reads: what it notes that is read, for `profile`.
         unpacking: where the image is unpacked, on a node without FUSE.
     """
@@ -47,6 +48,7 @@ class Places:
         self.part = f"{self.record}.part"
         self.pin = f"{stem}.pin"
         self.log = f"{stem}.log"
+        self.results = f"{stem}.results"
         self.reads = f"{stem}.reads"
         self.unpacking = f"{stem}.unpacking"
 

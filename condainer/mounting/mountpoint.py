@@ -251,7 +251,11 @@ def traces(project: Project) -> list[Path]:
 
 def _notes(project: Project) -> tuple[Path, ...]:
     places = project.places
-    return project.record, Path(places.part), project.pin, project.mount_log, Path(places.reads)
+    results = Path(places.results)
+    return (
+        *(project.record, Path(places.part), project.pin, project.mount_log, Path(places.reads)),
+        *(results, *results.parent.glob(f"{results.name}.*")),
+    )
 
 
 def _forget(project: Project) -> None:
