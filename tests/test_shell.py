@@ -396,3 +396,107 @@ def test_activation_while_the_last_user_goes(name: str, ready: Workshop, tmp_pat
     assert done.stdout == f"{ready.prefix}\nactivated\n"
     assert done.stderr == ""
     assert (tmp_path / "gone").exists()
+
+
+STATE = {
+    "bash": (
+        "state() { builtin set +o; builtin shopt -p; builtin trap -p; builtin declare -f; "
+        "builtin declare -F; builtin alias -p; builtin declare -p IFS POSIXLY_CORRECT LC_ALL; "
+        'builtin echo "$-"; builtin umask; builtin declare -p ${!_CONDAINER*}; builtin :; }\n'
+    ),
+    "zsh": (
+        "state() { builtin setopt; builtin unsetopt; builtin trap; builtin functions; "
+        "builtin alias -L; builtin typeset -p IFS LC_ALL; builtin typeset -m '_CONDAINER*'; "
+        'builtin echo "$-"; builtin umask; builtin :; } 2>/dev/null\n'
+    ),
+}
+SHADOWS = (
+    "cd echo test [ . source eval export unset local printf read set shift hash exec trap alias "
+    "command type declare typeset return true false compgen shopt setopt unsetopt emulate disable "
+    "enable pwd env sort dirname ls grep sed head tail basename cat"
+)
+HARSH = {
+    "all options": {
+        "bash": "set -efu -o pipefail -o noclobber; set -a; set -o posix; set +o posix; "
+        "IFS=$'\\n\\t'; set -k -E -T",
+        "zsh": "setopt err_exit no_unset pipefail no_glob no_clobber all_export ksh_arrays "
+        "sh_word_split warn_create_global rc_quotes ignore_braces; IFS=$'\\n\\t'",
+    },
+    "posix": {
+        "bash": "set -o posix; export POSIXLY_CORRECT; set -u",
+        "zsh": "emulate sh; setopt no_unset",
+    },
+    "strange": {
+        "bash": "shopt -s extglob nullglob failglob dotglob nocasematch nocaseglob globstar "
+        "xpg_echo expand_aliases; shopt -u sourcepath interactive_comments; set +h +B; IFS=_",
+        "zsh": "setopt null_glob csh_null_glob glob_dots no_case_glob ksh_glob extended_glob "
+        "bsd_echo glob_subst no_equals err_return no_multi_func_def no_hash_cmds; IFS=_",
+    },
+    "ksh": {
+        "bash": "shopt -s extglob; unset IFS; set -o vi",
+        "zsh": "emulate ksh; setopt no_unset; IFS=",
+    },
+    "xtrace": {
+        "bash": "exec 2>/dev/null; set -xv; PS4='$(false)'",
+        "zsh": "exec 2>/dev/null; set -xv",
+    },
+    "aliases": {
+        name: ("shopt -s expand_aliases; " if name == "bash" else "")
+        + "alias "
+        + " ".join(
+            f"{word}='echo aliased'"
+            for word in (
+                "cd echo test source eval export unset local printf read set hash exec if then "
+                "case for while builtin return trap"
+            ).split()
+        )
+        for name in ("bash", "zsh")
+    },
+    "functions": {
+        name: "\n".join(f"function {word} {{ builtin false; }}" for word in SHADOWS.split())
+        for name in ("bash", "zsh")
+    },
+    "traps": {
+        "bash": "set -ET; for what in ERR RETURN DEBUG EXIT; do "
+        "trap \"builtin echo $what >> 'traps of mine'; builtin unset CC\" $what; done; "
+        "trap - DEBUG RETURN",
+        "zsh": "trap \"builtin echo ZERR >> 'traps of mine'\" ZERR; trap : DEBUG EXIT",
+    },
+    "locale": {name: "export LC_ALL=tr_TR.UTF-8" for name in ("bash", "zsh")},
+}
+
+
+@pytest.mark.parametrize("how", HARSH)
+def test_the_callers_shell_makes_no_difference(
+    name: str, how: str, ready: Workshop, tmp_path: Path
+) -> None:
+    """The same variables; and options, functions, aliases and traps are as they were."""
+    copy = ready.copy(tmp_path / "copy")
+    env = "/usr/bin/env -0"
+    plain = f". ./activate\n{env} > within\n. ./deactivate\n{env} > after\n"
+    assert source(name, copy, f"{env} > before\n{plain}").stderr == ""
+    expected = [_variables(copy.directory / place) for place in ("before", "within", "after")]
+    harsh = (
+        f"{STATE[name]}{HARSH[how][name]}\n{env} >| before\nstate >| one\n"
+        f"\\. ./activate\n{env} >| within\n\\. ./activate\n\\. ./deactivate\n"
+        f"{env} >| after\nstate >| two\nbuiltin echo end\n"
+    )
+    done = source(name, copy, harsh)
+    assert (done.stdout, done.stderr) == ("end\n", "")
+    found = [_variables(copy.directory / place) for place in ("before", "within", "after")]
+    changed = {
+        key for key in expected[0] | expected[1] if expected[0].get(key) != expected[1].get(key)
+    }
+    assert {key: found[1].get(key) for key in changed} == {
+        key: expected[1].get(key) for key in changed
+    }
+    assert found[2] == found[0]
+    assert (copy.directory / "two").read_text() == (copy.directory / "one").read_text()
+    assert not (copy.directory / "traps of mine").exists() or "ERR" not in (
+        (copy.directory / "traps of mine").read_text()
+    )
+
+
+def _variables(path: Path) -> dict[str, str]:
+    pairs = (item.partition("=") for item in path.read_text(errors="replace").split("\0"))
+    return {key: value for key, _, value in pairs if key not in {"_", "SHLVL"}}

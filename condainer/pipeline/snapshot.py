@@ -122,14 +122,17 @@ async def activate(
     """
     given = workplace.environment
     base = apply(_base(prefix, name, own_variables(prefix, variables)), given)
-    with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
-        scripts = scripts_of(prefix)
-        sourced = await _source(
-            prefix, scripts, base, replace(workplace, environment=base), directory
-        )
+    with tempfile.TemporaryDirectory(dir=workplace.temporary) as home:
+        # What scripts may leave in a home directory is not for the user's own.
+        found = {**base, "HOME": home}
+        sourced = await _source(prefix, scripts_of(prefix), found, workplace, home)
+    own_home = given.get("HOME", "")
+    after = {key: value.replace(home, own_home) for key, value in sourced.variables.items()}
+    if "HOME" not in given:
+        after.pop("HOME", None)
     # What a build needs stays: its place for temporary files, its time.
     kept = {key: given[key] for key in ("TMPDIR", "SOURCE_DATE_EPOCH") if key in given}
-    return replace(workplace, environment={**sourced.variables, **kept})
+    return replace(workplace, environment={**after, **kept})
 
 
 async def capture(
