@@ -39,7 +39,7 @@ _ACTIVATE = r"""# Puts a bash or zsh into the environment:  source ./activate
 
 # Until all is as in a new shell no word may be an alias or a function of the caller's: hence the
 # backslashes. In zsh a function has options of its own, so this file is read again inside of one.
-\builtin eval "${BASH_VERSION:+_CONDAINER_SET=\$SHELLOPTS _CONDAINER_SHOPT=\$BASHOPTS; \builtin set +o allexport; \builtin shopt -u expand_aliases}"
+\builtin eval "${BASH_VERSION:+_CONDAINER_SET=\$SHELLOPTS _CONDAINER_SHOPT=\$(\builtin shopt -p); \builtin shopt -q expand_aliases && _CONDAINER_ALIASES=-s; \builtin set +o allexport +o functrace +o errtrace; \builtin shopt -u expand_aliases}"
 \builtin test -n "${BASH_VERSION-}${_CONDAINER_INSIDE-}" || \builtin eval '_condainer_zsh() { \builtin unset -f _condainer_zsh; \builtin emulate -L zsh; \builtin setopt no_aliases; \builtin trap - DEBUG ZERR; \builtin local _CONDAINER_INSIDE="${${funcsourcetrace[1]%:*}:A}"; \builtin source "$_CONDAINER_INSIDE"; }; _condainer_zsh; \builtin return'
 
 _condainer() {
@@ -48,14 +48,19 @@ _condainer() {
 
 # The caller's options are put away, and its functions that stand before commands.
 _condainer_begin() {
-  if [[ -n "${ZSH_VERSION-}" ]]; then _condainer_hide; return; fi
-  : "${_CONDAINER_SET:=$SHELLOPTS}" "${_CONDAINER_SHOPT:=$BASHOPTS}"
+  if [[ -n "${ZSH_VERSION-}" ]]; then _condainer_hide; builtin return; fi
+  # First of all the aliases: what is in $() is read only when it runs.
+  if builtin shopt -q expand_aliases; then _CONDAINER_ALIASES=-s; fi
+  builtin shopt -u expand_aliases
+  builtin : "${_CONDAINER_SET:=$SHELLOPTS}" "${_CONDAINER_SHOPT:=$(builtin shopt -p)}"
   builtin local IFS=$' \t\n'
   _CONDAINER_POSIX=
   case ":$_CONDAINER_SET:" in
     *:posix:*) _CONDAINER_POSIX="$(builtin declare -p POSIXLY_CORRECT 2>/dev/null)" ;;
   esac
-  builtin set +o allexport +o errexit +o errtrace +o functrace +o keyword +o noclobber \
+  # Behind || it counts for nothing already, and must not be turned on again there.
+  case "$-" in *e*) builtin set +o errexit ;; esac
+  builtin set +o allexport +o errtrace +o functrace +o keyword +o noclobber \
     +o noglob +o nounset +o physical +o pipefail +o posix +o verbose +o xtrace \
     -o braceexpand -o hashall
   builtin shopt -u assoc_expand_once compat31 compat32 compat40 compat41 compat42 compat43 \
@@ -69,9 +74,10 @@ _condainer_begin() {
 _condainer_hide() {
   if [[ -n "${ZSH_VERSION-}" ]]; then
     builtin eval '() {
-      emulate -L zsh
-      local name
-      typeset -ga _CONDAINER_HIDDEN=()
+      builtin emulate -L zsh
+      builtin local name
+      builtin typeset -ga _CONDAINER_HIDDEN
+      _CONDAINER_HIDDEN=()
       for name in ${(k)functions}; do
         if (( $+builtins[$name] || $+commands[$name] )); then
           builtin disable -f -- $name
@@ -79,15 +85,15 @@ _condainer_hide() {
         fi
       done
     }'
-    return
+    builtin return
   fi
   builtin local _c_kind _c_flags _c_name _c_builtins
   _c_builtins=" $(builtin compgen -b) "
   _c_builtins="${_c_builtins//$'\n'/ }"
   _CONDAINER_HIDDEN=
   while builtin read -r _c_kind _c_flags _c_name; do
-    [[ -n "$_c_name" && "$_c_name" != _condainer* && "$_c_flags" != *r* ]] || continue
-    [[ "$_c_builtins" == *" $_c_name "* ]] || builtin type -P -- "$_c_name" >/dev/null || continue
+    [[ -n "$_c_name" && "$_c_name" != _condainer* && "$_c_flags" != *r* ]] || builtin continue
+    [[ "$_c_builtins" == *" $_c_name "* ]] || builtin type -P -- "$_c_name" >/dev/null || builtin continue
     _CONDAINER_HIDDEN+="builtin declare -F -- $_c_name >/dev/null || {
       $(builtin declare -f -- "$_c_name")
     }
@@ -103,18 +109,20 @@ _condainer_end() {
   [[ -n "${_CONDAINER_PREFIX-}" ]] || builtin unset -f _condainer_end
   if [[ -n "${ZSH_VERSION-}" ]]; then
     builtin eval '() {
-      emulate -L zsh
-      local name
+      builtin emulate -L zsh
+      builtin local name
       for name in $_CONDAINER_HIDDEN; do builtin enable -f -- $name; done
     }'
     builtin unset _CONDAINER_HIDDEN
-    return "$1"
+    builtin return "$1"
   fi
   builtin local IFS=: _c_name _c_set="$_CONDAINER_SET" _c_shopt="$_CONDAINER_SHOPT"
   builtin local _c_value="${_CONDAINER_POSIX#*=\"}" _c_posix="$_CONDAINER_POSIX"
+  builtin local _c_kind _c_flag _c_aliases="${_CONDAINER_ALIASES--u}"
   builtin shopt -s extglob  # functions may hold such patterns
   builtin eval "$_CONDAINER_HIDDEN"
-  builtin unset _CONDAINER_SET _CONDAINER_SHOPT _CONDAINER_POSIX _CONDAINER_HIDDEN
+  builtin unset _CONDAINER_SET _CONDAINER_SHOPT _CONDAINER_POSIX _CONDAINER_HIDDEN \
+    _CONDAINER_ALIASES
   case ":$_c_set:" in
     *:posix:*)
       builtin set -o posix
@@ -123,17 +131,15 @@ _condainer_end() {
         "declare -"*x*" POSIX"*) builtin export POSIXLY_CORRECT ;;
       esac ;;
   esac
-  for _c_name in $BASHOPTS; do
-    case ":$_c_shopt:" in *":$_c_name:"*) ;; *) builtin shopt -u "$_c_name" ;; esac
-  done
-  for _c_name in $_c_shopt; do
-    case ":$BASHOPTS:" in *":$_c_name:"*) ;; *) builtin shopt -s "$_c_name" 2>/dev/null ;; esac
-  done
+  while IFS=" " builtin read -r _c_kind _c_flag _c_name; do
+    builtin shopt "$_c_flag" "$_c_name" 2>/dev/null
+  done <<< "$_c_shopt"
+  builtin shopt "$_c_aliases" expand_aliases
   for _c_name in $SHELLOPTS; do
     case ":$_c_set:" in *":$_c_name:"*) ;; *) builtin set +o "$_c_name" ;; esac
   done
-  for _c_name in ${_c_set//@(xtrace|verbose)/}; do
-    case ":$SHELLOPTS:" in *":$_c_name:"*) ;; *) builtin set -o "$_c_name" ;; esac
+  for _c_name in $_c_set; do
+    case "$_c_name:$SHELLOPTS:" in xtrace:*|verbose:*|*":$_c_name:"*) ;; *) builtin set -o "$_c_name" ;; esac
   done
   case ":$_c_set:" in *:verbose:*) builtin set -o verbose ;; esac
   case ":$_c_set:" in *:xtrace:*) builtin set -o xtrace ;; esac
@@ -175,7 +181,10 @@ _condainer_forget() {
 }
 
 _condainer_activate() {
-  if [[ -n "${ZSH_VERSION-}" ]]; then emulate -L sh; setopt no_aliases no_ignore_braces; fi
+  if [[ -n "${ZSH_VERSION-}" ]]; then
+    builtin emulate -L sh
+    builtin setopt no_aliases no_ignore_braces
+  fi
   builtin local IFS=$' \t\n' _c_name _c_level
   _CONDAINER_DIRECTORY="$1"
   _CONDAINER_PREFIX=@PREFIX@
@@ -183,11 +192,11 @@ _condainer_activate() {
   # While this shell has the lock file open, here or in a program it started, the mount stays.
   builtin local _c_status=@TRY_AGAIN@ _c_lock _c_try _c_python
   for _c_try in 1 2 3 4 5; do  # the mount's last user may be going, and the file with it
-    [[ "$_c_status" = @TRY_AGAIN@ ]] || break
+    [[ "$_c_status" = @TRY_AGAIN@ ]] || builtin break
     _c_lock="$(_condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell)" ||
-      { _c_status=1; break; }
-    [[ -e "$_c_lock" ]] || continue  # zsh would give up on the whole function
-    builtin eval 'exec {_CONDAINER_HOLD}<"$_c_lock"' || continue
+      { _c_status=1; builtin break; }
+    [[ -e "$_c_lock" ]] || builtin continue  # zsh would give up on the whole function
+    builtin eval 'exec {_CONDAINER_HOLD}<"$_c_lock"' || builtin continue
     _c_python="$(_condainer -q -d "$_CONDAINER_DIRECTORY" \
       mount --for-shell "$_CONDAINER_HOLD")" &&
       _c_status=0 || { _c_status=$?; builtin eval 'exec {_CONDAINER_HOLD}<&-'; }
@@ -245,8 +254,8 @@ _condainer_activate() {
 
 _condainer_deactivate() {
   if [[ -n "${ZSH_VERSION-}" ]]; then
-    emulate -L sh
-    setopt no_aliases no_ignore_braces
+    builtin emulate -L sh
+    builtin setopt no_aliases no_ignore_braces
     builtin trap - DEBUG ZERR
   fi
   _condainer_begin
@@ -282,6 +291,7 @@ _condainer_deactivate() {
   builtin hash -r
   builtin eval 'exec {_CONDAINER_HOLD}<&-'
   _condainer_forget
+  _condainer_end 0
 }
 
 _condainer_begin
@@ -300,7 +310,7 @@ if _condainer_activate "$_CONDAINER_DIRECTORY"; then _condainer_end 0; else _con
 _DEACTIVATE = r"""# Takes a bash or zsh out of the environment again:  source ./deactivate
 # Written by 'condainer build'.
 \builtin : 2>/dev/null || \eval 'echo "condainer: deactivate is for bash and zsh" >&2; return 1'
-\builtin test -z "${_CONDAINER_PREFIX-}" || \builtin eval '_condainer_deactivate; _condainer_end 0; \builtin return'
+\builtin test -z "${_CONDAINER_PREFIX-}" || \builtin eval '\builtin eval "${BASH_VERSION:+_CONDAINER_SET=\$SHELLOPTS; \builtin set +o functrace +o errtrace}"; _condainer_deactivate; \builtin return'
 \builtin echo "condainer: no environment of condainer is active in this shell" >&2
 \builtin false
 """

@@ -19,6 +19,8 @@ from condainer.activation import Snapshot
 from tests import support
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.support import Workshop
 
 pytestmark = pytest.mark.parametrize(
@@ -43,14 +45,15 @@ def source(
     script: str,
     *options: str,
     cwd: Path | None = None,
-    **variables: str,
+    variables: Mapping[str, str] | None = None,
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run lines of shell in a project directory."""
     given = {key: value for key, value in workshop.variables.items() if key != "PYTHONPATH"}
     return subprocess.run(
         [name, *NO_FILES[name], *options, "-c", script],
         cwd=cwd or workshop.directory,
-        env={**given, **variables},
+        env={**given, **(variables or {}), **more},
         capture_output=True,
         text=True,
         timeout=support.PATIENCE,
@@ -100,7 +103,7 @@ def test_activate_gives_what_conda_activate_gives(name: str, ready: Workshop) ->
 def test_activate_agrees_with_exec(name: str, ready: Workshop) -> None:
     done = source(name, ready, "source ./activate; env -0; source ./deactivate")
     executed = ready.run("exec", "--", "env", "-0").stdout
-    own = ("_=", "SHLVL=", "PWD=", "OLDPWD=", "LC_CTYPE=")
+    own = ("_=", "SHLVL=", "PWD=", "OLDPWD=", "LC_CTYPE=", "LOGNAME=")  # of the shells
     shell_has, exec_has = (
         {item for item in text.split("\0") if not item.startswith(own)}
         for text in (done.stdout, executed)
@@ -188,7 +191,7 @@ def test_inside_another_conda_environment(name: str, ready: Workshop) -> None:
         "CONDA_DEFAULT_ENV": "base",
         "CONDA_PROMPT_MODIFIER": "(base) ",
     }
-    done = source(name, ready, script, cwd=None, **outer)
+    done = source(name, ready, script, variables=outer)
     before, after = (ready.directory / "before", ready.directory / "after")
     try:
         assert (done.stdout, done.stderr) == ("2 /opt/conda (test) $ \n", "")
@@ -401,8 +404,9 @@ def test_activation_while_the_last_user_goes(name: str, ready: Workshop, tmp_pat
 STATE = {
     "bash": (
         "state() { builtin set +o; builtin shopt -p; builtin trap -p; builtin declare -f; "
-        "builtin declare -F; builtin alias -p; builtin declare -p IFS POSIXLY_CORRECT LC_ALL; "
-        'builtin echo "$-"; builtin umask; builtin declare -p ${!_CONDAINER*}; builtin :; }\n'
+        "builtin declare -F; builtin alias -p; builtin declare -p IFS POSIXLY_CORRECT LC_ALL "
+        "2>/dev/null || builtin :; "
+        'builtin echo "$-"; builtin umask; builtin compgen -v _CONDAINER || builtin :; }\n'
     ),
     "zsh": (
         "state() { builtin setopt; builtin unsetopt; builtin trap; builtin functions; "
@@ -414,6 +418,10 @@ SHADOWS = (
     "cd echo test [ . source eval export unset local printf read set shift hash exec trap alias "
     "command type declare typeset return true false compgen shopt setopt unsetopt emulate disable "
     "enable pwd env sort dirname ls grep sed head tail basename cat"
+)
+ALIASED = (
+    "cd echo test source eval export unset local printf read set hash exec if then case for while "
+    "builtin return trap"
 )
 HARSH = {
     "all options": {
@@ -441,28 +449,20 @@ HARSH = {
         "zsh": "exec 2>/dev/null; set -xv",
     },
     "aliases": {
-        name: ("shopt -s expand_aliases; " if name == "bash" else "")
-        + "alias "
-        + " ".join(
-            f"{word}='echo aliased'"
-            for word in (
-                "cd echo test source eval export unset local printf read set hash exec if then "
-                "case for while builtin return trap"
-            ).split()
-        )
-        for name in ("bash", "zsh")
+        name: f"{turn_on}alias " + " ".join(f"{word}='echo aliased'" for word in ALIASED.split())
+        for name, turn_on in (("bash", "shopt -s expand_aliases; "), ("zsh", ""))
     },
     "functions": {
         name: "\n".join(f"function {word} {{ builtin false; }}" for word in SHADOWS.split())
         for name in ("bash", "zsh")
     },
     "traps": {
-        "bash": "set -ET; for what in ERR RETURN DEBUG EXIT; do "
+        "bash": "set -ET; for what in ERR RETURN EXIT; do "
         "trap \"builtin echo $what >> 'traps of mine'; builtin unset CC\" $what; done; "
-        "trap - DEBUG RETURN",
+        "trap - RETURN; trap \"[[ -z \\${_c_name+x} ]] || echo ERR >> 'traps of mine'\" DEBUG",
         "zsh": "trap \"builtin echo ZERR >> 'traps of mine'\" ZERR; trap : DEBUG EXIT",
     },
-    "locale": {name: "export LC_ALL=tr_TR.UTF-8" for name in ("bash", "zsh")},
+    "locale": dict.fromkeys(("bash", "zsh"), "{ export LC_ALL=tr_TR.UTF-8; } 2>/dev/null"),
 }
 
 
@@ -478,8 +478,9 @@ def test_the_callers_shell_makes_no_difference(
     expected = [_variables(copy.directory / place) for place in ("before", "within", "after")]
     harsh = (
         f"{STATE[name]}{HARSH[how][name]}\n{env} >| before\nstate >| one\n"
-        f"\\. ./activate\n{env} >| within\n\\. ./activate\n\\. ./deactivate\n"
-        f"{env} >| after\nstate >| two\nbuiltin echo end\n"
+        f"\\builtin . ./activate\n{env} >| within\n\\builtin . ./activate\n"
+        f"\\builtin . ./deactivate\n"
+        f"{env} >| after\nstate >| two\n\\builtin echo end\n"
     )
     done = source(name, copy, harsh)
     assert (done.stdout, done.stderr) == ("end\n", "")
@@ -495,6 +496,46 @@ def test_the_callers_shell_makes_no_difference(
     assert not (copy.directory / "traps of mine").exists() or "ERR" not in (
         (copy.directory / "traps of mine").read_text()
     )
+
+
+@pytest.mark.parametrize("how", ["all options", "posix", "functions"])
+def test_a_mount_that_fails_leaves_any_shell_as_it_was(
+    name: str, how: str, ready: Workshop, tmp_path: Path
+) -> None:
+    copy = ready.copy(tmp_path / "copy")
+    copy.image.unlink()
+    dot = "builtin ." if how == "functions" else "."  # `builtin` takes the meaning from ||
+    harsh = (
+        f"{STATE[name]}{HARSH[how][name]}\nstate >| one\n"
+        f"{dot} ./activate 2>| said || builtin :\nstate >| two\n\\builtin echo end\n"
+    )
+    done = source(name, copy, harsh)
+    assert (done.stdout, done.stderr) == ("end\n", "")
+    assert (copy.directory / "two").read_text() == (copy.directory / "one").read_text()
+    assert "there is no image" in (copy.directory / "said").read_text()
+
+
+OTHER_PYTHON = {"PYTHONPATH": str(support.REPOSITORY), "VIRTUAL_ENV": "/v", "PYTHONSTARTUP": "/s"}
+
+
+def test_other_pythons_stay_out_as_in_exec(name: str, ready: Workshop, tmp_path: Path) -> None:
+    """And come back, exported or not, as they were; two keys let them in."""
+    say = (
+        'echo "${PYTHONPATH-none}|${VIRTUAL_ENV-none}|${PYTHONNOUSERSITE-none}|${PYTHONHOME-none}"'
+    )
+    script = f"PYTHONHOME=/h; source ./activate; {say}; source ./deactivate; {say}; env"
+    done = source(name, ready, script, variables=OTHER_PYTHON)
+    within, after, *exported = done.stdout.splitlines()
+    assert within == "none|none|1|none"
+    assert after == f"{support.REPOSITORY}|/v|none|/h"
+    assert "PYTHONHOME=/h" not in exported
+    ready.wait_until_clean()
+    copy = ready.copy(tmp_path / "copy")
+    copy.configure(keep_python_path="true", user_site_packages="true")
+    done = source(
+        name, copy, f"source ./activate; {say}; source ./deactivate", variables=OTHER_PYTHON
+    )
+    assert done.stdout == f"{support.REPOSITORY}|/v|none|none\n"
 
 
 def _variables(path: Path) -> dict[str, str]:
