@@ -92,7 +92,7 @@ _condainer_hide() {
   _c_builtins="${_c_builtins//$'\n'/ }"
   _CONDAINER_HIDDEN=
   while builtin read -r _c_kind _c_flags _c_name; do
-    [[ -n "$_c_name" && "$_c_name" != _condainer* && "$_c_flags" != *r* ]] || builtin continue
+    [[ "$_c_name" == [!_]* && "$_c_flags" != *r* ]] || builtin continue  # no command begins with _
     [[ "$_c_builtins" == *" $_c_name "* ]] || builtin type -P -- "$_c_name" >/dev/null || builtin continue
     _CONDAINER_HIDDEN+="builtin declare -F -- $_c_name >/dev/null || {
       $(builtin declare -f -- "$_c_name")

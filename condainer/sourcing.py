@@ -90,6 +90,7 @@ class Sourcing:
             lines += [
                 f". {shlex.quote(script)}",
                 f"command printf 'condainer %d\\0' $? >&9; {report}",
+                "set +eu",  # what one script has set is not for the next
             ]
         if str(self._shell).endswith("/sh"):
             return [str(self._shell), "-c", "\n".join(lines)]
