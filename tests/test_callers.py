@@ -247,3 +247,20 @@ def test_scripts_that_may_look_at_everything(text: str) -> None:
     found = dependence.of([text])
     assert not found.is_straight
     assert not found.is_plain or text == "if"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *((f"export A={value}\n", True) for value in ("$RANDOM", "/tmp/$$", "${$}", "$(date +%s)")),
+        *(
+            ("export A=x$SECONDS", True),
+            ('A="$(mktemp -d)"', True),
+            ("export B=$EPOCHREALTIME", True),
+        ),
+        ("# up to date\nexport A=1\n", False),
+        ('eval oldval="\\$${from}$thing"\nenv > /tmp/old-env-$$.txt\n', False),
+    ],
+)
+def test_what_is_another_thing_each_time(text: str, expected: bool) -> None:  # noqa: FBT001
+    assert dependence.of([text]).is_volatile is expected

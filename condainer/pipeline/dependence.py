@@ -42,10 +42,11 @@ OF_THE_SHELL = re.compile(
 """Names to which the shell, or what stands around the activation, gives a value of its own."""
 
 _VOLATILE = re.compile(
-    r"=[^\n]*\$\{?\$|\b(?:RANDOM|SRANDOM|SECONDS|EPOCH\w+|BASHPID|PPID|UPTIME|uptime|date|mktemp"
-    r"|uuidgen|urandom|random|shuf|tty|times|ps)\b"
+    r"=[^\n]*(?<!\\)(?:\$\$|\$\{\$\})"
+    r"|\b(?:RANDOM|SRANDOM|SECONDS|EPOCH\w+|BASHPID|PPID|date|mktemp|uuidgen|urandom|shuf|uptime)\b"
 )
 """What is another thing each time; the number of the shell only where it may become a value."""
+_REMARK = re.compile(r"^[ \t]*#[^\n]*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def of(texts: Iterable[str]) -> Dependence:
     names = frozenset(name for text in texts for name in re.findall(_NAME, text))
     straight = not any(map(OF_THE_SHELL.fullmatch, names)) and all(map(_is_straight, texts))
     plain = straight or all(map(_is_plain, texts))
-    return Dependence(names, straight, plain, any(map(_VOLATILE.search, texts)))
+    volatile = any(_VOLATILE.search(_REMARK.sub("", text)) for text in texts)
+    return Dependence(names, straight, plain, volatile)
 
 
 def _is_straight(text: str) -> bool:
