@@ -40,7 +40,7 @@ _ACTIVATE = r"""# Puts a bash or zsh into the environment:  source ./activate
 # Until all is as in a new shell no word may be an alias or a function of the caller's: hence the
 # backslashes. In zsh a function has options of its own, so this file is read again inside of one.
 \builtin eval "${BASH_VERSION:+_CONDAINER_SET=\$SHELLOPTS _CONDAINER_SHOPT=\$(\builtin shopt -p); \builtin shopt -q expand_aliases && _CONDAINER_ALIASES=-s; \builtin set +o allexport +o functrace +o errtrace; \builtin shopt -u expand_aliases}"
-\builtin test -n "${BASH_VERSION-}${_CONDAINER_INSIDE-}" || \builtin eval '_condainer_zsh() { \builtin unset -f _condainer_zsh; \builtin emulate -L zsh; \builtin setopt no_aliases; \builtin trap - DEBUG ZERR; \builtin local _CONDAINER_INSIDE="${${funcsourcetrace[1]%:*}:A}"; \builtin source "$_CONDAINER_INSIDE"; }; _condainer_zsh; \builtin return'
+\builtin test -n "${BASH_VERSION-}${_CONDAINER_INSIDE-}" || \builtin eval '_condainer_zsh() { \builtin unset -f _condainer_zsh; \builtin emulate -L zsh; \builtin setopt no_aliases; \builtin trap - DEBUG ZERR; \builtin trap : INT; \builtin local _CONDAINER_INSIDE="${${funcsourcetrace[1]%:*}:A}"; \builtin source "$_CONDAINER_INSIDE"; }; _condainer_zsh; \builtin return'
 
 _condainer() {
   if [[ -x @COMMAND@ ]]; then @COMMAND@ "$@"; else command condainer "$@"; fi
@@ -68,6 +68,8 @@ _condainer_begin() {
     lastpipe localvar_inherit localvar_unset nocaseglob nocasematch nullglob shift_verbose \
     xpg_echo 2>/dev/null
   builtin shopt -s sourcepath interactive_comments
+  _CONDAINER_INT="$(builtin trap -p INT)"
+  builtin trap : INT  # Ctrl-C ends what runs, and that ends the activation in order
   _condainer_hide
 }
 
@@ -118,11 +120,11 @@ _condainer_end() {
   fi
   builtin local IFS=: _c_name _c_set="$_CONDAINER_SET" _c_shopt="$_CONDAINER_SHOPT"
   builtin local _c_value="${_CONDAINER_POSIX#*=\"}" _c_posix="$_CONDAINER_POSIX"
-  builtin local _c_kind _c_flag _c_aliases="${_CONDAINER_ALIASES--u}"
+  builtin local _c_int="$_CONDAINER_INT" _c_kind _c_flag _c_aliases="${_CONDAINER_ALIASES--u}"
   builtin shopt -s extglob  # functions may hold such patterns
   builtin eval "$_CONDAINER_HIDDEN"
   builtin unset _CONDAINER_SET _CONDAINER_SHOPT _CONDAINER_POSIX _CONDAINER_HIDDEN \
-    _CONDAINER_ALIASES
+    _CONDAINER_ALIASES _CONDAINER_INT
   case ":$_c_set:" in
     *:posix:*)
       builtin set -o posix
@@ -141,6 +143,8 @@ _condainer_end() {
   for _c_name in $_c_set; do
     case "$_c_name:$SHELLOPTS:" in xtrace:*|verbose:*|*":$_c_name:"*) ;; *) builtin set -o "$_c_name" ;; esac
   done
+  builtin trap - INT
+  builtin eval "${_c_int:+\\builtin $_c_int}"
   case ":$_c_set:" in *:verbose:*) builtin set -o verbose ;; esac
   case ":$_c_set:" in *:xtrace:*) builtin set -o xtrace ;; esac
   builtin return "$1"
@@ -257,6 +261,7 @@ _condainer_deactivate() {
     builtin emulate -L sh
     builtin setopt no_aliases no_ignore_braces
     builtin trap - DEBUG ZERR
+    builtin trap : INT
   fi
   _condainer_begin
   builtin local IFS=$' \t\n' _c_name _c_value _c_made _c_had _c_before _c_after

@@ -515,6 +515,37 @@ def test_a_mount_that_fails_leaves_any_shell_as_it_was(
     assert "there is no image" in (copy.directory / "said").read_text()
 
 
+def test_an_interrupted_activation_leaves_the_shell_as_it_was(
+    name: str, ready: Workshop, tmp_path: Path
+) -> None:
+    copy = ready.copy(tmp_path / "copy")
+    own = shlex.quote(str(Path(sys.executable).parent / "condainer"))
+    slow = tmp_path / "condainer"
+    slow.write_text("#!/bin/sh\necho has-begun >&2\nexec sleep 86399\n")
+    slow.chmod(0o755)
+    text = (copy.directory / "activate").read_text()
+    assert own in text
+    (copy.directory / "activate").write_text(text.replace(own, str(slow)))
+    variables = {**ready.variables, "PS1": "ready> ", "TERM": "dumb"}
+    with support.terminal(
+        [name, *NO_FILES[name], "-i"], cwd=copy.directory, env=variables
+    ) as terminal:
+        terminal.type(
+            "PS1='ready> '; alias mine='printf my%s alias'; ls() { printf my%s function; }"
+        )
+        terminal.type("\n")
+        terminal.expect("ready> ")
+        terminal.type("source ./activate\n")
+        terminal.expect("has-begun")
+        terminal.type("\x03")
+        terminal.type('mine; ls; echo "[${_CONDAINER_PREFIX-none}]"\n')
+        terminal.expect("myalias")
+        terminal.expect("myfunction")
+        terminal.expect("[none]\r\n")
+        terminal.type("exit\n")
+        terminal.wait()
+
+
 OTHER_PYTHON = {"PYTHONPATH": str(support.REPOSITORY), "VIRTUAL_ENV": "/v", "PYTHONSTARTUP": "/s"}
 
 
