@@ -45,6 +45,7 @@ OTHERS = {
 }
 VOLATILE = {"10-random.sh": "export CND_NUMBER=$RANDOM$RANDOM$RANDOM\n"}
 
+OWN = "variables:\n  CND_OWN: a b\n  PATH: /never\n"
 CALLERS: list[dict[str, str]] = [
     {},
     {"HOME": ""},
@@ -83,7 +84,7 @@ class project:  # noqa: N801  (a context manager)
 
     def __enter__(self) -> Workshop:
         made = self._made.__enter__()
-        made.environment("callers", channel=self._channel, more="variables:\n  CND_OWN: a b\n")
+        made.environment("callers", channel=self._channel, more=OWN)
         made.run("build")
         return made
 
@@ -123,6 +124,7 @@ def test_exec_gives_what_source_activate_gives(
     assert executed(kind, caller, tmp_path) == expected
     assert executed(kind, caller, tmp_path) == expected  # which may have been kept
     assert expected["CND_OWN"] == "a b"
+    assert "/never" not in expected["PATH"]
 
 
 def test_the_working_directory_counts(kind: Workshop, tmp_path: Path) -> None:
@@ -204,6 +206,7 @@ def test_scripts_that_fail_end_neither_build_nor_exec_nor_shell(home: Path, tmp_
         assert f"{directory}/20-status.sh ended with status 1" in told
         assert f"{directory}/40-exec.sh ended the shell with status 0: it counts for noth" in told
         assert "60-last.sh" not in told
+        assert "activation sets PATH itself" in told
 
 
 def test_scripts_that_do_not_end_are_left_out(

@@ -497,6 +497,8 @@ class Build:
             self._site.stage(Stage.SNAPSHOT),
             self._site.workplace(Stage.SNAPSHOT, 1) as workplace,
         ):
+            for reserved in snapshot.reserved(variables):
+                self._note(f"variables: activation sets {reserved} itself; that line is left out")
             if variables:
                 snapshot.write_state(project.prefix, variables)
             added = (

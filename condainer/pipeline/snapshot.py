@@ -109,6 +109,11 @@ def own_variables(prefix: Path, variables: Iterable[tuple[str, str]]) -> list[tu
     return [(key, value) for key, value in own.items() if key not in _RESERVED and value != _UNSET]
 
 
+def reserved(variables: Iterable[tuple[str, str]]) -> list[str]:
+    """Those variables of environment.yml that count for nothing, as in conda."""
+    return [name for name, _ in variables if name in _RESERVED]
+
+
 async def activate(
     prefix: Path, name: str, variables: Iterable[tuple[str, str]], workplace: Workplace
 ) -> Workplace:
