@@ -1,7 +1,7 @@
 """The environment variables of an activated environment, kept as a snapshot in its image.
 
-A build runs the packages' activation scripts once (`pipeline.snapshot`); here is what came of it,
-and how it is stored. `variables` applies it to somebody's variables without starting a shell. The
+A build finds out what the packages' activation scripts do (`pipeline.snapshot`); here is what came
+of it, and how it is stored. `variables` applies it to somebody's variables without a shell. The
 scripts `activate` and `deactivate` for interactive shells are in `shell`.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from condainer import files
 from condainer.errors import ImageError
 from condainer.project import METADATA
+from condainer.variables import WHERE_GIVEN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,10 @@ SNAPSHOT = f"{METADATA}/activation.json"
 
 _REBUILD = "build it again with 'condainer build --force'"
 _REFERENCE = re.compile(r"\0([A-Za-z_][A-Za-z0-9_]*)\0")
+_SCRIPT = re.compile(r"etc/conda/activate\.d/[^/\0]+\.sh")
+
+SCRIPTS = "etc/conda/activate.d"
+"""The directory of the activation scripts, below a prefix."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,41 @@ class Snapshot:
         prefix: the environment's prefix.
         name: what the prompt shows.
         variables: name to value, or None where activation unsets it. `\0HOME\0` in a value
-            stands for what HOME holds when the snapshot is applied, and so for others.
+            stands for what HOME holds when the snapshot is applied, and so for others; `\0\0`
+            before it says that only those get it who have the variable.
+        scripts: paths below the prefix of the activation scripts that each caller has to run
+            after that, since what they do depends on the caller; mostly none.
+        depends: the variables that these can depend on; None where they may look at all.
+        is_kept: whether they do the same again for the same caller.
+        touched: all variables that the scripts have changed, or name as changed.
     """
 
     prefix: str
     name: str
     variables: tuple[tuple[str, str | None], ...]
+    scripts: tuple[str, ...] = ()
+    depends: tuple[str, ...] | None = ()
+    is_kept: bool = True
+    touched: tuple[str, ...] = ()
+
+    @property
+    def to_run(self) -> tuple[tuple[str, ...], tuple[str, ...] | None, bool]:
+        """The scripts by their full paths, what they depend on, and whether that is all."""
+        paths = tuple(f"{self.prefix}/{script}" for script in self.scripts)
+        return paths, self.depends, self.is_kept
 
     def to_json(self) -> dict[str, Any]:
         """The form in which it is stored."""
-        return {"prefix": self.prefix, "name": self.name, "variables": dict(self.variables)}
+        depends = None if self.depends is None else list(self.depends)
+        return {
+            "prefix": self.prefix,
+            "name": self.name,
+            "variables": dict(self.variables),
+            "scripts": list(self.scripts),
+            "depends": depends,
+            "is_kept": self.is_kept,
+            "touched": list(self.touched),
+        }
 
 
 def from_json(data: object, source: str = "the image") -> Snapshot:
@@ -56,22 +86,51 @@ def from_json(data: object, source: str = "the image") -> Snapshot:
     Raises:
         ImageError: where it is not what it should be.
     """
-    if isinstance(data, dict):
-        prefix, name, variables = (data.get(key) for key in ("prefix", "name", "variables"))
-        if (
-            isinstance(prefix, str)
-            and isinstance(name, str)
-            and isinstance(variables, dict)
-            and all(_is_variable(*pair) for pair in variables.items())
-        ):
-            return Snapshot(prefix, name, tuple(variables.items()))
-    raise ImageError(f"the activation snapshot of {source} is not what it should be", _REBUILD)
+    try:
+        return _snapshot(data)
+    except (TypeError, ValueError):
+        raise ImageError(
+            f"the activation snapshot of {source} is not what it should be", _REBUILD
+        ) from None
+
+
+def _snapshot(data: object) -> Snapshot:
+    """Read the stored form; ValueError where it is another one."""
+    if not isinstance(data, dict):
+        raise ValueError(data)  # noqa: TRY004
+    prefix, name, variables = (data.get(key) for key in ("prefix", "name", "variables"))
+    depends, is_kept = data.get("depends", []), data.get("is_kept", True)
+    if not (
+        isinstance(prefix, str)
+        and isinstance(name, str)
+        and isinstance(variables, dict)
+        and all(_is_variable(*pair) for pair in variables.items())
+        and isinstance(is_kept, bool)
+    ):
+        raise ValueError(data)
+    scripts = _texts(data.get("scripts", []))
+    if not all(map(_SCRIPT.fullmatch, scripts)):
+        raise ValueError(data)
+    return Snapshot(
+        *(prefix, name, tuple(variables.items()), scripts),
+        depends=None if depends is None else _texts(depends),
+        is_kept=is_kept,
+        touched=_texts(data.get("touched", [])),
+    )
+
+
+def _texts(data: object) -> tuple[str, ...]:
+    if not isinstance(data, list) or not all(isinstance(e, str) and _is_text(e) for e in data):
+        raise ValueError(data)
+    return tuple(data)
 
 
 def _is_variable(name: str, value: object) -> bool:
     """Whether a program can be given a variable: what `execve` cannot take is refused here."""
     if not name or "=" in name or not _is_text(name):
         return False
+    if isinstance(value, str):
+        value = value.removeprefix(WHERE_GIVEN)
     return value is None or (isinstance(value, str) and _is_text(_REFERENCE.sub("", value)))
 
 

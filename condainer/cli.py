@@ -578,7 +578,10 @@ def _mount(arguments: argparse.Namespace) -> int:
     if arguments.backend not in {"auto", backend}:
         _inform(arguments, f"{project.prefix} is mounted already, with {backend}; it stays so")
     if arguments.for_shell is not None:
-        return 0 if lifetime.share(project, arguments.for_shell) else shell.TRY_AGAIN
+        if not lifetime.share(project, arguments.for_shell):
+            return shell.TRY_AGAIN
+        _print(f"{shell.of_python(project.config)}\n")
+        return 0
     lifetime.pin(project)
     os.close(held.descriptor)
     if arguments.verbose:

@@ -50,7 +50,9 @@ _UUID = 36
 """Letters of a UUID."""
 
 
-def at_once(directory: str, command: Sequence[str]) -> Turn | None:
+def at_once(
+    directory: str, command: Sequence[str], on_warning: OnNote | None = None
+) -> Turn | None:
     """Become a command that runs from a live mount; wait for it where somebody makes it just now.
 
     `condainer.yml` is only glanced at here: it has to be, letter by letter, what the keeper of the
@@ -59,6 +61,7 @@ def at_once(directory: str, command: Sequence[str]) -> Turn | None:
     Args:
         directory: of the project.
         command: program and arguments; a name without a slash is looked up on its PATH.
+        on_warning: takes a line about each activation script that is left out.
 
     Returns:
         where there is more to be done: the turn to make the mount, if it falls to this process.
@@ -95,7 +98,9 @@ def at_once(directory: str, command: Sequence[str]) -> Turn | None:
     if not isinstance(found, Turn):
         descriptor, record = found
         live.step_in(Places(base, uuid).prefix, record)
-        _run(command, descriptor, record.variables or (), record)
+        scripts = live.Scripts(*record.scripts) if record.scripts else None
+        own = _variables(record.variables or (), scripts, record, on_warning)
+        _run(command, descriptor, own)
     return found
 
 
@@ -130,7 +135,8 @@ def become(
         project: whose environment.
         command: program and arguments; a name without a slash is looked up on its PATH.
         on_note: takes lines about mounting, where that has still to be done.
-        on_warning: takes a line where an older image is used than there is.
+        on_warning: takes a line where an older image is used than there is, and about each
+            activation script that is left out.
         turn: to make the mount, where `at_once` has given it.
 
     Raises:
@@ -149,25 +155,40 @@ def become(
         turn = None
         try:
             held.step_in(project)
-            changes = activation.load(project.prefix).variables
+            snapshot = activation.load(project.prefix)
             break
         except (ImageError, MountError):
             last = attempt == _ATTEMPTS - 1
             if last or mountpoint.look(project).state is mountpoint.State.LIVE:
                 raise
             os.close(held.descriptor)  # its daemon has died since
-    _run(command, held.descriptor, changes, project.config)
+    scripts = live.Scripts(*snapshot.to_run, "", "") if snapshot.scripts else None
+    if held.record is not None and held.record.scripts:
+        scripts = live.Scripts(*held.record.scripts)
+    own = _variables(snapshot.variables, scripts, project.config, on_warning)
+    _run(command, held.descriptor, own)
 
 
-def _run(
-    command: Sequence[str], held: int, changes: Changes, settings: live.Record | Config
-) -> NoReturn:
-    given = _given_variables()
+def _variables(
+    changes: Changes,
+    scripts: live.Scripts | None,
+    settings: live.Record | Config,
+    on_warning: OnNote | None,
+) -> dict[str, str]:
+    """What the command runs with."""
     own = variables.apply(
-        *(changes, given),
+        *(changes, _given_variables()),
         user_site=settings.user_site_packages,
         keep_python_path=settings.keep_python_path,
     )
+    if scripts is None:
+        return own
+    from condainer.mounting import callers
+
+    return callers.source(scripts, own, on_warning)
+
+
+def _run(command: Sequence[str], held: int, own: Mapping[str, str]) -> NoReturn:
     os.set_inheritable(_out_of_the_way(held), True)  # noqa: FBT003
     # Python ignores these two, and what is ignored stays so in the program that comes after.
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)

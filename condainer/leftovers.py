@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _FILE = re.compile(
-    rf"({_UUID})(\.[0-9a-f]+-[0-9a-f]+-[0-9a-f]+)?\.(?:build|mounting|use|keeper|mount|mount\.part|pin|log|reads|unpacking)"
+    rf"({_UUID})(\.[0-9a-f]+-[0-9a-f]+-[0-9a-f]+)?"
+    r"\.(?:build|mounting|use|keeper|pin|log|reads|unpacking|(?:mount|results)(?:\.[0-9a-f]{16})?)"
 )
 _MOUNTPOINT = re.compile(rf"condainer-({_UUID})")
 _RUNTIME = re.compile(r"\.condainer-([0-9]+)")

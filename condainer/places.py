@@ -27,9 +27,9 @@ class Places:
         use_lock: shared by all that use the mount, held alone to unmount it.
         keeper_lock: held by the process that keeps the mount.
         record: what the mount serves.
-        part: what the record is while it is being written.
         pin: there while a mount is to stay without users.
         log: what the mount's daemon has to say.
+        results: what activation scripts made of callers' variables.
         reads: what it notes that is read, for `profile`.
         unpacking: where the image is unpacked, on a node without FUSE.
     """
@@ -44,9 +44,9 @@ class Places:
         self.use_lock = f"{stem}.use"
         self.keeper_lock = f"{stem}.keeper"
         self.record = f"{stem}.mount"
-        self.part = f"{self.record}.part"
         self.pin = f"{stem}.pin"
         self.log = f"{stem}.log"
+        self.results = f"{stem}.results"
         self.reads = f"{stem}.reads"
         self.unpacking = f"{stem}.unpacking"
 

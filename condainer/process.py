@@ -183,20 +183,34 @@ class Completed:
 
 
 def call(
-    argv: Sequence[str], *, timeout: float = 30.0, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    timeout: float = 30.0,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    silent: bool = False,
 ) -> Completed:
     """Run a short program and wait for it, without an event loop.
+
+    Args:
+        argv: the command and its arguments.
+        timeout: in seconds.
+        env: its environment; this process's own by default.
+        pass_fds: descriptors it inherits.
+        silent: drop its output, so that nothing it leaves running is waited for.
 
     Raises:
         ToolError: where it cannot be started or does not end within `timeout` seconds.
     """
+    output = subprocess.DEVNULL if silent else subprocess.PIPE
     try:
         process = subprocess.Popen(
             argv,
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            pass_fds=pass_fds,
             text=True,
             errors="replace",
             start_new_session=True,
@@ -217,7 +231,7 @@ def call(
             raise
         finally:
             _calls.discard(process.pid)
-    return Completed(process.returncode, stdout, stderr)
+    return Completed(process.returncode, stdout or "", stderr or "")
 
 
 def pass_through(argv: Sequence[str]) -> int:

@@ -89,9 +89,9 @@ def publish(path: str | Path, content: bytes) -> None:
         CondainerError: if the directory is not this user's own.
     """
     directory, name = os.path.split(path)
-    part = f"{name}.part"  # no two write at once: whoever does holds a lock
-    with open(open_file(f"{directory}/{part}", os.O_WRONLY | os.O_CREAT), "wb") as file:
-        file.truncate(0)
+    part = f"{name}.{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with open(open_file(f"{directory}/{part}", flags), "wb") as file:
         try:
             file.write(content)
             file.flush()

@@ -35,7 +35,7 @@ def _exec(directory: str, command: list[str], warns: bool) -> NoReturn:  # noqa:
     turn = None
     try:
         try:
-            turn = execution.at_once(directory, command)
+            turn = execution.at_once(directory, command, _warn if warns else None)
         except MountError:
             pass  # its daemon has died just now: that is mended below
         from pathlib import Path

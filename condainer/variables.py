@@ -12,11 +12,35 @@ TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+_DEFAULT_PATH = os.defpath.lstrip(":")
+_DIGITS = 5
+
 FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
 """Variables by which another Python would reach into the environment."""
 
 MARK = "\0"
 """Stands before and behind the name of a variable whose value is the caller's: `\0HOME\0`."""
+
+WHERE_GIVEN = MARK + MARK
+"""Begins a value that counts only where the caller has the variable at all."""
+
+LEVEL = "CONDA_SHLVL"
+"""How many environments are active, one in the other."""
+
+
+def of_python(*, user_site: bool, keep_python_path: bool) -> list[tuple[str, str | None]]:
+    """What keeps other Pythons out of an environment: names, and None where one is unset.
+
+    Args:
+        user_site: let Python see the user's own site-packages.
+        keep_python_path: let PYTHONPATH, PYTHONHOME and their like through.
+    """
+    changes: list[tuple[str, str | None]] = []
+    if not keep_python_path:
+        changes += [(name, None) for name in FOREIGN]
+    if not user_site:
+        changes.append(("PYTHONNOUSERSITE", "1"))
+    return changes
 
 
 def apply(
@@ -31,40 +55,59 @@ def apply(
     Args:
         changes: of activation: name and value, or None where it unsets a variable.
         variables: those of the caller.
-        user_site: let Python see the user's own site-packages.
-        keep_python_path: let PYTHONPATH, PYTHONHOME and their like through.
+        user_site: as for `of_python`.
+        keep_python_path: as for `of_python`.
     """
     result = dict(variables)
-    if not keep_python_path:
-        for name in FOREIGN:
+    update(result, of_python(user_site=user_site, keep_python_path=keep_python_path))
+    given = dict(result)
+    for name, value in changes:
+        if name == LEVEL:
+            result.update(_levels(given))
+        elif value is None:
             result.pop(name, None)
-    if not user_site:
-        result["PYTHONNOUSERSITE"] = "1"
+        elif value.startswith(WHERE_GIVEN):
+            if name in given:
+                result[name] = expand(value[len(WHERE_GIVEN) :], given)
+        else:
+            result[name] = expand(value, given)
+    return result
+
+
+def update(variables: dict[str, str], changes: Iterable[tuple[str, str | None]]) -> None:
+    """Set and unset variables."""
     for name, value in changes:
         if value is None:
-            result.pop(name, None)
+            variables.pop(name, None)
         else:
-            result[name] = expand(value, variables)
-    return result
+            variables[name] = value
+
+
+def _levels(given: Mapping[str, str]) -> dict[str, str]:
+    """What tells which environments are active, where one more comes on top: as conda's --stack."""
+    text = given.get(LEVEL, "")
+    level = int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else 0
+    outer = {}
+    if level:
+        outer[f"CONDA_PREFIX_{level}"] = given.get("CONDA_PREFIX", "")
+        outer[f"CONDA_STACKED_{level + 1}"] = "true"
+    return {LEVEL: str(level + 1), **outer}
 
 
 def expand(value: str, variables: Mapping[str, str]) -> str:
     """Put the caller's values in the places a snapshot left for them.
 
-    Where the caller has none, a colon beside the place goes as well: in a list of directories an
-    empty entry would mean the working directory.
+    What the caller does not have is empty, as in a shell. Only of an empty PATH the colon before it
+    goes as well: there it would mean the working directory.
     """
     if MARK not in value:
         return value
-    entries = []
-    for entry in value.split(":"):
-        parts = entry.split(MARK)  # text, name, text, name, ..., text
-        parts[1::2] = [variables.get(name, _default(name)) for name in parts[1::2]]
-        filled = "".join(parts)
-        if filled or not entry:
-            entries.append(filled)
-    return ":".join(entries)
-
-
-def _default(name: str) -> str:
-    return os.defpath.lstrip(":") if name == "PATH" else ""
+    filled, *rest = value.split(MARK)  # text, name, text, name, ..., text
+    for name, text in zip(rest[::2], rest[1::2], strict=True):
+        if name == "PATH":
+            path = variables.get("PATH", _DEFAULT_PATH)
+            filled = filled + path if path else filled.removesuffix(":")
+        else:
+            filled += variables.get(name, "")
+        filled += text
+    return filled

@@ -131,7 +131,9 @@ def test_errors_import_nothing_of_the_house() -> None:
         ("condainer.mounttable", set()),
         ("condainer.units", set()),
         ("condainer.files", {"errors", "units"}),
-        ("condainer.activation", {"errors", "files", "project"}),
+        ("condainer.activation", {"errors", "files", "project", "variables"}),
+        ("condainer.sourcing", {"errors", "process"}),
+        ("condainer.shell", {"files", "variables"}),
         (
             "condainer.execution",
             {"activation", "errors", "files", "locks", "mounting", "places", "trust", "variables"},

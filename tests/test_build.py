@@ -226,11 +226,11 @@ def test_activation_scripts_run_away_from_what_the_user_has(
 
     workshop.environment("odd", channel=building.make_channel(tmp_path / "channel", recipe))
     workshop.run("build", "-q")
-    answer = workshop.run("exec", "sh", "-c", 'echo "$ODD_HOME $ODD_CWD"', variables={"HOME": "/h"})
-    assert answer.stdout == "/h/data /h\n"
     tree = building.unpack(workshop.image, tmp_path / "tree")
     for place in (tree, workshop.directory, Path(workshop.variables["HOME"]), Path.cwd()):
         assert not {path.name for path in place.iterdir()} & {"of-home", "of-cwd"}
+    answer = workshop.run("exec", "sh", "-c", 'echo "$ODD_HOME $ODD_CWD"', variables={"HOME": "/h"})
+    assert answer.stdout == f"/h/data {workshop.directory}\n"
 
 
 def test_an_empty_directory_in_place_of_condainers_own_is_taken(

@@ -76,7 +76,13 @@ def test_umount_sweeps_as_well(ready: Workshop) -> None:
     assert not ready.left_over()
 
 
-@pytest.mark.parametrize("suffix", ["mounting", "log", "keeper", "mount", "use", "reads"])
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        *("mounting", "log", "keeper", "mount", "use", "reads"),
+        *("results", "results.0123456789abcdef"),
+    ],
+)
 @pytest.mark.parametrize("command", ["umount", "gc"])
 def test_whatever_an_early_kill_left_goes(ready: Workshop, command: str, suffix: str) -> None:
     """An `exec` that is killed with its whole job may have made no more than one of the files."""

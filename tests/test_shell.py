@@ -19,6 +19,8 @@ from condainer.activation import Snapshot
 from tests import support
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.support import Workshop
 
 pytestmark = pytest.mark.parametrize(
@@ -43,14 +45,15 @@ def source(
     script: str,
     *options: str,
     cwd: Path | None = None,
-    **variables: str,
+    variables: Mapping[str, str] | None = None,
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run lines of shell in a project directory."""
     given = {key: value for key, value in workshop.variables.items() if key != "PYTHONPATH"}
     return subprocess.run(
         [name, *NO_FILES[name], *options, "-c", script],
         cwd=cwd or workshop.directory,
-        env={**given, **variables},
+        env={**given, **(variables or {}), **more},
         capture_output=True,
         text=True,
         timeout=support.PATIENCE,
@@ -99,11 +102,14 @@ def test_activate_gives_what_conda_activate_gives(name: str, ready: Workshop) ->
 
 def test_activate_agrees_with_exec(name: str, ready: Workshop) -> None:
     done = source(name, ready, "source ./activate; env -0; source ./deactivate")
-    shell_has = {item for item in done.stdout.split("\0") if item.startswith(("HARD_", "COND"))}
     executed = ready.run("exec", "--", "env", "-0").stdout
-    exec_has = {item for item in executed.split("\0") if item.startswith(("HARD_", "COND"))}
+    own = ("_=", "SHLVL=", "PWD=", "OLDPWD=", "LC_CTYPE=", "LOGNAME=")  # of the shells
+    shell_has, exec_has = (
+        {item for item in text.split("\0") if not item.startswith(own)}
+        for text in (done.stdout, executed)
+    )
     assert shell_has == exec_has
-    assert len(shell_has) == 8
+    assert {"CONDAINER_TEST=a b", "CONDA_SHLVL=1", "PYTHONNOUSERSITE=1"} <= shell_has
 
 
 @pytest.mark.parametrize("options", [(), ("-u",), ("-e",), ("-eu",)])
@@ -185,7 +191,7 @@ def test_inside_another_conda_environment(name: str, ready: Workshop) -> None:
         "CONDA_DEFAULT_ENV": "base",
         "CONDA_PROMPT_MODIFIER": "(base) ",
     }
-    done = source(name, ready, script, cwd=None, **outer)
+    done = source(name, ready, script, variables=outer)
     before, after = (ready.directory / "before", ready.directory / "after")
     try:
         assert (done.stdout, done.stderr) == ("2 /opt/conda (test) $ \n", "")
@@ -393,3 +399,176 @@ def test_activation_while_the_last_user_goes(name: str, ready: Workshop, tmp_pat
     assert done.stdout == f"{ready.prefix}\nactivated\n"
     assert done.stderr == ""
     assert (tmp_path / "gone").exists()
+
+
+STATE = {
+    "bash": (
+        "state() { builtin set +o; builtin shopt -p; builtin trap -p; builtin declare -f; "
+        "builtin declare -F; builtin alias -p; builtin declare -p IFS POSIXLY_CORRECT LC_ALL "
+        "2>/dev/null || builtin :; "
+        'builtin echo "$-"; builtin umask; builtin compgen -v _CONDAINER || builtin :; }\n'
+    ),
+    "zsh": (
+        "state() { builtin setopt; builtin unsetopt; builtin trap; builtin functions; "
+        "builtin alias -L; builtin typeset -p IFS LC_ALL; builtin typeset -m '_CONDAINER*'; "
+        'builtin echo "$-"; builtin umask; builtin :; } 2>/dev/null\n'
+    ),
+}
+SHADOWS = (
+    "cd echo test [ . source eval export unset local printf read set shift hash exec trap alias "
+    "command type declare typeset return true false compgen shopt setopt unsetopt emulate disable "
+    "enable pwd env sort dirname ls grep sed head tail basename cat"
+)
+ALIASED = (
+    "cd echo test source eval export unset local printf read set hash exec if then case for while "
+    "builtin return trap"
+)
+HARSH = {
+    "all options": {
+        "bash": "set -efu -o pipefail -o noclobber; set -a; set -o posix; set +o posix; "
+        "IFS=$'\\n\\t'; set -k -E -T",
+        "zsh": "setopt err_exit no_unset pipefail no_glob no_clobber all_export ksh_arrays "
+        "sh_word_split warn_create_global rc_quotes ignore_braces; IFS=$'\\n\\t'",
+    },
+    "posix": {
+        "bash": "set -o posix; export POSIXLY_CORRECT; set -u",
+        "zsh": "emulate sh; setopt no_unset",
+    },
+    "strange": {
+        "bash": "shopt -s extglob nullglob failglob dotglob nocasematch nocaseglob globstar "
+        "xpg_echo expand_aliases; shopt -u sourcepath interactive_comments; set +h +B; IFS=_",
+        "zsh": "setopt null_glob csh_null_glob glob_dots no_case_glob ksh_glob extended_glob "
+        "bsd_echo glob_subst no_equals err_return no_multi_func_def no_hash_cmds; IFS=_",
+    },
+    "ksh": {
+        "bash": "shopt -s extglob; unset IFS; set -o vi",
+        "zsh": "emulate ksh; setopt no_unset; IFS=",
+    },
+    "xtrace": {
+        "bash": "exec 2>/dev/null; set -xv; PS4='$(false)'",
+        "zsh": "exec 2>/dev/null; set -xv",
+    },
+    "aliases": {
+        name: f"{turn_on}alias " + " ".join(f"{word}='echo aliased'" for word in ALIASED.split())
+        for name, turn_on in (("bash", "shopt -s expand_aliases; "), ("zsh", ""))
+    },
+    "functions": {
+        name: "\n".join(f"function {word} {{ builtin false; }}" for word in SHADOWS.split())
+        for name in ("bash", "zsh")
+    },
+    "traps": {
+        "bash": "set -ET; for what in ERR RETURN EXIT; do "
+        "trap \"builtin echo $what >> 'traps of mine'; builtin unset CC\" $what; done; "
+        "trap - RETURN; trap \"[[ -z \\${_c_name+x} ]] || echo ERR >> 'traps of mine'\" DEBUG",
+        "zsh": "trap \"builtin echo ZERR >> 'traps of mine'\" ZERR; trap : DEBUG EXIT",
+    },
+    "locale": dict.fromkeys(("bash", "zsh"), "{ export LC_ALL=tr_TR.UTF-8; } 2>/dev/null"),
+}
+
+
+@pytest.mark.parametrize("how", HARSH)
+def test_the_callers_shell_makes_no_difference(
+    name: str, how: str, ready: Workshop, tmp_path: Path
+) -> None:
+    """The same variables; and options, functions, aliases and traps are as they were."""
+    copy = ready.copy(tmp_path / "copy")
+    env = "/usr/bin/env -0"
+    plain = f". ./activate\n{env} > within\n. ./deactivate\n{env} > after\n"
+    assert source(name, copy, f"{env} > before\n{plain}").stderr == ""
+    expected = [_variables(copy.directory / place) for place in ("before", "within", "after")]
+    harsh = (
+        f"{STATE[name]}{HARSH[how][name]}\n{env} >| before\nstate >| one\n"
+        f"\\builtin . ./activate\n{env} >| within\n\\builtin . ./activate\n"
+        f"\\builtin . ./deactivate\n"
+        f"{env} >| after\nstate >| two\n\\builtin echo end\n"
+    )
+    done = source(name, copy, harsh)
+    assert (done.stdout, done.stderr) == ("end\n", "")
+    found = [_variables(copy.directory / place) for place in ("before", "within", "after")]
+    changed = {
+        key for key in expected[0] | expected[1] if expected[0].get(key) != expected[1].get(key)
+    }
+    assert {key: found[1].get(key) for key in changed} == {
+        key: expected[1].get(key) for key in changed
+    }
+    assert found[2] == found[0]
+    assert (copy.directory / "two").read_text() == (copy.directory / "one").read_text()
+    assert not (copy.directory / "traps of mine").exists() or "ERR" not in (
+        (copy.directory / "traps of mine").read_text()
+    )
+
+
+@pytest.mark.parametrize("how", ["all options", "posix", "functions"])
+def test_a_mount_that_fails_leaves_any_shell_as_it_was(
+    name: str, how: str, ready: Workshop, tmp_path: Path
+) -> None:
+    copy = ready.copy(tmp_path / "copy")
+    copy.image.unlink()
+    dot = "builtin ." if how == "functions" else "."  # `builtin` takes the meaning from ||
+    harsh = (
+        f"{STATE[name]}{HARSH[how][name]}\nstate >| one\n"
+        f"{dot} ./activate 2>| said || builtin :\nstate >| two\n\\builtin echo end\n"
+    )
+    done = source(name, copy, harsh)
+    assert (done.stdout, done.stderr) == ("end\n", "")
+    assert (copy.directory / "two").read_text() == (copy.directory / "one").read_text()
+    assert "there is no image" in (copy.directory / "said").read_text()
+
+
+def test_an_interrupted_activation_leaves_the_shell_as_it_was(
+    name: str, ready: Workshop, tmp_path: Path
+) -> None:
+    copy = ready.copy(tmp_path / "copy")
+    own = shlex.quote(str(Path(sys.executable).parent / "condainer"))
+    slow = tmp_path / "condainer"
+    slow.write_text("#!/bin/sh\necho has-begun >&2\nexec sleep 86399\n")
+    slow.chmod(0o755)
+    text = (copy.directory / "activate").read_text()
+    assert own in text
+    (copy.directory / "activate").write_text(text.replace(own, str(slow)))
+    variables = {**ready.variables, "PS1": "ready> ", "TERM": "dumb"}
+    with support.terminal(
+        [name, *NO_FILES[name], "-i"], cwd=copy.directory, env=variables
+    ) as terminal:
+        terminal.type(
+            "PS1='ready> '; alias mine='printf my%s alias'; ls() { printf my%s function; }"
+        )
+        terminal.type("\n")
+        terminal.expect("ready> ")
+        terminal.type("source ./activate\n")
+        terminal.expect("has-begun")
+        terminal.type("\x03")
+        terminal.type('mine; ls; echo "[${_CONDAINER_PREFIX-none}]"\n')
+        terminal.expect("myalias")
+        terminal.expect("myfunction")
+        terminal.expect("[none]\r\n")
+        terminal.type("exit\n")
+        terminal.wait()
+
+
+OTHER_PYTHON = {"PYTHONPATH": str(support.REPOSITORY), "VIRTUAL_ENV": "/v", "PYTHONSTARTUP": "/s"}
+
+
+def test_other_pythons_stay_out_as_in_exec(name: str, ready: Workshop, tmp_path: Path) -> None:
+    """And come back, exported or not, as they were; two keys let them in."""
+    say = (
+        'echo "${PYTHONPATH-none}|${VIRTUAL_ENV-none}|${PYTHONNOUSERSITE-none}|${PYTHONHOME-none}"'
+    )
+    script = f"PYTHONHOME=/h; source ./activate; {say}; source ./deactivate; {say}; env"
+    done = source(name, ready, script, variables=OTHER_PYTHON)
+    within, after, *exported = done.stdout.splitlines()
+    assert within == "none|none|1|none"
+    assert after == f"{support.REPOSITORY}|/v|none|/h"
+    assert "PYTHONHOME=/h" not in exported
+    ready.wait_until_clean()
+    copy = ready.copy(tmp_path / "copy")
+    copy.configure(keep_python_path="true", user_site_packages="true")
+    done = source(
+        name, copy, f"source ./activate; {say}; source ./deactivate", variables=OTHER_PYTHON
+    )
+    assert done.stdout == f"{support.REPOSITORY}|/v|none|none\n"
+
+
+def _variables(path: Path) -> dict[str, str]:
+    pairs = (item.partition("=") for item in path.read_text(errors="replace").split("\0"))
+    return {key: value for key, _, value in pairs if key not in {"_", "SHLVL"}}

@@ -383,13 +383,18 @@ def _note(
         raise MountError(f"it was mounted, but then: {error.strerror}") from error
     if identity != before:
         raise MountError(f"{project.image} was replaced while it was being mounted")
-    variables = None
+    variables = scripts = None
     with contextlib.suppress(CondainerError):
-        variables = activation.load(inside, prefix=project.prefix).variables
+        snapshot = activation.load(inside, prefix=project.prefix)
+        variables = snapshot.variables
+        if snapshot.scripts:
+            name = f"{identity} {root} {time.time_ns()}"
+            scripts = (*snapshot.to_run, name, project.places.results)
     config = project.config
     record = live.Record(
         *(identity, image.fingerprint(project.image), root, base, backend, daemon),
-        *(project.text, config.user_site_packages, config.keep_python_path, variables, place),
+        *(project.text, config.user_site_packages, config.keep_python_path, variables, scripts),
+        place,
     )
     try:
         live.write(str(project.record), record)

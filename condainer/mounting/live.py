@@ -27,10 +27,38 @@ if TYPE_CHECKING:
 DEADLINE = 30.0
 """Seconds after which a mount that does not come is an error."""
 
-_HEAD = b"condainer mount 4\n"
+_HEAD = b"condainer mount 5\n"
 _MARSHAL = 4
 """The format, which all Pythons that condainer runs with can read."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 0.02
+
+
+class Scripts:
+    """Activation scripts that each caller has to run.
+
+    Attributes:
+        paths: of the scripts, in order.
+        depends: the variables they can depend on; None where they may look at all.
+        is_kept: whether they do the same again for the same caller.
+        mount: tells this mount from others.
+        results: the file where it is kept what they did; empty where nothing can be kept.
+    """
+
+    __slots__ = ("depends", "is_kept", "mount", "paths", "results")
+
+    def __init__(
+        self,
+        paths: tuple[str, ...],
+        depends: tuple[str, ...] | None,
+        is_kept: bool,  # noqa: FBT001
+        mount: str,
+        results: str,
+    ) -> None:
+        self.paths = paths
+        self.depends = depends
+        self.is_kept = is_kept
+        self.mount = mount
+        self.results = results
 
 
 class Record:
@@ -48,12 +76,14 @@ class Record:
         keep_python_path: as in `condainer.yml`.
         variables: what activation changes, as in `activation.Snapshot`; None where the image has
             no sound snapshot.
+        scripts: what `Scripts` takes, where callers have to run any; else None.
         namespace: of a mount that is not for all to see, as `namespace.Place` has it; else None.
     """
 
     __slots__ = (
         *("image", "fingerprint", "root", "base", "backend", "daemon"),
-        *("config", "user_site_packages", "keep_python_path", "variables", "namespace"),
+        *("config", "user_site_packages", "keep_python_path", "variables", "scripts"),
+        "namespace",
     )
     image: tuple[int, int, int, int]
     fingerprint: str
@@ -65,6 +95,7 @@ class Record:
     user_site_packages: bool
     keep_python_path: bool
     variables: tuple[tuple[str, str | None], ...] | None
+    scripts: tuple[tuple[str, ...], tuple[str, ...] | None, bool, str, str] | None
     namespace: tuple[int, int, int, int, int] | None
 
     def __init__(self, *values: object) -> None:

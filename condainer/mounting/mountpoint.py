@@ -275,7 +275,14 @@ def traces(project: Project) -> list[Path]:
 
 def _notes(project: Project) -> tuple[Path, ...]:
     places = project.places
-    return project.record, Path(places.part), project.pin, project.mount_log, Path(places.reads)
+    there = runtime.names(project.runtime_directory)
+    parts = [
+        project.runtime_directory / name
+        for path in (project.record, Path(places.results))
+        for name in fnmatch.filter(there, f"{path.name}.*")
+    ]
+    own = (project.record, project.pin, project.mount_log)
+    return (*own, Path(places.reads), Path(places.results), *parts)
 
 
 def _forget(project: Project) -> None:

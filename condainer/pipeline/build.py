@@ -51,9 +51,11 @@ from condainer.pipeline.streaming import Streaming
 from condainer.units import human
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from condainer.environment import Environment
     from condainer.pipeline.epoch import Epoch
-    from condainer.pipeline.installers import Solution
+    from condainer.pipeline.installers import Solution, Workplace
     from condainer.pipeline.lockfile import Lock, PipPackage
     from condainer.pipeline.schedule import Budget
     from condainer.pipeline.staging import Hold
@@ -425,7 +427,9 @@ class Build:
                     overlap.complete(has_run_scripts=installer.runs_link_scripts)
                 staging.check_made(prefix)
                 if not installer.runs_link_scripts:
-                    await scripts.run_post_link(prefix, solution.packages, workplace)
+                    if scripts.has_post_link(prefix, solution.packages):
+                        activated = await self._activated(plan, workplace)
+                        await scripts.run_post_link(prefix, solution.packages, activated)
                     staging.check_made(prefix)
             for message in scripts.take_messages(prefix):
                 self._note(message)
@@ -453,6 +457,7 @@ class Build:
             self._site.stage(Stage.PIP) as stage,
             self._site.workplace(Stage.PIP, 1) as workplace,
         ):
+            activated = await self._activated(plan, workplace)
             for file, cwd, origin in runs:
                 with self._site.watching(space.Place(project.prefix, "what pip installs", 0)):
                     packages = await pip.install(
@@ -461,7 +466,7 @@ class Build:
                         origin=origin,
                         cwd=cwd,
                         locked=plan.lock is not None,
-                        workplace=workplace,
+                        workplace=activated,
                     )
                 if packages is None:
                     self._note(f"{origin}: {_PIP_TOO_OLD}")
@@ -475,24 +480,25 @@ class Build:
             self._site.stage(Stage.COMPILE) as stage,
             self._site.workplace(Stage.COMPILE) as workplace,
         ):
-            python = await bytecode.find_interpreter(prefix, workplace)
+            activated = await self._activated(plan, workplace)
+            python = await bytecode.find_interpreter(prefix, activated)
             if python is None:
                 stage.detail = "no Python to compile for"
                 return
             sources = await anyio.to_thread.run_sync(bytecode.uncompiled, python, plan.epoch.latest)
             with self._site.watching(space.Place(prefix, "compiled modules", 0)):
-                compiled = await bytecode.compile_all(python, sources, workplace)
+                compiled = await bytecode.compile_all(python, sources, activated)
             stage.detail = f"{compiled} modules"
 
     async def _snapshot(self, plan: Plan, packages: tuple[Package, ...]) -> manifest.Manifest:
-        project = self.project
-        environment = plan.environment
-        name = project.config.user_env_name or (environment.name if environment else "")
-        variables = environment.variables if environment else ()
+        project, environment = self.project, plan.environment
+        name, variables = self._identity(plan)
         async with (
             self._site.stage(Stage.SNAPSHOT),
             self._site.workplace(Stage.SNAPSHOT, 1) as workplace,
         ):
+            for reserved in snapshot.reserved(variables):
+                self._note(f"variables: activation sets {reserved} itself; that line is left out")
             if variables:
                 snapshot.write_state(project.prefix, variables)
             added = (
@@ -500,15 +506,16 @@ class Build:
                 if packages
                 else []
             )
+            captured = await snapshot.capture(project.prefix, name, variables, workplace)
+            for trouble in captured.troubles:
+                self._note(f"the activation script {trouble}")
             described = manifest.Manifest(
                 environment=environment,
                 requirements=plan.requirements_text,
                 packages=packages,
                 pip=tuple(added),
                 tools=plan.tools,
-                snapshot=await snapshot.capture(
-                    project.prefix, name or project.prefix.name, variables, workplace
-                ),
+                snapshot=captured.snapshot,
                 startup=plan.startup,
             )
             with self._site.watching(space.Place(project.prefix, "the manifest", 0)):
@@ -574,7 +581,8 @@ class Build:
         project, described = self.project, installed.described
         texts = {
             project.activate: shell.activate_script(
-                described.snapshot, self._own_variables(described), _command()
+                *(described.snapshot, self._own_variables(described), _command()),
+                *snapshot.for_shells(project.prefix),
             ),
             project.deactivate: shell.deactivate_script(),
         }
@@ -584,14 +592,22 @@ class Build:
 
     # What the stages share
 
+    def _identity(self, plan: Plan) -> tuple[str, Sequence[tuple[str, str]]]:
+        """The name that the prompt shows, and the variables of environment.yml."""
+        environment = plan.environment
+        name = self.project.config.user_env_name or (environment.name if environment else "")
+        return name or self.project.prefix.name, environment.variables if environment else ()
+
+    async def _activated(self, plan: Plan, workplace: Workplace) -> Workplace:
+        """Where programs run as in the environment, as far as that is there."""
+        return await snapshot.activate(self.project.prefix, *self._identity(plan), workplace)
+
     def _note(self, text: str) -> None:
         self.emit(Note(self.label, text))
 
     def _own_variables(self, described: manifest.Manifest) -> list[tuple[str, str]]:
-        own = dict(snapshot.package_variables(self.project.prefix))
-        if described.environment:
-            own.update(described.environment.variables)
-        return list(own.items())
+        variables = described.environment.variables if described.environment else ()
+        return snapshot.own_variables(self.project.prefix, variables)
 
     def _request(
         self, environment: Environment | None, lock: Lock | None, *, wants_pip: bool

@@ -20,20 +20,25 @@ _MESSAGES = ".messages.txt"
 _LAST_LINES = 8
 
 
+def has_post_link(prefix: Path, packages: Iterable[Package]) -> bool:
+    """Whether any package has a post-link script."""
+    return any(_script_of(prefix, package).exists() for package in packages)
+
+
 async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Workplace) -> None:
     """Run the post-link script of each package that has one.
 
     Args:
         prefix: the environment.
         packages: each after those it depends on.
-        workplace: where the scripts run.
+        workplace: where the scripts run, as activated.
 
     Raises:
         BuildError: with the last lines of one that failed.
     """
     shell = tools.which("bash") or tools.which("sh")
     for package in packages:
-        script = prefix / "bin" / f".{package.name}-post-link.sh"
+        script = _script_of(prefix, package)
         if not script.exists():
             continue
         answer = await workplace.run(
@@ -46,6 +51,10 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
             raise BuildError(
                 f"the post-link script of {package.stem} failed ({answer.verdict}):\n{last}"
             )
+
+
+def _script_of(prefix: Path, package: Package) -> Path:
+    return prefix / "bin" / f".{package.name}-post-link.sh"
 
 
 def take_messages(prefix: Path) -> list[str]:
@@ -66,14 +75,11 @@ def take_messages(prefix: Path) -> list[str]:
 
 
 def _variables(prefix: Path, package: Package, workplace: Workplace) -> dict[str, str]:
-    path = workplace.environment.get("PATH", "/usr/bin:/bin")
     return {
         **workplace.environment,
         "ROOT_PREFIX": str(prefix),
         "PREFIX": str(prefix),
-        "CONDA_PREFIX": str(prefix),
         "PKG_NAME": package.name,
         "PKG_VERSION": package.version,
         "PKG_BUILDNUM": str(package.build_number),
-        "PATH": f"{prefix}/bin:{path}",
     }

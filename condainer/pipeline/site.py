@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from condainer.pipeline.staging import Hold
     from condainer.project import Project
 
+_OF_ACTIVATION = re.compile(
+    r"CONDA_(?:PREFIX(?:_\d+)?|DEFAULT_ENV|SHLVL|PROMPT_MODIFIER|STACKED_\d+)"
+)
+"""What another environment that is active has set."""
 _UNITS = {Stage.SQUASH: Unit.BLOCKS, Stage.COMPILE: Unit.FILES}
 
 
@@ -129,7 +134,7 @@ class Site:
         variables = {
             name: value
             for name, value in os.environ.items()
-            if name not in FOREIGN and name not in {"CONDA_PREFIX", "CONDA_DEFAULT_ENV"}
+            if name not in FOREIGN and not _OF_ACTIVATION.fullmatch(name)
         }
         if self.hold:
             variables["TMPDIR"] = str(self.hold.temporary)

@@ -1,8 +1,10 @@
-"""Runs the packages' activation scripts once and keeps what they did to the variables.
+"""Finds out what activation does: to the variables of a build's programs, and to any caller's.
 
 The order is conda's: the environment's own variables, then `etc/conda/activate.d/*.sh` by name.
-Variables that belong to whoever activates (HOME, PATH and the like) hold a mark meanwhile, so
-that the snapshot can later be filled with somebody else's.
+What the scripts can depend on (`dependence`) decides how: where they are straight, they run with
+marks in place of the caller's values, and the snapshot can later be filled with somebody else's.
+Others are left to each caller to run, and here only tried. No script that fails ends a build: conda
+goes on as well, and a node without a GPU may build for one that has it.
 """
 
 from __future__ import annotations
@@ -10,41 +12,51 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import files, tools
-from condainer.activation import Snapshot
-from condainer.errors import BuildError
+import anyio
+
+from condainer import files
+from condainer.activation import SCRIPTS, Snapshot
+from condainer.errors import BuildError, ToolError
+from condainer.pipeline import dependence
+from condainer.shell import PackageScripts
+from condainer.sourcing import LIMIT, Sourced, Sourcing, ended, too_slow
+from condainer.variables import LEVEL, MARK, WHERE_GIVEN, apply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from condainer.pipeline.dependence import Dependence
     from condainer.pipeline.installers import Workplace
 
-_MARKED = (
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "MANPATH",
-    "INFOPATH",
-    "XDG_DATA_DIRS",
-    "PKG_CONFIG_PATH",
-    "CMAKE_PREFIX_PATH",
-)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MARK = "@condainer-{}@"
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
-_SHELL_OWN = {"PWD", "OLDPWD", "SHLVL", "_", "PS1", "BASH_ENV", "IFS"}
-_SCRIPT = """\
-for script in "$@"; do
-  . "$script"
-done
-printf 'condainer-variables\\0' >&3
-env -0 >&3
-"""
+_LARGEST = 1_000_000
+"""Bytes of an activation script that is looked into."""
+_CHANGES = re.compile(
+    r"(?:\b(?:export|unset)[ \t]+(?:-\w+[ \t]+)*)?\b([A-Za-z_]\w*)=|\bunset[ \t]+(\w+)"
+)
+_RESERVED = frozenset(("PATH", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", LEVEL, "CONDA_PROMPT_MODIFIER"))
+"""What activation itself sets."""
+_UNSET = "***unset***"
+"""What conda takes for no value in conda-meta/state."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The snapshot, and what came of the scripts here."""
+
+    snapshot: Snapshot
+    sourced: Sourced
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What there is to say of scripts that failed."""
+        return (*self.sourced.failed, *self.sourced.left_out)
 
 
 def write_state(prefix: Path, variables: Iterable[tuple[str, str]]) -> None:
@@ -85,10 +97,53 @@ def _is_variable(name: object, value: object) -> bool:
     )
 
 
+def own_variables(prefix: Path, variables: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What activation sets without a script: as packages have it, then as environment.yml has it.
+
+    As in conda, PATH and its like are not among them.
+
+    Raises:
+        BuildError: where a package's cannot be read.
+    """
+    own = {**dict(package_variables(prefix)), **dict(variables)}
+    return [(key, value) for key, value in own.items() if key not in _RESERVED and value != _UNSET]
+
+
+def reserved(variables: Iterable[tuple[str, str]]) -> list[str]:
+    """Those variables of environment.yml that count for nothing, as in conda."""
+    return [name for name, _ in variables if name in _RESERVED]
+
+
+async def activate(
+    prefix: Path, name: str, variables: Iterable[tuple[str, str]], workplace: Workplace
+) -> Workplace:
+    """A workplace whose programs run as in the activated environment.
+
+    Args:
+        prefix: the installed environment, as far as it is there.
+        name: what the prompt shows.
+        variables: the environment's own.
+        workplace: where its scripts run, and what is changed.
+    """
+    given = workplace.environment
+    base = apply(_base(prefix, name, own_variables(prefix, variables)), given)
+    with tempfile.TemporaryDirectory(dir=workplace.temporary) as home:
+        # What scripts may leave in a home directory is not for the user's own.
+        found = {**base, "HOME": home}
+        sourced = await _source(prefix, scripts_of(prefix), found, workplace, home)
+    own_home = given.get("HOME", "")
+    after = {key: value.replace(home, own_home) for key, value in sourced.variables.items()}
+    if "HOME" not in given:
+        after.pop("HOME", None)
+    # What a build needs stays: its place for temporary files, its time.
+    kept = {key: given[key] for key in ("TMPDIR", "SOURCE_DATE_EPOCH") if key in given}
+    return replace(workplace, environment={**after, **kept})
+
+
 async def capture(
     prefix: Path, name: str, variables: Iterable[tuple[str, str]], workplace: Workplace
-) -> Snapshot:
-    """Activate the environment in a shell and see what changed.
+) -> Captured:
+    """Find out what activation does to the variables, for any caller.
 
     Args:
         prefix: the installed environment.
@@ -97,98 +152,178 @@ async def capture(
         workplace: where the scripts run.
 
     Raises:
-        BuildError: where the shell does not come to its end.
+        BuildError: where there is no shell to find it out with.
     """
+    base = _base(prefix, name, own_variables(prefix, variables))
+    scripts = scripts_of(prefix)
+    if not scripts:
+        return Captured(Snapshot(str(prefix), name, tuple(base)), Sourced({}))
+    texts = [_text(prefix / script, prefix) for script in scripts]
+    depends = dependence.of(text for text in texts if text is not None)
+    if None in texts:
+        depends = replace(depends, is_straight=False, is_plain=False)
     with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
-        return await _capture(prefix, name, variables, workplace, Path(directory))
+        trial = _Trial(prefix, name, base, scripts, workplace, Path(directory))
+        if depends.is_straight:
+            return await _capture_straight(trial, depends)
+        return await _capture_others(trial, depends, [text or "" for text in texts])
 
 
-async def _capture(
-    prefix: Path,
-    name: str,
-    variables: Iterable[tuple[str, str]],
-    workplace: Workplace,
-    directory: Path,
-) -> Snapshot:
-    """Capture in an empty directory, which stands for the home directory, too."""
-    own = [*package_variables(prefix), *variables]
-    before = {
-        **{key: _MARK.format(key) for key in _MARKED},
-        "HOME": str(directory),
-        "PATH": f"{_SYSTEM_PATH}:{_MARK.format('PATH')}",
-        "LANG": "C.UTF-8",
-        "TERM": "dumb",
-    }
-    activated = {
-        **before,
-        "PATH": f"{prefix}/bin:{before['PATH']}",
+@dataclass(frozen=True)
+class _Trial:
+    """An environment whose scripts are tried, and a directory for that."""
+
+    prefix: Path
+    name: str
+    base: list[tuple[str, str | None]]
+    scripts: list[str]
+    workplace: Workplace
+    directory: Path
+
+    async def run(self, caller: Mapping[str, str]) -> tuple[dict[str, str], Sourced]:
+        """The variables of a caller before and after the scripts."""
+        before = apply(self.base, caller)
+        place = (self.workplace, self.directory)
+        return before, await _source(self.prefix, self.scripts, before, *place)
+
+    def snapshot(self, changes: Iterable[tuple[str, str | None]], touched: set[str]) -> Snapshot:
+        """What has been found out, where no scripts are left for the caller."""
+        return Snapshot(
+            *(str(self.prefix), self.name, tuple(sorted(changes))), touched=tuple(sorted(touched))
+        )
+
+
+async def _capture_straight(trial: _Trial, depends: Dependence) -> Captured:
+    """Run scripts with marks as the caller's values, and once more without a value.
+
+    They have no conditions: what comes of them is made of the same pieces for every caller. Where
+    the caller has no value, a variable that is set, but not exported, is not for programs.
+    """
+    ours = {key for key, _ in trial.base}
+    marked = {key: _MARK.format(key) for key in depends.names - ours}
+    before, sourced = await trial.run({**marked, "PATH": _MARK.format("PATH")})
+    _, without = await trial.run({"PATH": _SYSTEM_PATH})
+    after, exported = sourced.variables, without.variables.keys()
+    changes = dict(trial.base)
+    for key in before.keys() | after.keys():
+        value = after.get(key)
+        if value is None:
+            changes[key] = None
+        elif value != before.get(key) or (key in exported and key in marked):
+            value = _template(value, {*marked, "PATH"})
+            changes[key] = value if key in exported else f"{WHERE_GIVEN}{value}"
+    touched = changes.keys() - ours
+    return Captured(trial.snapshot(changes.items(), set(touched)), sourced)
+
+
+async def _capture_others(trial: _Trial, depends: Dependence, texts: list[str]) -> Captured:
+    """Leave scripts to each caller; see which variables they change, and whether they fail."""
+    home = str(trial.directory)
+    caller = {"HOME": home, "PATH": _SYSTEM_PATH, "LANG": "C.UTF-8", "TERM": "dumb"}
+    before, sourced = await trial.run(caller)
+    after = sourced.variables
+    touched = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    touched.update(a or b for text in texts for a, b in _CHANGES.findall(text))
+    touched = {name for name in touched if not dependence.OF_THE_SHELL.fullmatch(name)}
+    snapshot = replace(
+        trial.snapshot(trial.base, touched),
+        scripts=tuple(trial.scripts),
+        depends=tuple(sorted(depends.names)) if depends.is_plain else None,
+        is_kept=not depends.is_volatile,
+    )
+    return Captured(snapshot, sourced)
+
+
+def _base(prefix: Path, name: str, own: Iterable[tuple[str, str]]) -> list[tuple[str, str | None]]:
+    """What activation changes before any script runs."""
+    changes: dict[str, str | None] = {
+        "PATH": f"{prefix}/bin:{MARK}PATH{MARK}",
         "CONDA_PREFIX": str(prefix),
         "CONDA_DEFAULT_ENV": name,
-        "CONDA_SHLVL": "1",
+        LEVEL: "1",
         "CONDA_PROMPT_MODIFIER": f"({name}) ",
-        **dict(own),
     }
-    scripts = _scripts(prefix / "etc" / "conda" / "activate.d")
-    after = await _source(scripts, activated, workplace, directory) if scripts else activated
-    changes: list[tuple[str, str | None]] = [
-        (key, _template(after[key], home=str(directory)))
-        for key in sorted(after.keys() - _SHELL_OWN)
-        if after[key] != before.get(key)
-    ]
-    changes += [(key, None) for key in sorted(before.keys() - after.keys() - _SHELL_OWN)]
-    return Snapshot(str(prefix), name, tuple(changes))
+    return list({**changes, **dict(own)}.items())
 
 
-def _scripts(directory: Path) -> list[Path]:
-    """The scripts of a directory by name.
+def scripts_of(prefix: Path, directory: str = SCRIPTS) -> list[str]:
+    """The scripts of a directory by name, as paths below the prefix.
 
     Raises:
         BuildError: where one is something that a shell would wait for.
     """
-    scripts = sorted(directory.glob("*.sh"))
+    scripts = sorted((prefix / directory).glob("*.sh"))
     for script in scripts:
         if script.exists() and not script.is_file():
             raise BuildError(
                 f"{script} is not a regular file", "leave out the package that put it there"
             )
-    return scripts
+    return [f"{directory}/{script.name}" for script in scripts if script.exists()]
+
+
+def for_shells(prefix: Path) -> tuple[PackageScripts, PackageScripts]:
+    """The packages' scripts for activation and for deactivation, as `activate` runs them.
+
+    Raises:
+        BuildError: where one is something that a shell would wait for.
+    """
+    after = [f"etc/conda/{name}" for name in ("activate.d", "deactivate.d")]
+    found = [scripts_of(prefix, directory) for directory in after]
+    found[1].reverse()
+    return _for_shell(prefix, found[0]), _for_shell(prefix, found[1])
+
+
+def _for_shell(prefix: Path, scripts: list[str]) -> PackageScripts:
+    texts = [_text(prefix / script, prefix) for script in scripts]
+    is_tame = None not in texts and dependence.of(text for text in texts if text).is_plain
+    return PackageScripts(tuple(scripts), may_end_the_shell=not is_tame)
+
+
+def _text(script: Path, prefix: Path) -> str | None:
+    """What a script holds; None where it is not to be looked into."""
+    try:
+        return files.read(script, within=prefix, most=_LARGEST).decode("latin-1")
+    except OSError:
+        return None
 
 
 async def _source(
-    scripts: list[Path], variables: dict[str, str], workplace: Workplace, cwd: Path
-) -> dict[str, str]:
-    """The variables after a shell has read some scripts.
+    prefix: Path,
+    scripts: list[str],
+    variables: Mapping[str, str],
+    workplace: Workplace,
+    cwd: Path | str,
+) -> Sourced:
+    """Run scripts; what they print goes to the log.
 
-    What the scripts print goes to the log: only the list of variables goes to standard output.
+    Raises:
+        BuildError: where there is no shell.
     """
-    shell = tools.which("bash") or tools.which("sh")
-    if shell is None:
-        raise BuildError("no shell was found to run the activation scripts of the packages")
-    body = f"exec 3>&1 1>&2\n{_SCRIPT}"
-    answer = await workplace.run(
-        [str(shell), "-c", body, "condainer", *map(str, scripts)],
-        cwd=cwd,
-        environment=variables,
-        capture=True,
-    )
-    _, found, listing = answer.stdout.partition(b"condainer-variables\0")
-    if answer.returncode != 0 or not found:
-        last = answer.tail[-1] if answer.tail else "it printed nothing"
-        raise BuildError(
-            f"an activation script in {scripts[0].parent} failed ({answer.verdict}): {last}"
-        )
-    pairs = (item.partition(b"=") for item in listing.split(b"\0") if item)
-    return {
-        key.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
-        for key, _, value in pairs
-        if not key.startswith(b"BASH_FUNC_")
-    }
+    if not scripts:
+        return Sourced(dict(variables))
+    try:
+        sourcing = Sourcing([f"{prefix}/{script}" for script in scripts], variables)
+    except ToolError as error:
+        raise BuildError(error.message) from error
+    try:
+        place = replace(workplace, pass_fds=[*workplace.pass_fds, sourcing.reports])
+        while sourcing.left:
+            verdict = too_slow()
+            with anyio.move_on_after(LIMIT):
+                answer = await place.run(
+                    sourcing.argv, cwd=Path(cwd), environment=sourcing.variables
+                )
+                verdict = ended(answer.returncode)
+            sourcing.take(verdict)
+    except ToolError as error:
+        raise BuildError(error.message) from error
+    finally:
+        sourcing.end()
+    return sourcing.result
 
 
-def _template(value: str, *, home: str) -> str:
+def _template(value: str, names: Iterable[str]) -> str:
     """Turn the marks in a value into places that `variables.expand` fills."""
-    value = value.replace(home, "\0HOME\0")
-    value = value.replace(f"{_SYSTEM_PATH}:{_MARK.format('PATH')}", "\0PATH\0")
-    for key in _MARKED:
-        value = value.replace(_MARK.format(key), f"\0{key}\0")
+    for name in names:
+        value = value.replace(_MARK.format(name), f"{MARK}{name}{MARK}")
     return value
