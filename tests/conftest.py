@@ -46,6 +46,12 @@ def micromamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return standin.write_program(tmp_path_factory.mktemp("micromamba"))
 
 
+@pytest.fixture(scope="session")
+def conda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for conda, in a directory of its own."""
+    return standin.write_program(tmp_path_factory.mktemp("conda"), "conda")
+
+
 @pytest.fixture
 def workshop(tmp_path: Path, home: Path) -> Iterator[support.Workshop]:
     """An empty project; afterwards nothing may be left in its mount base directory."""

@@ -420,13 +420,14 @@ class Build:
                 else:
                     staging.make_prefix(prefix, hold)
                 own = replace(workplace, on_ready=overlap.ready) if overlap else workplace
-                await installer.install(plan.request, solution, own)
+                ran = await installer.install(plan.request, solution, own)
                 if overlap is not None:
-                    overlap.complete(has_run_scripts=installer.runs_link_scripts)
+                    overlap.complete(has_run_scripts=bool(ran))
                 staging.check_made(prefix)
-                if not installer.runs_link_scripts:
-                    await scripts.run_post_link(prefix, solution.packages, workplace)
-                    staging.check_made(prefix)
+                done = ran if installer.vouches_for_scripts else frozenset()
+                left = [package for package in solution.packages if package.name not in done]
+                await scripts.run_post_link(prefix, left, workplace)
+                staging.check_made(prefix)
             for message in scripts.take_messages(prefix):
                 self._note(message)
         await anyio.to_thread.run_sync(manifest.clean_records, prefix, plan.epoch)

@@ -264,11 +264,11 @@ async def link(records: list[RepoDataRecord], prefix: Path, places: Sequence[Pat
             name = f"{record.name.normalized}-{record.version}-{record.build}"
             Path(view, name).symlink_to(path)
         try:
-            await install(records, prefix, cache_dir=view, show_progress=False)
+            await install(records, prefix, cache_dir=Path(view), show_progress=False)
         except InstallerError as error:
             raise CriticalError(str(error)) from error
-    for record in (prefix / "conda-meta").glob("*.json"):
-        record.chmod(0o644)  # rattler closes them to everybody else
+    for note in (prefix / "conda-meta").glob("*.json"):
+        note.chmod(0o644)  # rattler closes them to everybody else
     # rattler's own additions to a prefix
     (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
     shutil.rmtree(prefix / "__clobbers__", ignore_errors=True)

@@ -80,7 +80,10 @@ def read(options: Options) -> Request:
             specs += [line for line in lines if line and not line.startswith("#")]
     if not options.override_channels:
         channels += _configured(Path.home() / ".condarc")
-    channels = [url for channel in channels for url in _named(options).get(channel, [channel])]
+    named = _named(options)
+    channels = [url for channel in channels for url in named.get(channel, [channel])]
+    for name, (url, *_) in named.items():
+        specs = [re.sub(f"^{re.escape(name)}::", f"{url}::", spec) for spec in specs]
     urls = [_url(channel, options) for channel in channels if channel != "nodefaults"]
     archives = [spec for spec in specs if re.match(r"\w+://.*\.(conda|tar\.bz2)(#|$)", spec)]
     return Request(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -94,7 +94,7 @@ def package_from_json(entry: Mapping[str, Any]) -> Package:
         build_number=number("build_number"),
         channel=credentials.without(text("channel")).rstrip("/"),
         subdir=text("subdir", "platform"),
-        url=credentials.without(text("url")),
+        url=credentials.without(text("url")).replace(" ", "%20"),
         md5=text("md5"),
         sha256=text("sha256"),
         size=number("size"),
@@ -102,6 +102,12 @@ def package_from_json(entry: Mapping[str, Any]) -> Package:
     if not (package.name and package.version and package.build):
         raise ValueError("name, version or build is missing")
     return package
+
+
+def merged(record: Package, plan: Package) -> Package:
+    """A package by its record, with what that leaves out taken from the plan."""
+    fields = asdict(record)
+    return Package(**{key: value or getattr(plan, key) for key, value in fields.items()})
 
 
 @dataclass(frozen=True)
@@ -293,8 +299,8 @@ class Installer(Protocol):
         """Name and version, for people and for the manifest."""
 
     @property
-    def runs_link_scripts(self) -> bool:
-        """Whether `install` runs the packages' post-link scripts itself."""
+    def vouches_for_scripts(self) -> bool:
+        """Whether `install` fails where a post-link script that it runs itself does."""
 
     @property
     def makes_prefix(self) -> bool:
@@ -314,8 +320,15 @@ class Installer(Protocol):
             BuildError: with the installer's own explanation.
         """
 
-    async def install(self, request: Request, solution: Solution, workplace: Workplace) -> None:
+    async def install(
+        self, request: Request, solution: Solution, workplace: Workplace
+    ) -> frozenset[str]:
         """Fetch and link them; ended and silent when cancelled.
+
+        What is there has been compared with the checksums that the solution names.
+
+        Returns:
+            the names of packages of which it has run a script itself.
 
         Raises:
             BuildError: with the installer's own explanation.
