@@ -67,8 +67,6 @@ def run_script(record: RepoDataRecord, prefix: Path) -> None:
 def run_script_as_conda(record: RepoDataRecord, prefix: Path) -> None:
     """Run a package's post-link script if it has one.
 
-    conda takes the first bash on the script's PATH, where the environment's own comes first.
-
     Raises:
         CondaError: if it fails.
     """
@@ -77,9 +75,9 @@ def run_script_as_conda(record: RepoDataRecord, prefix: Path) -> None:
     if not script.exists():
         return
     environment = _environment(record, prefix)
-    bash = shutil.which("bash", path=environment["PATH"]) or "sh"
+    bash = shutil.which("bash") or shutil.which("sh") or "sh"
     with tempfile.NamedTemporaryFile("w") as file:
-        file.write(f". {script}\n")
+        file.write(f". {script}\n_CONDA_EXE_RC=$?\nexit $_CONDA_EXE_RC\n")
         file.flush()
         done = subprocess.run(
             [bash, file.name],

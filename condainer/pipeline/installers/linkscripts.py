@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _PROGRAM = """\
 #!/bin/sh
 for word in "$@"; do
-  if [ -f "$word" ]; then word="$word $(tail -n 1 "$word" 2>/dev/null)"; fi
+  case "$word" in */bin/.*link.sh) ;; *)
+    if [ -f "$word" ]; then word="$word $(head -c 100000 "$word" | grep -a -m 1 -E {line})"; fi
+  esac
   case "$word" in
     */bin/.*-post-link.sh*) printf '%s\\n' "$word" >>{left}; exit 0 ;;
     */bin/.*-link.sh* | */bin/.*-unlink.sh*)
@@ -36,7 +38,8 @@ for word in "$@"; do
 done
 exec {shell} "$@"
 """
-"""Scripts are arguments themselves, or the last line of a file that is one runs them."""
+"""Scripts are arguments themselves, or a line of a small file that is one runs them."""
+_LINE = r"^[[:space:]]*(\.|source|exec|bash|sh)[[:space:]].*/bin/\.[^/]+-(pre|post)-(un)?link\.sh"
 
 _SCRIPT = re.compile(r"/bin/\.(?P<package>[^/]+)-(?P<kind>(?:pre|post)-(?:un)?link)\.sh")
 
@@ -56,6 +59,7 @@ class Doorkeeper:
         program = self._place / name
         program.write_text(
             _PROGRAM.format(
+                line=shlex.quote(_LINE),
                 left=shlex.quote(str(self._left)),
                 ran=shlex.quote(str(self._ran)),
                 shell=shlex.quote(str(tools.which(name) or "/bin/sh")),
