@@ -58,6 +58,16 @@ def claimants(mountpoint: Path) -> list[str]:
     return found
 
 
+def name_of(uid: int) -> str:
+    """How people call a user."""
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (user {uid})"
+    except KeyError:
+        return f"user {uid}"
+
+
 def describe(users: list[User], most: int = 8) -> str:
     """Processes in words, for a message."""
     words = [f"{user.command} ({user.pid})" for user in users[:most]]

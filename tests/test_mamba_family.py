@@ -239,6 +239,49 @@ def test_what_a_cache_holds_is_compared_and_fetched_again(
     assert (unpacked / "share/hard-text/version.txt").read_text() == "2.0\n"
 
 
+# What a project names
+
+
+@pytest.fixture
+def brought(workshop: Workshop, hard_channel: Path, tmp_path: Path) -> Path:
+    """A file that is there when a project's own installer has been run."""
+    ran = tmp_path / "ran"
+    program = workshop.directory / "micromamba"
+    program.write_text(f"#!/bin/sh\ntouch '{ran}'\nexit 1\n")
+    program.chmod(0o755)
+    workshop.configure(conda_exe=program)
+    workshop.environment("hard-text", channel=hard_channel)
+    workshop.variables["CONDAINER_INSTALLER"] = ""
+    return ran
+
+
+@pytest.mark.parametrize("command", [("prereq",), ("status",), ("build", "-n"), ("-n", "build")])
+def test_what_only_looks_runs_nothing_that_a_project_names(
+    workshop: Workshop, brought: Path, command: tuple[str, ...]
+) -> None:
+    answer = workshop.run(*command)
+    assert not brought.exists()
+    if command != ("status",):
+        assert "/micromamba' is run by a build alone" in answer.stdout + answer.stderr
+    workshop.run("build", status=1)
+    assert brought.exists()
+
+
+@building.needs_root
+@pytest.mark.parametrize("name", [".", "condainer.yml", "environment.yml"])
+def test_a_build_in_a_project_of_another_user_says_so_first(
+    workshop: Workshop, hard_channel: Path, name: str
+) -> None:
+    workshop.environment("hard-text", channel=hard_channel)
+    assert "belongs to" not in workshop.run("build").stderr
+    os.chown(workshop.directory / name, building.NOBODY, building.NOBODY)
+    said = workshop.run("build", "--force").stderr
+    assert said.startswith(
+        f"{workshop.directory / name} belongs to nobody (user 65534): this build"
+    )
+    assert said.count("belongs to") == 1
+
+
 # What conda notes, and takes
 
 

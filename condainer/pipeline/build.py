@@ -7,6 +7,7 @@ before has been touched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -19,8 +20,9 @@ import anyio
 import anyio.to_thread
 
 from condainer import environment as environment_module
-from condainer import files, shell, tools
+from condainer import files, shell, tools, users
 from condainer import image as image_module
+from condainer.config import CONFIG_NAME
 from condainer.errors import BuildError
 from condainer.pipeline import (
     bytecode,
@@ -177,6 +179,7 @@ class Build:
             CondainerError: says what failed; nothing of this build is left but its log.
         """
         site = self._site
+        self._say_whose()
         with site.explaining():
             async with self.budget.build():
                 async with site.stage(Stage.CHECK) as stage:
@@ -311,7 +314,12 @@ class Build:
         request = self._request(environment, lock, wants_pip=requirements is not None)
         installer = None
         if conda:
-            installer = installers.choose(config, self.options.installer, on_note=self._note)
+            installer = installers.choose(
+                config,
+                self.options.installer,
+                only_looks=self.options.dry_run,
+                on_note=self._note,
+            )
             installer.check(request)
         return Plan(
             environment=environment,
@@ -587,6 +595,22 @@ class Build:
 
     def _note(self, text: str) -> None:
         self.emit(Note(self.label, text))
+
+    def _say_whose(self) -> None:
+        """Say that a project is another user's, before anything of it is run."""
+        project = self.project
+        if self.options.dry_run or self.options.repack:
+            return
+        places = (project.directory, project.directory / CONFIG_NAME, project.environment_file)
+        for path in (*places, project.requirements_file):
+            with contextlib.suppress(OSError):
+                owner = path.stat().st_uid
+                if owner not in {os.getuid(), 0}:
+                    self._note(
+                        f"{path} belongs to {users.name_of(owner)}: this build runs, as you, what "
+                        "it names"
+                    )
+                    return
 
     def _own_variables(self, described: manifest.Manifest) -> list[tuple[str, str]]:
         own = dict(snapshot.package_variables(self.project.prefix))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from condainer.process import Finished
 
 RATTLER = "rattler"
+_FIRST = "the first installer there is"
 
 _LONG_WORD = 300
 """Of longer arguments, such as a few lines of Python, the log shows the beginning."""
@@ -336,13 +337,19 @@ class Installer(Protocol):
 
 
 def choose(
-    config: Config, asked: str = "", *, on_note: Callable[[str], None] = lambda _: None
+    config: Config,
+    asked: str = "",
+    *,
+    only_looks: bool = False,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Installer:
     """The installer to use.
 
     Args:
         config: its `conda_exe` counts after `asked` and the variable CONDAINER_INSTALLER.
         asked: name or path from the command line.
+        only_looks: whether nothing may be run that a project brings along: `conda_exe` then only
+            chooses between the usual names on PATH.
         on_note: told in one line where another is taken than the project names.
 
     Raises:
@@ -350,16 +357,20 @@ def choose(
     """
     from condainer.pipeline.installers import mamba
 
-    for name, strict in (
-        (asked, True),
-        (os.environ.get("CONDAINER_INSTALLER", ""), True),
+    own = config.conda_exe
+    for name, strict, is_project in (
+        (asked, True, False),
+        (os.environ.get("CONDAINER_INSTALLER", ""), True, False),
         # Older projects name a 'mamba' that they brought along: no error where there is none.
-        (config.conda_exe, "/" in config.conda_exe),
+        (own, "/" in own, own not in tools.MAMBA_FAMILY),
     ):
         if name == RATTLER:
             return _rattler()
         if name:
             path = _executable(name)
+            if path is not None and only_looks and is_project:
+                on_note(f"conda_exe: '{name}' is run by a build alone; taking {_FIRST}")
+                continue
             if path is not None:
                 return mamba.Mamba(path)
             if strict:
@@ -367,7 +378,7 @@ def choose(
                     f"the installer '{name}' was not found",
                     f"name one of {', '.join(tools.MAMBA_FAMILY)}, a path to one, or {RATTLER}",
                 )
-            on_note(f"conda_exe: '{name}' was not found; taking the first installer there is")
+            on_note(f"conda_exe: '{name}' was not found; taking {_FIRST}")
     for name in tools.MAMBA_FAMILY:
         path = tools.which(name)
         if path is not None:
