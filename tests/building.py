@@ -222,6 +222,53 @@ def served_to(credentials: str, directory: Path) -> Iterator[tuple[str, str]]:
         yield full, url
 
 
+class _Elsewhere(_Guarded):
+    """Sends those who bring a token elsewhere."""
+
+    elsewhere = ""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith(self.token):
+            self.send_response(HTTPStatus.FORBIDDEN)
+        else:
+            self.send_response(HTTPStatus.FOUND)
+            self.send_header("Location", self.elsewhere + self.path.removeprefix(self.token))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+
+class _Told(_Quiet):
+    """Notes what else it is told by those who ask."""
+
+    told: list[str]
+
+    def do_GET(self) -> None:
+        self.told.append(str(self.headers))
+        super().do_GET()
+
+    def do_HEAD(self) -> None:
+        self.told.append(str(self.headers))
+        super().do_HEAD()
+
+
+@contextlib.contextmanager
+def served_elsewhere(token: str, directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that knows a token `/t/TOKEN`, and redirects to another that serves.
+
+    Yields:
+        the URL with the token, and the headers of all requests that the other one had.
+    """
+    told: list[str] = []
+    listening = type("_Listening", (_Told,), {"told": told})
+    with _serving(functools.partial(listening, directory=str(directory))) as other:
+        members = {"token": token, "elsewhere": other}
+        with _serving(type("_Sending", (_Elsewhere,), members)) as url:
+            yield f"{url}{token}", told
+
+
 @contextlib.contextmanager
 def served_reluctantly(first: int, directory: Path) -> Iterator[tuple[str, list[str]]]:
     """An HTTP server that serves a directory, but says to some requests that it is too busy.

@@ -355,7 +355,11 @@ def test_the_staging_directory_is_no_environment_of_the_users(
 def closed(paths: Iterable[Path], top: Path) -> bool:
     """Whether nobody else can read any of some files."""
     return all(
-        any(not each.stat().st_mode & 0o077 for each in (path, *path.parents) if each != top)
+        any(
+            not each.stat().st_mode & 0o077
+            for each in (path, *path.parents)
+            if each != top and each.is_relative_to(top)
+        )
         for path in paths
     )
 
@@ -395,6 +399,22 @@ def test_credentials_are_for_nobody_else(
         path for path in building.holders(b"s3cret", tmp_path) if path.name != "environment.yml"
     ]
     assert closed(kept, tmp_path), kept
+
+
+@pytest.mark.parametrize("how", [[], ["--locked"]])
+def test_a_token_is_not_told_to_whom_a_channel_redirects_to(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path, how: list[str]
+) -> None:
+    (tmp_path / "channel").symlink_to(hard_channel)
+    workshop.configure(package_cache=tmp_path / "packages")
+    with building.served_elsewhere("/t/s3cret-1", tmp_path) as (url, told):
+        workshop.environment("hard-text", f"'{url}/channel::hard-links'", channel=f"{url}/channel")
+        workshop.run("build", "-q")
+        shutil.rmtree(tmp_path / "packages")
+        workshop.run("build", "-q", "--force", *how)
+    assert versions(workshop).keys() == {"hard-text", "hard-links"}
+    assert len(told) >= 4
+    assert "s3cret" not in "".join(told)
 
 
 def test_conda_keeps_what_the_users_own_condarc_names(

@@ -92,7 +92,7 @@ async def _create(options: Options, console: Console) -> None:
         chosen = packages.listed(wanted.archives)
         specs = tuple("{}=={}={}".format(*package.name_version_build) for package in chosen)
     else:
-        chosen = await _solve(wanted, console)
+        chosen = await _solve(wanted, console, options.package_cache)
         specs = wanted.specs
     unpacked = {
         package.url
@@ -133,7 +133,7 @@ def _clear(options: Options) -> None:
         raise CriticalError(message, error=message)
 
 
-async def _solve(wanted: request.Request, console: Console) -> list[Package]:
+async def _solve(wanted: request.Request, console: Console, cache: Path) -> list[Package]:
     """Find the packages that specs ask for, in the order in which they have to be linked."""
     subdirs = (packages.SUBDIR, "noarch")
     urls = [f"{channel}/{subdir}" for channel in wanted.channels for subdir in subdirs]
@@ -144,7 +144,7 @@ async def _solve(wanted: request.Request, console: Console) -> list[Package]:
         console.repodata(urls, shards=False)
         raise
     try:
-        chosen = await packages.find(wanted)
+        chosen = await packages.find(wanted, cache)
     except CriticalError:
         # libmamba tries again before it gives up.
         for _ in range(2):

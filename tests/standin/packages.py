@@ -171,8 +171,10 @@ def check_specs(specs: Iterable[str]) -> None:
         _check_spec(spec)
 
 
-async def find(request: Request) -> list[Package]:
+async def find(request: Request, cache: Path) -> list[Package]:
     """Solve, and put what is found in the order in which it has to be linked.
+
+    Lists of channels are kept in the package cache.
 
     Raises:
         CriticalError: if there is no solution.
@@ -181,7 +183,7 @@ async def find(request: Request) -> list[Package]:
         records = await solve(
             request.channels,
             [MatchSpec(spec) for spec in request.specs],
-            gateway=Gateway(),
+            gateway=Gateway(cache_dir=cache / "cache"),
             virtual_packages=VirtualPackage.detect(VirtualPackageOverrides.from_env()),
         )
     except GatewayError as error:

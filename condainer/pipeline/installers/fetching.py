@@ -26,7 +26,7 @@ from rattler.package_streaming import download_and_extract, download_to_path
 from condainer import process, removal
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import checking, contents, patience, solver
+from condainer.pipeline.installers import checking, contents, patience, solver, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -161,7 +161,10 @@ class Fetching:
         self._on_the_way[package.name], self._urls[package.name] = archive, package.url
         for left in reversed(range(_TRIES)):
             try:
-                await download_to_path(client, url, archive)
+                if credentials.has_token(url):
+                    await tokens.fetch(url, archive)
+                else:
+                    await download_to_path(client, url, archive)
                 break
             except Exception as error:  # as in `solver.find`
                 if not left or not _size(archive):
