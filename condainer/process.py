@@ -95,7 +95,6 @@ async def run(  # noqa: PLR0913  (each is what a process has)
     capture: bool = False,
     terminal: bool = False,
     pass_fds: Sequence[int] = (),
-    niceness: int = 0,
 ) -> Finished:
     r"""Run a program to its end; cancelling ends its whole process group.
 
@@ -109,7 +108,6 @@ async def run(  # noqa: PLR0913  (each is what a process has)
         terminal: let standard output be a terminal: some programs tell how far they are only to
             one, or keep it back until a buffer is full.
         pass_fds: descriptors it inherits.
-        niceness: how far it stands back where others want the same processors: nice(2).
 
     Raises:
         ToolError: where it cannot be started.
@@ -142,8 +140,6 @@ async def run(  # noqa: PLR0913  (each is what a process has)
         if isinstance(stdin, int):
             os.close(stdin)  # or whoever writes there would never hear that the program has ended
     try:
-        if niceness:
-            _be_nice(process.pid, niceness)
         async with task_group() as group:
             assert process.stderr is not None  # noqa: S101  (asked for as a pipe)
             if isinstance(stdin, bytes):
@@ -435,18 +431,6 @@ async def _open(
     except OSError as error:
         raise ToolError(f"cannot run {argv[0]}: {error.strerror}") from error
     return process
-
-
-def _be_nice(group: int, niceness: int) -> None:
-    """Let a process group and the session that it leads stand back.
-
-    Among sessions another number counts than within one, where the kernel shares processors out
-    between sessions: sched(7), The autogroup feature.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PGRP, group, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{group}/autogroup").write_text(str(niceness), encoding="ascii")
 
 
 async def _feed(process: Process, data: bytes) -> None:

@@ -192,8 +192,13 @@ class _Guarded(_Quiet):
 
     token = ""
     authorization = ""
+    seen: list[bytes] | None = None
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
+        if self.seen is not None:
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    self.seen.append(path.read_bytes())
         known = self.headers.get("Authorization", "") == self.authorization
         if known and self.path.startswith(self.token):
             self.path = self.path.removeprefix(self.token)
@@ -205,13 +210,21 @@ class _Guarded(_Quiet):
 
 
 @contextlib.contextmanager
-def served_to(credentials: str, directory: Path) -> Iterator[tuple[str, str]]:
+def served_to(
+    credentials: str, directory: Path, seen: list[bytes] | None = None
+) -> Iterator[tuple[str, str]]:
     """An HTTP server that serves a directory to those who know `USER:PASSWORD@` or `/t/TOKEN`.
+
+    Args:
+        credentials: what has to be known.
+        directory: what is served.
+        seen: is told the command lines of all processes at each request.
 
     Yields:
         the URL with the credentials, and without.
     """
-    members = {"token": credentials if credentials.startswith("/") else ""}
+    members: dict[str, object] = {"seen": seen}
+    members["token"] = credentials if credentials.startswith("/") else ""
     if not members["token"]:
         encoded = base64.b64encode(credentials.removesuffix("@").encode()).decode()
         members["authorization"] = f"Basic {encoded}"

@@ -28,7 +28,6 @@ def run(
     stdin: bytes | None = None,
     capture: bool = False,
     terminal: bool = False,
-    niceness: int = 0,
 ) -> tuple[Finished, list[str]]:
     """Run a program to its end; gives how it ended, and its lines."""
     lines: list[str] = []
@@ -40,7 +39,6 @@ def run(
             stdin=stdin,
             capture=capture,
             terminal=terminal,
-            niceness=niceness,
         )
 
     return anyio.run(main), lines
@@ -117,16 +115,6 @@ def test_all_of_a_large_input_and_output_passes() -> None:
     data = b"0123456789" * 300_000
     done, _ = run("cat", stdin=data, capture=True)
     assert done.stdout == data
-
-
-def test_program_stands_back() -> None:
-    """What it reads comes when that has been asked for."""
-    done, lines = run(
-        "sh", "-c", "read line; nice; cat /proc/$$/autogroup", stdin=b"x\n", niceness=4
-    )
-    assert done.returncode in {0, 1}  # some kernels have no groups of sessions
-    assert lines[0] == str(os.getpriority(os.PRIO_PROCESS, 0) + 4)
-    assert all("/autogroup-" not in line or line.endswith(" nice 4") for line in lines[1:])
 
 
 def test_program_that_does_not_read_its_input_is_no_error() -> None:

@@ -37,10 +37,6 @@ _MEMORY, _BLOCKS = 256, 8
 """MiB that mksquashfs may hold in its queues, and blocks for each processor, if that is more. Its
 own default is a quarter of the machine; with much it is a few percent slower than with little."""
 
-_NICENESS = 10
-"""How far it stands back while an environment is being installed: that comes to its end first, and
-then all processors are there for what is left to compress."""
-
 _LAST_LINES = 8
 
 
@@ -147,7 +143,6 @@ async def write(
         on_line=take,
         stdin=source if isinstance(source, int) else None,
         terminal=True,
-        niceness=_NICENESS if isinstance(source, int) else 0,
     )
     if answer.returncode != 0:
         lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]

@@ -257,7 +257,7 @@ class Workplace:
     pass_fds: Sequence[int] = ()
     on_ready: OnReady = lambda _name, _listing: None
 
-    async def run(  # noqa: PLR0913  (as of `process.run`)
+    async def run(
         self,
         argv: Sequence[str],
         *,
@@ -267,7 +267,6 @@ class Workplace:
         stdin: bytes | int | None = None,
         capture: bool = False,
         terminal: bool = False,
-        niceness: int = 0,
     ) -> Finished:
         """Run a program here; its command and its output go to the log.
 
@@ -284,7 +283,6 @@ class Workplace:
             capture=capture,
             terminal=terminal,
             pass_fds=self.pass_fds,
-            niceness=niceness,
         )
         if b"\0" not in finished.stdout:
             for line in finished.stdout.decode("utf-8", "replace").splitlines():
