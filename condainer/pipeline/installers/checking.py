@@ -55,28 +55,36 @@ async def check(places: Mapping[Package, Sequence[Path]], workplace: Workplace) 
     await _each(check_package, places, workplace)
 
 
-async def mend(places: Mapping[Package, Sequence[Path]], workplace: Workplace) -> None:
+async def mend(places: Mapping[Package, Sequence[Path]], workplace: Workplace) -> frozenset[Path]:
     """Remove from a cache what is not what its package holds, so that it will be fetched anew.
 
-    Scripts of packages damage it: what they change in place is the cache's own file, too.
+    Scripts of packages damage it: what they change in place is the cache's own file, too. What
+    cannot be removed stays, since it may be that nobody uses it.
 
     Args:
         places: where packages are unpacked before anything is installed.
         workplace: is told of it.
 
+    Returns:
+        the directories where all is right.
+
     Raises:
-        BuildError: where it cannot be removed, or a channel is damaged.
+        BuildError: where a channel is damaged.
     """
+    sound: set[Path] = set()
 
     def mend_package(package: Package, directories: Sequence[Path]) -> None:
         for directory in directories:
             try:
                 check_package(package, [directory])
+                sound.add(directory)
             except DamagedError as error:
-                _remove(package, directory, error)
                 workplace.on_line(f"{error.message}; fetching it again")
+                with contextlib.suppress(OSError, CondainerError):
+                    _remove(package, directory)
 
     await _each(mend_package, places, workplace)
+    return frozenset(sound)
 
 
 async def _each(
@@ -230,23 +238,16 @@ def _digest(file: IO[bytes], kind: str) -> str:
 def _damaged(directory: Path, name: str) -> DamagedError:
     return DamagedError(
         f"the package cache is damaged: {directory / name} is not what its package lists",
-        f"remove {directory}, and build again",
+        f"remove {directory}, or have another cache with the key package_cache, and build again",
     )
 
 
-def _remove(package: Package, directory: Path, error: DamagedError) -> None:
-    """Remove a damaged package, and an archive beside it that is another one.
-
-    Raises:
-        DamagedError: where that cannot be done.
-    """
+def _remove(package: Package, directory: Path) -> None:
+    """Remove a damaged package, and an archive beside it that is another one."""
     aside = directory.with_name(f".{directory.name}.damaged.{os.getpid()}")
-    try:
-        directory.rename(aside)  # at once, whatever is in it
-        removal.remove_tree(aside)
-        for archive in _beside(package, [directory]):
-            kind, expected = _checksum(package)
-            if archive.is_file() and digest_of(archive, kind) != expected:
-                archive.unlink()
-    except (OSError, CondainerError):
-        raise error from None
+    directory.rename(aside)  # at once, whatever is in it
+    removal.remove_tree(aside)
+    kind, expected = _checksum(package)
+    for archive in _beside(package, [directory]):
+        if archive.is_file() and digest_of(archive, kind) != expected:
+            archive.unlink()

@@ -146,7 +146,7 @@ class Mamba:
                     caches, prefix, solution.packages, to_fetch, workplace.on_ready
                 )
                 kept = await anyio.to_thread.run_sync(watch.kept)
-                await checking.mend(kept, workplace)
+                sound = await checking.mend(kept, workplace)
                 async with process.task_group() as group:
                     group.start_soon(watch.run)
                     argv = [*self._create(request), *wanted.words]
@@ -155,7 +155,7 @@ class Mamba:
             await anyio.to_thread.run_sync(partial(watch.look, is_over=True))
             if failure := door.failure():
                 raise BuildError(failure, "the log holds what it said")
-            checked = {(package.sha256, place) for package in kept for place in kept[package]}
+            checked = {(p.sha256, place) for p in kept for place in kept[p] if place in sound}
             left = {}
             for package, record in _recorded(prefix, solution.packages):
                 places = watch.places(package)
@@ -218,6 +218,9 @@ class Mamba:
             workplace.on_progress(0, None, text)
 
         caches = ready.caches(environment, self._path)
+        if environment.get("CONDA_PKGS_DIRS"):
+            with contextlib.suppress(OSError):  # conda says what is wrong with it
+                caches[0].mkdir(parents=True, exist_ok=True)
         async with sharing.alone(caches, environment, tell):
             yield
 

@@ -76,7 +76,7 @@ class Rattler:
         site_packages = _site_packages(records, solution.packages)
         there = _There(workplace, request.prefix, cache, site_packages)
         kept = {p: [cache / p.stem] for p in solution.packages if (cache / p.stem).is_dir()}
-        await checking.mend(kept, workplace)
+        sound = await checking.mend(kept, workplace)
         fetch = fetching.Fetching(records, solution.packages, cache, workplace, there.tell)
         await anyio.to_thread.run_sync(_check_cached, records, solution.packages, cache)
         await patience.unless_silent(fetch.run(), fetch.signs, fetch.source)
@@ -99,8 +99,8 @@ class Rattler:
         except Exception as error:  # as in `solver.find`
             failure = BuildError(f"rattler failed to install:\n{solver.explanation(error)}")
             raise (reporter.refused or failure) from error
-        checked = {*kept, *fetch.missing}
-        left = {p: [cache / p.stem] for p in solution.packages if p not in checked}
+        places = {p: cache / p.stem for p in solution.packages if p not in fetch.missing}
+        left = {p: [place] for p, place in places.items() if place not in sound}
         await checking.check(left, workplace)
         await anyio.to_thread.run_sync(_tidy, request.prefix, workplace)
         return frozenset()

@@ -62,12 +62,13 @@ async def alone(
 
 def _open(place: Path) -> int | None:
     """A lock file in a directory; None where nothing can be written there."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with contextlib.suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)
-        return os.open(place / _LOCK, flags, 0o666)
-    except OSError:
-        return None
+    for access in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):  # it may be another user's
+        with contextlib.suppress(OSError):
+            return os.open(place / _LOCK, flags | access, 0o666)
+    return None
 
 
 def _take(descriptor: int) -> bool:
