@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Sequence,
     )
 
+    from anyio import Event
     from anyio.abc import ByteReceiveStream, Process, TaskGroup
 
 TAIL_LINES = 40
@@ -49,6 +50,7 @@ _STRAGGLERS = 1.0
 _LAST_WORDS = 2.0
 """Seconds for reading what is left in the pipes: a daemon that escaped may hold them for ever."""
 _POLL = 0.02
+_NICENESS, _TRIES = 10, 20
 _LOOK = 0.2
 """Seconds between two looks at the table of all processes, which takes longer."""
 _calls: set[int] = set()
@@ -95,6 +97,7 @@ async def run(  # noqa: PLR0913  (each is what a process has)
     capture: bool = False,
     terminal: bool = False,
     pass_fds: Sequence[int] = (),
+    aside: Event | None = None,
 ) -> Finished:
     r"""Run a program to its end; cancelling ends its whole process group.
 
@@ -108,6 +111,7 @@ async def run(  # noqa: PLR0913  (each is what a process has)
         terminal: let standard output be a terminal: some programs tell how far they are only to
             one, or keep it back until a buffer is full.
         pass_fds: descriptors it inherits.
+        aside: until this is set, it stands back where others want the same processors.
 
     Raises:
         ToolError: where it cannot be started.
@@ -142,6 +146,8 @@ async def run(  # noqa: PLR0913  (each is what a process has)
     try:
         async with task_group() as group:
             assert process.stderr is not None  # noqa: S101  (asked for as a pipe)
+            if aside is not None:
+                group.start_soon(_stand_aside, process.pid, aside)
             if isinstance(stdin, bytes):
                 group.start_soon(_feed, process, stdin)
             if process.stdout is None:
@@ -431,6 +437,30 @@ async def _open(
     except OSError as error:
         raise ToolError(f"cannot run {argv[0]}: {error.strerror}") from error
     return process
+
+
+async def _stand_aside(session: int, until: Event) -> None:
+    """Let the session that a program leads stand back for a while: sched(7), autogroup.
+
+    Not with nice(2), which an ordinary user cannot take back: on a busy machine such a program gets
+    next to nothing, also when nobody else of the same build wants a processor any more. Where the
+    kernel has no groups of sessions, it does not stand back.
+    """
+    import anyio
+
+    group = Path(f"/proc/{session}/autogroup")
+    for niceness in (_NICENESS, 0):
+        for _ in range(_TRIES):  # the kernel takes no more than ten such changes a second
+            try:
+                group.write_text(str(niceness), encoding="ascii")
+            except BlockingIOError:
+                await anyio.sleep(_LOOK)
+            except OSError:
+                return  # it has ended, or there are none
+            else:
+                break
+        if niceness:
+            await until.wait()
 
 
 async def _feed(process: Process, data: bytes) -> None:

@@ -717,7 +717,7 @@ def test_wrong_checksum(workshop: Workshop) -> None:
 def test_mksquashfs_is_as_nice_as_the_rest(
     workshop: Workshop, hard_channel: Path, tmp_path: Path
 ) -> None:
-    """Nobody but root could take that back, and on a busy machine it would wait for ever."""
+    """Nobody but root could take that back, and on a busy machine it would wait and wait."""
     real = shutil.which("mksquashfs", path=workshop.variables["PATH"])
     wrapper = tmp_path / "bin/mksquashfs"
     wrapper.parent.mkdir()

@@ -117,6 +117,37 @@ def test_all_of_a_large_input_and_output_passes() -> None:
     assert done.stdout == data
 
 
+_TELL = """\
+import sys, time
+said = ""
+while said != "0":
+    now = open("/proc/self/autogroup").read().split()[-1]
+    if now != said and now in {"10", "0"} and (said or now == "10"):
+        said = now
+        print(said, flush=True)
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/autogroup").exists(), reason="this kernel has no groups of sessions"
+)
+def test_program_stands_back_for_a_while() -> None:
+    lines: list[str] = []
+
+    async def main() -> Finished:
+        over = anyio.Event()
+
+        def take(line: str) -> None:
+            lines.append(line)
+            over.set()
+
+        return await process.run([sys.executable, "-c", _TELL], on_line=take, aside=over)
+
+    assert anyio.run(main).returncode == 0
+    assert lines == ["10", "0"]
+
+
 def test_program_that_does_not_read_its_input_is_no_error() -> None:
     assert run("true", stdin=b"x" * 1_000_000)[0].returncode == 0
 

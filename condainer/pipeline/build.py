@@ -546,11 +546,15 @@ class Build:
         workplace = self._site.beside(Stage.SQUASH)
         block = plan.compression.block_size
         reader, writer = os.pipe()
+        installed = anyio.Event()
 
         async def write() -> None:
             async with self._site.stage(Stage.SQUASH) as stage:
                 with self._site.watching(place):
-                    await squash.write(plan.mksquashfs, reader, part, plan.compression, workplace)
+                    await squash.write(
+                        *(plan.mksquashfs, reader, part, plan.compression, workplace),
+                        aside=installed,
+                    )
                 stage.detail = f"{plan.compression.algorithm}, {human(part.stat().st_size)}"
 
         return Streaming(
@@ -561,6 +565,7 @@ class Build:
                 plan.startup,
                 writer,
                 lambda done: workplace.on_progress(done // block, None, ""),
+                installed.set,
             ),
             write,
         )

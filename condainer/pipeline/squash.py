@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from anyio import Event
+
     from condainer.config import Config
     from condainer.pipeline.installers import Workplace
     from condainer.pipeline.tree import Tree
@@ -104,6 +106,7 @@ async def write(
     compression: Compression,
     workplace: Workplace,
     order: Path | None = None,
+    aside: Event | None = None,
 ) -> None:
     """Compress a directory into a new image, or what comes through a pipe.
 
@@ -116,6 +119,8 @@ async def write(
         compression: how.
         workplace: where it runs.
         order: of a directory: a file that says which files come first.
+        aside: until this is set, mksquashfs stands back for what installs: that comes to its end
+            first, and then all processors compress.
 
     Raises:
         BuildError: with mksquashfs's last lines.
@@ -143,6 +148,7 @@ async def write(
         on_line=take,
         stdin=source if isinstance(source, int) else None,
         terminal=True,
+        aside=aside,
     )
     if answer.returncode != 0:
         lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]

@@ -20,6 +20,8 @@ from condainer.pipeline import credentials
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from anyio import Event
+
     from condainer.config import Config
     from condainer.process import Finished
 
@@ -257,7 +259,7 @@ class Workplace:
     pass_fds: Sequence[int] = ()
     on_ready: OnReady = lambda _name, _listing: None
 
-    async def run(
+    async def run(  # noqa: PLR0913  (as of `process.run`)
         self,
         argv: Sequence[str],
         *,
@@ -267,6 +269,7 @@ class Workplace:
         stdin: bytes | int | None = None,
         capture: bool = False,
         terminal: bool = False,
+        aside: Event | None = None,
     ) -> Finished:
         """Run a program here; its command and its output go to the log.
 
@@ -283,6 +286,7 @@ class Workplace:
             capture=capture,
             terminal=terminal,
             pass_fds=self.pass_fds,
+            aside=aside,
         )
         if b"\0" not in finished.stdout:
             for line in finished.stdout.decode("utf-8", "replace").splitlines():
