@@ -176,11 +176,13 @@ def test_two_condas_at_once_do_not_get_in_each_others_way(
         builds = []
         for each in (workshop, other):
             each.configure(package_cache=tmp_path / "packages")
+            each.variables["STANDIN_PAUSE"] = "1"
             each.environment("hard-text", "hard-links", channel=hard_channel)
             builds.append(each.start("build", "--installer", str(conda)))
         for build in builds:
             _, words = build.communicate()
             assert build.returncode == 0, words
+        assert versions(workshop) == versions(other) == {"hard-text": "2.0", "hard-links": "1.0"}
 
 
 def test_success_is_believed_where_all_is_there(

@@ -3,7 +3,8 @@
 It prints what the released versions were seen to print, exits as they do, and installs for real,
 with py-rattler. `write_program` makes the executable; `command` is what the executable runs, as
 micromamba or, where that is its name, as conda. Where its package cache has packages is another
-matter of the version: the variable STANDIN_LAYOUT, see `packages.place`.
+matter of the version: the variable STANDIN_LAYOUT, see `packages.place`. STANDIN_PAUSE has conda
+take so many seconds more for its package cache.
 """
 
 from __future__ import annotations

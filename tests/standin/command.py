@@ -196,7 +196,7 @@ def _using(cache: Path, chosen: list[Package]) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-        time.sleep(0.3)  # it is slow
+        time.sleep(float(os.environ.get("STANDIN_PAUSE") or 0))
     except BlockingIOError:
         name = chosen[0].distribution
         raise CondaError(_CORRUPT.format(cache=cache, name=name), status=0) from None
