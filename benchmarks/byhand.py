@@ -25,7 +25,7 @@ def micromamba(directory: Path) -> tuple[str, bool]:
         directory: where to put what stands in for it.
     """
     found = shutil.which("micromamba")
-    return found or str(standin.write_micromamba(directory / "stand-in")), found is not None
+    return found or str(standin.write_program(directory / "stand-in")), found is not None
 
 
 def make(executable: str, compress: Callable[[Path, Path], None], place: Place) -> Path:

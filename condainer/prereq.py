@@ -111,7 +111,7 @@ def _mksquashfs() -> Check:
 def _installer(config: Config) -> Check:
     notes: list[str] = []
     try:
-        found = installers.choose(config, on_note=notes.append)
+        found = installers.choose(config, only_looks=True, on_note=notes.append)
     except CondainerError as error:
         return Check("installer", ok=False, detail=error.message, hint=error.hint)
     return Check("installer", ok=True, detail="; ".join([found.description, *notes]))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Sequence,
     )
 
+    from anyio import Event
     from anyio.abc import ByteReceiveStream, Process, TaskGroup
 
 TAIL_LINES = 40
@@ -49,6 +50,7 @@ _STRAGGLERS = 1.0
 _LAST_WORDS = 2.0
 """Seconds for reading what is left in the pipes: a daemon that escaped may hold them for ever."""
 _POLL = 0.02
+_NICENESS, _TRIES = 10, 20
 _LOOK = 0.2
 """Seconds between two looks at the table of all processes, which takes longer."""
 _calls: set[int] = set()
@@ -95,7 +97,7 @@ async def run(  # noqa: PLR0913  (each is what a process has)
     capture: bool = False,
     terminal: bool = False,
     pass_fds: Sequence[int] = (),
-    niceness: int = 0,
+    aside: Event | None = None,
 ) -> Finished:
     r"""Run a program to its end; cancelling ends its whole process group.
 
@@ -109,7 +111,7 @@ async def run(  # noqa: PLR0913  (each is what a process has)
         terminal: let standard output be a terminal: some programs tell how far they are only to
             one, or keep it back until a buffer is full.
         pass_fds: descriptors it inherits.
-        niceness: how far it stands back where others want the same processors: nice(2).
+        aside: until this is set, it stands back where others want the same processors.
 
     Raises:
         ToolError: where it cannot be started.
@@ -142,10 +144,10 @@ async def run(  # noqa: PLR0913  (each is what a process has)
         if isinstance(stdin, int):
             os.close(stdin)  # or whoever writes there would never hear that the program has ended
     try:
-        if niceness:
-            _be_nice(process.pid, niceness)
         async with task_group() as group:
             assert process.stderr is not None  # noqa: S101  (asked for as a pipe)
+            if aside is not None:
+                group.start_soon(_stand_aside, process.pid, aside)
             if isinstance(stdin, bytes):
                 group.start_soon(_feed, process, stdin)
             if process.stdout is None:
@@ -451,16 +453,28 @@ async def _open(
     return process
 
 
-def _be_nice(group: int, niceness: int) -> None:
-    """Let a process group and the session that it leads stand back.
+async def _stand_aside(session: int, until: Event) -> None:
+    """Let the session that a program leads stand back for a while: sched(7), autogroup.
 
-    Among sessions another number counts than within one, where the kernel shares processors out
-    between sessions: sched(7), The autogroup feature.
+    Not with nice(2), which an ordinary user cannot take back: on a busy machine such a program gets
+    next to nothing, also when nobody else of the same build wants a processor any more. Where the
+    kernel has no groups of sessions, it does not stand back.
     """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PGRP, group, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{group}/autogroup").write_text(str(niceness), encoding="ascii")
+    import anyio
+
+    group = Path(f"/proc/{session}/autogroup")
+    for niceness in (_NICENESS, 0):
+        for _ in range(_TRIES):  # the kernel takes no more than ten such changes a second
+            try:
+                group.write_text(str(niceness), encoding="ascii")
+            except BlockingIOError:
+                await anyio.sleep(_LOOK)
+            except OSError:
+                return  # it has ended, or there are none
+            else:
+                break
+        if niceness:
+            await until.wait()
 
 
 async def _feed(process: Process, data: bytes) -> None:

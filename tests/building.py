@@ -192,8 +192,13 @@ class _Guarded(_Quiet):
 
     token = ""
     authorization = ""
+    seen: list[bytes] | None = None
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
+        if self.seen is not None:
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    self.seen.append(path.read_bytes())
         known = self.headers.get("Authorization", "") == self.authorization
         if known and self.path.startswith(self.token):
             self.path = self.path.removeprefix(self.token)
@@ -205,13 +210,21 @@ class _Guarded(_Quiet):
 
 
 @contextlib.contextmanager
-def served_to(credentials: str, directory: Path) -> Iterator[tuple[str, str]]:
+def served_to(
+    credentials: str, directory: Path, seen: list[bytes] | None = None
+) -> Iterator[tuple[str, str]]:
     """An HTTP server that serves a directory to those who know `USER:PASSWORD@` or `/t/TOKEN`.
+
+    Args:
+        credentials: what has to be known.
+        directory: what is served.
+        seen: is told the command lines of all processes at each request.
 
     Yields:
         the URL with the credentials, and without.
     """
-    members = {"token": credentials if credentials.startswith("/") else ""}
+    members: dict[str, object] = {"seen": seen}
+    members["token"] = credentials if credentials.startswith("/") else ""
     if not members["token"]:
         encoded = base64.b64encode(credentials.removesuffix("@").encode()).decode()
         members["authorization"] = f"Basic {encoded}"
@@ -220,6 +233,53 @@ def served_to(credentials: str, directory: Path) -> Iterator[tuple[str, str]]:
         host = url.removeprefix("http://")
         full = f"{url}{credentials}" if members["token"] else f"http://{credentials}{host}"
         yield full, url
+
+
+class _Elsewhere(_Guarded):
+    """Sends those who bring a token elsewhere."""
+
+    elsewhere = ""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith(self.token):
+            self.send_response(HTTPStatus.FORBIDDEN)
+        else:
+            self.send_response(HTTPStatus.FOUND)
+            self.send_header("Location", self.elsewhere + self.path.removeprefix(self.token))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+
+class _Told(_Quiet):
+    """Notes what else it is told by those who ask."""
+
+    told: list[str]
+
+    def do_GET(self) -> None:
+        self.told.append(str(self.headers))
+        super().do_GET()
+
+    def do_HEAD(self) -> None:
+        self.told.append(str(self.headers))
+        super().do_HEAD()
+
+
+@contextlib.contextmanager
+def served_elsewhere(token: str, directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that knows a token `/t/TOKEN`, and redirects to another that serves.
+
+    Yields:
+        the URL with the token, and the headers of all requests that the other one had.
+    """
+    told: list[str] = []
+    listening = type("_Listening", (_Told,), {"told": told})
+    with _serving(functools.partial(listening, directory=str(directory))) as other:
+        members = {"token": token, "elsewhere": other}
+        with _serving(type("_Sending", (_Elsewhere,), members)) as url:
+            yield f"{url}{token}", told
 
 
 @contextlib.contextmanager

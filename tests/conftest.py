@@ -43,7 +43,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def micromamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stand-in for micromamba, in a directory of its own."""
-    return standin.write_micromamba(tmp_path_factory.mktemp("micromamba"))
+    return standin.write_program(tmp_path_factory.mktemp("micromamba"))
+
+
+@pytest.fixture(scope="session")
+def conda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for conda, in a directory of its own."""
+    return standin.write_program(tmp_path_factory.mktemp("conda"), "conda")
 
 
 @pytest.fixture

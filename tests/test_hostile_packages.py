@@ -128,11 +128,25 @@ def test_package_that_is_in_the_cache_already(
     project: Workshop, tmp_path: Path, outside: Path
 ) -> None:
     publish(tmp_path, Package(name=NAME, version="1.0"), {"share/file": "written\n"})
-    project.run("build", "-q")
-    project.image.unlink()
     path = f"{outside}/file"
-    (tmp_path / "packages" / STEM / "info/paths.json").write_bytes(listing(path))
-    refuse(project, outside, path)
+    with building.served(tmp_path / "channel") as url:
+        project.environment(NAME, channel=url)
+        project.run("build", "-q")
+        project.image.unlink()
+        (tmp_path / "packages" / STEM / "info/paths.json").write_bytes(listing(path))
+        refuse(project, outside, path)
+
+
+def test_package_in_the_cache_is_compared_with_the_archive_that_is_at_hand(
+    project: Workshop, tmp_path: Path, outside: Path
+) -> None:
+    publish(tmp_path, Package(name=NAME, version="1.0"), {"share/file": "written\n"})
+    project.run("build", "-q")
+    (tmp_path / "packages" / STEM / "info/paths.json").write_bytes(listing(f"{outside}/file"))
+    before = building.picture(outside)
+    project.run("build", "-q", "--force")
+    assert building.picture(outside) == before
+    assert "the package cache is damaged" in project.build_log.read_text()
 
 
 def test_refused_package_does_not_stay_in_the_cache(

@@ -16,7 +16,7 @@ from condainer import image
 from condainer.config import Config
 from condainer.errors import ToolError
 from condainer.pipeline import installers
-from condainer.pipeline.installers import Request, mamba, patience
+from condainer.pipeline.installers import Request, complaints, mamba, patience
 from tests import building
 from tests.localchannel.package import Package, put
 
@@ -293,7 +293,8 @@ def test_package_cache_is_where_the_project_says(
     workshop.configure(package_cache=tmp_path / "packages")
     workshop.environment("hard-text", channel=hard_channel)
     build(workshop)
-    assert (tmp_path / "packages/hard-text-2.0-0/share/hard-text/version.txt").exists()
+    below = "hard-text-2.0-0/share/hard-text/version.txt"
+    assert len(list((tmp_path / "packages").rglob(below))) == 1
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_an_answer_that_lists_no_packages_is_an_error(
 def test_explanation_of_a_conflict_is_its_tree() -> None:
     lines = _CONFLICT.splitlines()
     expected = ["Could not solve for environment specs", *lines[2:-1]]
-    assert mamba.explanation(lines).splitlines() == [f"  {line}" for line in expected]
+    assert complaints.explanation(lines).splitlines() == [f"  {line}" for line in expected]
 
 
 def test_long_explanation_is_cut_at_its_end(workshop: Workshop, tmp_path: Path) -> None:
@@ -401,7 +402,7 @@ def test_long_explanation_is_cut_at_its_end(workshop: Workshop, tmp_path: Path) 
 
 
 def test_explanation_leaves_out_the_table_of_packages() -> None:
-    assert mamba.explanation(_TAMPERED.splitlines()).splitlines() == [
+    assert complaints.explanation(_TAMPERED.splitlines()).splitlines() == [
         "  File not valid: file size doesn't match expectation",
         "      Expected: 707",
         "      Actual: 715",
@@ -411,4 +412,99 @@ def test_explanation_leaves_out_the_table_of_packages() -> None:
 
 def test_explanation_of_another_program_is_what_it_said_last() -> None:
     lines = ["PackagesNotFoundError: The following packages are missing:", "  - nowhere"]
-    assert mamba.explanation(lines) == "\n".join(f"  {line}" for line in lines)
+    assert complaints.explanation(lines) == "\n".join(f"  {line}" for line in lines)
+
+
+_REPORT = """
+# >>>>>>>>>>>>>>>>>>>>>> ERROR REPORT <<<<<<<<<<<<<<<<<<<<<<
+
+    Traceback (most recent call last):
+      File "conda/exception_handler.py", line 30, in __call__
+        return func(*args, **kwargs)
+    AttributeError: 'Index' object has no attribute '_system_packages'
+
+    During handling of the above exception, another exception occurred:
+
+    Traceback (most recent call last):
+      File "conda/core/index.py", line 173, in system_packages
+        raise RuntimeError("...")
+    RuntimeError: the index is locked
+
+`$ /opt/conda/bin/conda create -y -p /tmp/e`
+
+  environment variables:
+conda info could not be constructed.
+
+An unexpected error has occurred. Conda has prepared the above report.
+
+If you suspect this error is being caused by a malfunctioning plugin,
+consider using the --no-plugins option to turn off plugins.
+
+Example: conda --no-plugins install <package>
+
+Alternatively, you can set the CONDA_NO_PLUGINS environment variable on
+the command line to run the command without plugins enabled.
+
+Example: CONDA_NO_PLUGINS=true conda install <package>
+"""
+_BROKEN = r"""
+    package                    |            build
+    ---------------------------|-----------------
+    hard-text-2.0              |                0           1 KB  file:///tmp/bad
+                                           Total:           3 KB
+  hard-text          bad/noarch::hard-text-2.0-0
+Downloading and Extracting Packages: ...working... done
+
+InvalidArchiveError('Error with archive /tmp/hard-text-2.0-0.conda.  Message was:\n\nno zip file')
+"""
+_FAILED = """
+Rolling back transaction: ...working... done
+
+LinkError: post-link script failed for package hard-post-link-fails-1.0-0
+location of failed script: /tmp/e5/bin/.hard-post-link-fails-post-link.sh
+==> script messages <==
+<None>
+==> script output <==
+stdout:
+stderr: hard-post-link-fails: cannot go on
+
+return code: 3
+
+
+()
+
+"""
+_REPEATED = """
+error    libmamba Failed to download package from http://host/x.conda (status 404)
+    If you see this message repeatedly, the state of your installation might be corrupted,
+    in which case running `mamba clean --all` might fix it.
+
+    If you continue to meet this problem, please search or report an issue
+    on  mamba's issue tracker: https://github.com/mamba-org/mamba/issues/
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (_REPORT, ["RuntimeError: the index is locked"]),
+        (
+            _BROKEN,
+            [
+                "InvalidArchiveError: Error with archive /tmp/hard-text-2.0-0.conda.  Message was:",
+                "no zip file",
+            ],
+        ),
+        (
+            _FAILED,
+            [
+                "LinkError: post-link script failed for package hard-post-link-fails-1.0-0",
+                "stderr: hard-post-link-fails: cannot go on",
+                "return code: 3",
+            ],
+        ),
+        (_REPEATED, ["Failed to download package from http://host/x.conda (status 404)"]),
+    ],
+)
+def test_explanation_is_what_matters(said: str, expected: list[str]) -> None:
+    assert complaints.explanation(said.splitlines()).splitlines() == [f"  {x}" for x in expected]

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -711,3 +712,21 @@ def test_wrong_checksum(workshop: Workshop) -> None:
     assert workshop.image.read_bytes() == b"old"
     assert building.parts(workshop) == []
     assert workshop.left_over() == []
+
+
+def test_mksquashfs_is_as_nice_as_the_rest(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    """Nobody but root could take that back, and on a busy machine it would wait and wait."""
+    real = shutil.which("mksquashfs", path=workshop.variables["PATH"])
+    wrapper = tmp_path / "bin/mksquashfs"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f"#!/bin/sh\n'{real}' \"$@\"\nstatus=$?\nnice >'{tmp_path}/nice'\nexit $status\n"
+    )
+    wrapper.chmod(0o755)
+    workshop.environment("hard-text", channel=hard_channel)
+    path = f"{wrapper.parent}:{workshop.variables['PATH']}"
+    workshop.run("build", variables={"PATH": path})
+    assert streamed(workshop)
+    assert int((tmp_path / "nice").read_text()) == os.getpriority(os.PRIO_PROCESS, 0)

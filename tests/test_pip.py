@@ -235,13 +235,20 @@ def test_requirements_alone_bring_pip_along(indexed: Workshop, basic_channel: Pa
 def test_credentials_of_an_index_are_kept_nowhere(
     workshop: Workshop, basic_channel: Path, tmp_path: Path
 ) -> None:
+    """Also where pip runs itself with the same index, to build a package."""
+    make_wheel(tmp_path / "wheels", "cnd_two", "1.0")
     make_index(make_wheel(tmp_path / "wheels", "cnd_one", "1.0").parent)
+    project = make_source(workshop.directory / "tree", "cnd_three") / "pyproject.toml"
+    project.write_text(project.read_text().replace("requires = []", "requires = ['cnd-two']"))
     workshop.environment("python", channel=basic_channel)
-    with building.served_to("someone:s3cret@", tmp_path / "wheels") as (url, _):
-        wanted = f"--index-url {url}/simple\ncnd-one\n"
+    seen: list[bytes] = []
+    with building.served_to("someone:s3cret@", tmp_path / "wheels", seen) as (url, _):
+        wanted = f"--index-url {url}/simple\ncnd-one\n./tree\n"
         (workshop.directory / "requirements.txt").write_text(wanted)
         said = workshop.run("build", "-v")
-    assert listed(workshop) == {"cnd_one": "1.0"}
+    assert listed(workshop) == {"cnd_one": "1.0", "cnd_three": "1.0"}
+    assert b"cnd-two" in b"".join(seen)
+    assert b"s3cret" not in b"".join(seen)
     assert "s3cret" not in said.stdout + said.stderr
     assert "s3cret" not in workshop.lock_file.read_text() + workshop.build_log.read_text()
     unpacked = building.unpack(workshop.image, tmp_path / "image")

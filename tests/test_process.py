@@ -28,7 +28,6 @@ def run(
     stdin: bytes | None = None,
     capture: bool = False,
     terminal: bool = False,
-    niceness: int = 0,
 ) -> tuple[Finished, list[str]]:
     """Run a program to its end; gives how it ended, and its lines."""
     lines: list[str] = []
@@ -40,7 +39,6 @@ def run(
             stdin=stdin,
             capture=capture,
             terminal=terminal,
-            niceness=niceness,
         )
 
     return anyio.run(main), lines
@@ -119,14 +117,35 @@ def test_all_of_a_large_input_and_output_passes() -> None:
     assert done.stdout == data
 
 
-def test_program_stands_back() -> None:
-    """What it reads comes when that has been asked for."""
-    done, lines = run(
-        "sh", "-c", "read line; nice; cat /proc/$$/autogroup", stdin=b"x\n", niceness=4
-    )
-    assert done.returncode in {0, 1}  # some kernels have no groups of sessions
-    assert lines[0] == str(os.getpriority(os.PRIO_PROCESS, 0) + 4)
-    assert all("/autogroup-" not in line or line.endswith(" nice 4") for line in lines[1:])
+_TELL = """\
+import sys, time
+said = ""
+while said != "0":
+    now = open("/proc/self/autogroup").read().split()[-1]
+    if now != said and now in {"10", "0"} and (said or now == "10"):
+        said = now
+        print(said, flush=True)
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/autogroup").exists(), reason="this kernel has no groups of sessions"
+)
+def test_program_stands_back_for_a_while() -> None:
+    lines: list[str] = []
+
+    async def main() -> Finished:
+        over = anyio.Event()
+
+        def take(line: str) -> None:
+            lines.append(line)
+            over.set()
+
+        return await process.run([sys.executable, "-c", _TELL], on_line=take, aside=over)
+
+    assert anyio.run(main).returncode == 0
+    assert lines == ["10", "0"]
 
 
 def test_program_that_does_not_read_its_input_is_no_error() -> None:

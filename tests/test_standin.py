@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -21,7 +23,7 @@ from rattler.index import index_fs
 
 from tests.localchannel import PLACEHOLDER, ensure
 from tests.localchannel.package import Package, put, subdir, write
-from tests.standin import write_micromamba
+from tests.standin import write_program
 
 TRANSCRIPTS = Path(__file__).parent / "standin/transcripts"
 HOME = "/home/user"
@@ -56,9 +58,10 @@ class Workplace:
             check=False,
         )
 
-    def create(self, *specs: str | Path) -> subprocess.CompletedProcess[str]:
+    def create(self, *specs: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
         """Create an environment at the usual place from the hard channel."""
-        return self.run("create", "-y", *self.places, "--override-channels", *specs)
+        words = ("create", "-y", *self.places, "--override-channels", *specs)
+        return self.run(*words, **variables)
 
     @property
     def places(self) -> list[str]:
@@ -70,9 +73,9 @@ class Workplace:
     def prefix(self) -> Path:
         return self.root / "demo/env"
 
-    @property
-    def packages(self) -> Path:
-        return self.root / "demo/root/pkgs"
+    def unpacked(self, name: str, channel: Path, root: str = "demo/root") -> Path:
+        """Where a package of a channel is in the package cache."""
+        return self.root / root / f"pkgs/file{channel}/noarch" / name
 
 
 def read(name: str) -> Transcript:
@@ -132,7 +135,7 @@ def workplace(tmp_path: Path, tiny_channel: Path) -> Workplace:
     shutil.copytree(channel, demo / "badchan")
     with (demo / "badchan/noarch/tinypkg-1.0-0.tar.bz2").open("ab") as archive:
         archive.write(b"tampered")
-    return Workplace(root=tmp_path, micromamba=write_micromamba(tmp_path / "bin"))
+    return Workplace(root=tmp_path, micromamba=write_program(tmp_path / "bin"))
 
 
 def normal(text: str, root: Path) -> str:
@@ -217,7 +220,7 @@ def test_packages_are_linked_for_real(workplace: Workplace) -> None:
     hello = subprocess.run([prefix / "bin/hard-hello"], capture_output=True, text=True, check=True)
     assert hello.stdout == f"hello from {prefix}\n"
     assert PLACEHOLDER not in (prefix / "etc/hard-text.conf").read_text()
-    unpacked = workplace.packages / "hard-text-2.0-0"
+    unpacked = workplace.unpacked("hard-text-2.0-0", ensure("hard"))
     assert (unpacked / "info/repodata_record.json").exists()
     version = "share/hard-text/version.txt"
     assert (prefix / version).samefile(unpacked / version)
@@ -248,16 +251,18 @@ def test_a_post_link_script_runs(workplace: Workplace) -> None:
     assert (prefix / "share/hard-post-link.txt").read_text() == "hard-post-link 1.2 3\n"
     assert (prefix / "share/hard-text/version.txt").read_text() == "2.0 (edited)\n"
     assert "has something to say" in (prefix / ".messages.txt").read_text()
-    assert (
-        workplace.packages / "hard-text-2.0-0/share/hard-text/version.txt"
-    ).read_text() == "2.0\n"
+    unpacked = workplace.unpacked("hard-text-2.0-0", ensure("hard"))
+    assert (unpacked / "share/hard-text/version.txt").read_text() == "2.0\n"
 
 
 def test_a_failing_post_link_script_is_passed_over(workplace: Workplace) -> None:
     """As in libmamba, which looks only at whether the script could be started."""
     done = workplace.create("hard-post-link-fails")
     assert done.returncode == 0
-    assert done.stderr.splitlines() == ["hard-post-link-fails: cannot go on"]
+    assert done.stderr.splitlines() == [
+        "warning  libmamba Executing post-link script for package 'hard-post-link-fails'.",
+        "hard-post-link-fails: cannot go on",
+    ]
 
 
 def test_sigterm_ends_it_with_its_own_status(workplace: Workplace) -> None:
@@ -315,9 +320,10 @@ def test_another_package_of_the_same_name_is_not_taken_from_the_cache(
 def test_the_environment_variables_are_honoured(workplace: Workplace, tmp_path: Path) -> None:
     words = ["create", "-y", "-p", str(workplace.prefix), "-c", ensure("hard").as_uri(), "hard-bz2"]
     assert workplace.run(*words, MAMBA_ROOT_PREFIX=str(tmp_path / "root")).returncode == 0
-    assert (tmp_path / "root/pkgs/hard-bz2-1.0-0").is_dir()
+    below = f"pkgs/file{ensure('hard')}/{subdir()}/hard-bz2-1.0-0"
+    assert (tmp_path / "root" / below).is_dir()
     assert workplace.run(*words, CONDA_PKGS_DIRS=str(tmp_path / "pkgs")).returncode == 0
-    assert (tmp_path / "pkgs/hard-bz2-1.0-0").is_dir()
+    assert (tmp_path / below).is_dir()
     assert workplace.run(*words, MAMBA_ALWAYS_YES="1").returncode == 1
 
 
@@ -333,6 +339,61 @@ def test_the_interpreter_may_be_anywhere(tmp_path: Path) -> None:
     interpreter.parent.mkdir(parents=True)
     interpreter.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     interpreter.chmod(stat.S_IRWXU)
-    executable = write_micromamba(tmp_path / "bin", interpreter=str(interpreter))
+    executable = write_program(tmp_path / "bin", interpreter=str(interpreter))
     done = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == "2.8.1\n"
+
+
+# As conda
+
+
+@pytest.fixture
+def conda(workplace: Workplace) -> Workplace:
+    """The same, by the name of conda."""
+    return dataclasses.replace(workplace, micromamba=write_program(workplace.root / "bin", "conda"))
+
+
+def test_conda_says_which_version_it_is(conda: Workplace) -> None:
+    assert conda.run("--version").stdout == "conda 26.7.1\n"
+
+
+def test_conda_notes_when_an_environment_was_created(conda: Workplace) -> None:
+    assert conda.create("hard-text", CONDA_PKGS_DIRS=f"{conda.root}/pkgs").returncode == 0
+    assert float((conda.prefix / "conda-meta/created_at").read_text()) > 1e9
+    assert (conda.root / "pkgs/hard-text-2.0-0/info/repodata_record.json").exists()
+    assert (conda.root / "demo/home/.conda/environments.txt").exists()
+    shutil.rmtree(conda.root / "demo/home/.conda")
+    assert conda.create("hard-text", CONDA_REGISTER_ENVS="false").returncode == 0
+    assert not (conda.root / "demo/home/.conda/environments.txt").exists()
+
+
+def test_conda_takes_everything_back_where_a_script_fails(conda: Workplace) -> None:
+    done = conda.create("hard-post-link-fails")
+    assert done.returncode == 1
+    assert "LinkError: post-link script failed for package" in done.stderr
+    assert "return code: 3" in done.stderr
+    assert not conda.prefix.exists()
+
+
+def test_conda_takes_no_names_together_with_urls(conda: Workplace) -> None:
+    archive = next(ensure("hard").glob("noarch/hard-text-1.0-*.conda"))
+    done = conda.create(archive.as_uri(), "hard-links")
+    assert done.returncode == 1
+    assert "Cannot combine package names with explicit package lists" in done.stderr
+
+
+def test_conda_compares_no_checksum_of_a_channel_in_a_directory(conda: Workplace) -> None:
+    channel = ensure("badchecksum").as_uri()
+    done = conda.run("create", "-y", "-p", conda.prefix, "-c", channel, "hard-badchecksum")
+    assert done.returncode == 0
+
+
+def test_conda_gives_up_with_0_where_another_uses_the_cache(conda: Workplace) -> None:
+    (conda.root / "pkgs").mkdir()
+    descriptor = os.open(conda.root / "pkgs", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    done = conda.create("hard-text", CONDA_PKGS_DIRS=f"{conda.root}/pkgs")
+    os.close(descriptor)
+    assert done.returncode == 0
+    assert "CondaSystemExit: Exiting 1" in done.stderr
+    assert not list(conda.prefix.glob("conda-meta/*.json"))

@@ -7,6 +7,7 @@ before has been touched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -19,8 +20,9 @@ import anyio
 import anyio.to_thread
 
 from condainer import environment as environment_module
-from condainer import files, shell, tools
+from condainer import files, shell, tools, trust
 from condainer import image as image_module
+from condainer.config import CONFIG_NAME
 from condainer.errors import BuildError
 from condainer.pipeline import (
     bytecode,
@@ -179,6 +181,7 @@ class Build:
             CondainerError: says what failed; nothing of this build is left but its log.
         """
         site = self._site
+        self._say_whose()
         with site.explaining():
             async with self.budget.build():
                 async with site.stage(Stage.CHECK) as stage:
@@ -313,7 +316,12 @@ class Build:
         request = self._request(environment, lock, wants_pip=requirements is not None)
         installer = None
         if conda:
-            installer = installers.choose(config, self.options.installer, on_note=self._note)
+            installer = installers.choose(
+                config,
+                self.options.installer,
+                only_looks=self.options.dry_run,
+                on_note=self._note,
+            )
             installer.check(request)
         return Plan(
             environment=environment,
@@ -422,15 +430,16 @@ class Build:
                 else:
                     staging.make_prefix(prefix, hold)
                 own = replace(workplace, on_ready=overlap.ready) if overlap else workplace
-                await installer.install(plan.request, solution, own)
+                ran = await installer.install(plan.request, solution, own)
                 if overlap is not None:
-                    overlap.complete(has_run_scripts=installer.runs_link_scripts)
+                    overlap.complete(has_run_scripts=bool(ran))
                 staging.check_made(prefix)
-                if not installer.runs_link_scripts:
-                    if scripts.has_post_link(prefix, solution.packages):
-                        activated = await self._activated(plan, workplace)
-                        await scripts.run_post_link(prefix, solution.packages, activated)
-                    staging.check_made(prefix)
+                done = ran if installer.vouches_for_scripts else frozenset()
+                left = [package for package in solution.packages if package.name not in done]
+                if scripts.has_post_link(prefix, left):
+                    activated = await self._activated(plan, workplace)
+                    await scripts.run_post_link(prefix, left, activated)
+                staging.check_made(prefix)
             for message in scripts.take_messages(prefix):
                 self._note(message)
         await anyio.to_thread.run_sync(manifest.clean_records, prefix, plan.epoch)
@@ -544,11 +553,15 @@ class Build:
         workplace = self._site.beside(Stage.SQUASH)
         block = plan.compression.block_size
         reader, writer = os.pipe()
+        installed = anyio.Event()
 
         async def write() -> None:
             async with self._site.stage(Stage.SQUASH) as stage:
                 with self._site.watching(place):
-                    await squash.write(plan.mksquashfs, reader, part, plan.compression, workplace)
+                    await squash.write(
+                        *(plan.mksquashfs, reader, part, plan.compression, workplace),
+                        aside=installed,
+                    )
                 stage.detail = f"{plan.compression.algorithm}, {human(part.stat().st_size)}"
 
         return Streaming(
@@ -559,6 +572,7 @@ class Build:
                 plan.startup,
                 writer,
                 lambda done: workplace.on_progress(done // block, None, ""),
+                installed.set,
             ),
             write,
         )
@@ -604,6 +618,20 @@ class Build:
 
     def _note(self, text: str) -> None:
         self.emit(Note(self.label, text))
+
+    def _say_whose(self) -> None:
+        """Say that a project is another user's, before anything of it is run."""
+        project = self.project
+        if self.options.dry_run or self.options.repack:
+            return
+        places = (project.directory, project.directory / CONFIG_NAME, project.environment_file)
+        for path in (*places, project.requirements_file):
+            with contextlib.suppress(OSError):
+                owner = path.stat().st_uid
+                if owner not in {os.getuid(), 0}:
+                    who = trust.user_name(owner)
+                    self._note(f"{path} belongs to {who}: this build runs, as you, what it names")
+                    return
 
     def _own_variables(self, described: manifest.Manifest) -> list[tuple[str, str]]:
         variables = described.environment.variables if described.environment else ()

@@ -20,6 +20,11 @@ def without(text: str) -> str:
     return _TOKEN.sub(r"\1", _USER.sub(r"\1", text)) if "://" in text else text
 
 
+def has_token(url: str) -> bool:
+    """Whether a URL holds a token, which is a part of its path."""
+    return bool(_TOKEN.search(url))
+
+
 def restored(url: str, channels: Iterable[str]) -> str:
     """A URL with the credentials of the channel that it belongs to.
 

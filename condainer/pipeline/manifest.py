@@ -18,7 +18,7 @@ from condainer import files, image
 from condainer.activation import SNAPSHOT, Snapshot
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import Package, read_records
+from condainer.pipeline.installers import Package, merged, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _DATE = re.compile(r"==> .* <==$")
+_TIME = re.compile(r"\s*(\d{9,}(\.\d*)?|\d{4}-\d\d-\d\d[T ][\d:.]+(Z|[+-]\d\d:?\d\d)?)\s*")
+"""What a file holds that tells a time, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def installed_packages(prefix: Path, solution: Iterable[Package]) -> tuple[Packa
     found = []
     for record in read_records(prefix):
         place, plan = planned.get(record.package.stem, (len(planned), record.package))
-        found.append((place, _merged(record.package, plan)))
+        found.append((place, merged(record.package, plan)))
     return tuple(package for _, package in sorted(found, key=lambda item: item[0]))
 
 
@@ -89,6 +91,8 @@ def clean_records(prefix: Path, epoch: Epoch) -> None:
             bare = _settled(bare)
         elif path.name == "history" and epoch.stamp is not None:
             bare = _without_times(bare, epoch.stamp)
+        elif epoch.stamp is not None and _TIME.fullmatch(bare):  # conda's `created_at`
+            bare = f"{epoch.stamp}\n"
         if bare != text:
             path.unlink()  # the same file may be in the package cache
             path.write_text(bare, encoding="utf-8", errors="surrogateescape")
@@ -206,9 +210,3 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=1, ensure_ascii=True)
     path.write_text(text + "\n", encoding="utf-8")
     os.chmod(path, 0o644)  # noqa: PTH101  (whatever the umask)
-
-
-def _merged(record: Package, plan: Package) -> Package:
-    """A record with what it leaves out taken from the plan."""
-    fields = asdict(record)
-    return Package(**{key: value or getattr(plan, key) for key, value in fields.items()})

@@ -61,6 +61,7 @@ class Overlap:
         startup: files that come next to each other, in this order, when all others are known.
         descriptor: of the pipe that mksquashfs reads; closed at the end.
         on_progress: takes the bytes that have been sent.
+        on_complete: told when all packages are there.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Overlap:
         startup: Sequence[str],
         descriptor: int,
         on_progress: Callable[[int], None],
+        on_complete: Callable[[], None] = lambda: None,
     ) -> None:
         self._prefix = prefix
         self._epoch = epoch
         self._startup = {name: place for place, name in enumerate(startup)}
         self._archive = Archive(descriptor)
         self._on_progress = on_progress
+        self._on_complete = on_complete
         self._told = 0
         by_size = sorted(packages, key=lambda package: (package.size, package.name))
         self._waiting = [package.name for package in by_size]
@@ -109,6 +112,7 @@ class Overlap:
         with self._changed:
             self._is_complete = True
             self._changed.notify()
+        self._on_complete()
 
     def stop(self) -> None:
         """Send no more, and let whoever reads know that the archive is not whole."""

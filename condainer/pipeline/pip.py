@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from condainer import files
 from condainer.errors import BuildError
-from condainer.pipeline import installers
+from condainer.pipeline import installers, logins
 from condainer.pipeline.lockfile import PipPackage
 
 if TYPE_CHECKING:
@@ -67,11 +67,19 @@ async def install(
             *("--progress-bar", "off", "--upgrade"),
             *(["--no-deps"] if locked else []),
         ]
+        variables: dict[str, str] = {}
         if await _version(python, workplace) >= _REPORT_SINCE:
             argv += ["--report", str(report)]
+            requirements, variables = logins.handed(
+                requirements,
+                workplace.environment,
+                Path(directory),
+                lambda line: _absolute(line, requirements.parent),
+            )
         answer = await workplace.run(
             [*argv, "-r", str(requirements)],
             cwd=cwd,
+            environment={**workplace.environment, **variables},
         )
         if answer.returncode != 0:
             last = "\n".join(f"  {line}" for line in _matter(answer.tail))

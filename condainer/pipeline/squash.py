@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from anyio import Event
+
     from condainer.config import Config
     from condainer.pipeline.installers import Workplace
     from condainer.pipeline.tree import Tree
@@ -36,10 +38,6 @@ _BAR = re.compile(r"\[.*?\]\s*(\d+)/(\d+)\s+\d+%")
 _MEMORY, _BLOCKS = 256, 8
 """MiB that mksquashfs may hold in its queues, and blocks for each processor, if that is more. Its
 own default is a quarter of the machine; with much it is a few percent slower than with little."""
-
-_NICENESS = 10
-"""How far it stands back while an environment is being installed: that comes to its end first, and
-then all processors are there for what is left to compress."""
 
 _LAST_LINES = 8
 
@@ -108,6 +106,7 @@ async def write(
     compression: Compression,
     workplace: Workplace,
     order: Path | None = None,
+    aside: Event | None = None,
 ) -> None:
     """Compress a directory into a new image, or what comes through a pipe.
 
@@ -120,6 +119,8 @@ async def write(
         compression: how.
         workplace: where it runs.
         order: of a directory: a file that says which files come first.
+        aside: until this is set, mksquashfs stands back for what installs: that comes to its end
+            first, and then all processors compress.
 
     Raises:
         BuildError: with mksquashfs's last lines.
@@ -147,7 +148,7 @@ async def write(
         on_line=take,
         stdin=source if isinstance(source, int) else None,
         terminal=True,
-        niceness=_NICENESS if isinstance(source, int) else 0,
+        aside=aside,
     )
     if answer.returncode != 0:
         lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]

@@ -1,7 +1,10 @@
-"""A stand-in for micromamba 2.8.1 that can be had without a conda channel.
+"""A stand-in for micromamba 2.8.1 and conda 26.7 that can be had without a conda channel.
 
-It prints what the released version was seen to print, exits as that does, and installs for real,
-with py-rattler. `write_micromamba` makes the executable; `command` is what the executable runs.
+It prints what the released versions were seen to print, exits as they do, and installs for real,
+with py-rattler. `write_program` makes the executable; `command` is what the executable runs, as
+micromamba or, where that is its name, as conda. Where its package cache has packages is another
+matter of the version: the variable STANDIN_LAYOUT, see `packages.place`. STANDIN_PAUSE has conda
+take so many seconds more for its package cache.
 """
 
 from __future__ import annotations
@@ -19,22 +22,22 @@ sys.path.insert(0, {str(_CHECKOUT)!r})
 
 from tests.standin.command import run
 
-run(sys.argv[1:])
+run(sys.argv[0].rpartition("/")[2], sys.argv[1:])
 """
 
 
-def write_micromamba(directory: Path, *, interpreter: str = sys.executable) -> Path:
+def write_program(
+    directory: Path, name: str = "micromamba", *, interpreter: str = sys.executable
+) -> Path:
     """Write the executable.
 
     Args:
         directory: Where it goes; made if need be.
+        name: What it is called, and so whose ways it has.
         interpreter: The Python that runs it, with py-rattler.
-
-    Returns:
-        The executable, which is named `micromamba`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    executable = directory / "micromamba"
+    executable = directory / name
     executable.write_text(f"{_shebang(interpreter)}\n{_PROGRAM}")
     executable.chmod(0o755)
     return executable

@@ -1,4 +1,4 @@
-"""The command line and the environment of micromamba, as far as an installer is driven by them."""
+"""The command line and the environment, as far as an installer is driven by them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 VERSION = "2.8.1"
+CONDA_VERSION = "conda 26.7.1"
 
 _USAGE = 109
 
@@ -18,6 +19,7 @@ class Options:
     """What `create` was asked to do.
 
     Attributes:
+        is_conda: It is conda, and not micromamba.
         prefix: Where the environment goes.
         root: The root prefix.
         package_cache: Where packages are unpacked.
@@ -31,6 +33,7 @@ class Options:
         words: The whole command line.
     """
 
+    is_conda: bool
     prefix: Path
     root: Path
     package_cache: Path
@@ -52,24 +55,30 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_USAGE, f"{message}\nRun with --help for more information.\n")
 
 
-def parse(words: list[str]) -> Options:
+def parse(program: str, words: list[str]) -> Options:
     """Read the command line.
 
     Args:
+        program: The name it goes by.
         words: The arguments, without the program's name.
 
     Raises:
         SystemExit: with status 0 after `--version`, 109 if the arguments are wrong.
     """
-    found, unknown = _parser().parse_known_intermixed_args(words)
+    is_conda = program == "conda"
+    parser = _parser(CONDA_VERSION if is_conda else VERSION)
+    found, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
         listed = " ".join(unknown)
         plural = "s were" if len(unknown) > 1 else " was"
-        _parser().error(f"The following argument{plural} not expected: {listed}")
+        parser.error(f"The following argument{plural} not expected: {listed}")
     default_root = os.environ.get("MAMBA_ROOT_PREFIX") or Path.home() / ".local/share/mamba"
+    if is_conda:
+        default_root = Path.home() / ".conda"
     root = Path(found.root_prefix or default_root).absolute()
     caches = os.environ.get("CONDA_PKGS_DIRS", "").replace(":", ",").split(",")
     return Options(
+        is_conda=is_conda,
         prefix=Path(found.prefix).absolute(),
         root=root,
         package_cache=Path(caches[0]).absolute() if caches[0] else root / "pkgs",
@@ -80,13 +89,13 @@ def parse(words: list[str]) -> Options:
         dry_run=found.dry_run,
         as_json=found.json,
         quiet=found.quiet or found.json,
-        words=("micromamba", *words),
+        words=(program, *words),
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(version: str) -> argparse.ArgumentParser:
     parser = _Parser(prog="micromamba", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=VERSION)
+    parser.add_argument("--version", action="version", version=version)
     parser.add_argument("-y", "--yes", action="store_true")
     parser.add_argument("-r", "--root-prefix")
     parser.add_argument("-p", "--prefix", required=True)

@@ -1,40 +1,58 @@
 """The commands of the stand-in: which steps `create` takes, in which order, and how it ends.
 
-Statuses: 0; 1 for everything that micromamba itself reports; 109 for a wrong command line; 143
-after SIGTERM.
+Statuses of micromamba: 0; 1 for everything that it reports itself; 109 for a wrong command line;
+143 after SIGTERM. conda's are the same, but for a package cache that another conda is using: it may
+say that it ends with 1, and end with 0.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from rattler.exceptions import ExtractError
 
 from tests.standin import arguments, finishing, packages, request
 from tests.standin.console import Console, Row, human_size
-from tests.standin.errors import CriticalError
+from tests.standin.errors import CondaError, CriticalError
+from tests.standin.packages import Package
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rattler import RepoDataRecord
 
     from tests.standin.arguments import Options
-    from tests.standin.packages import Package
 
 _TERMINATED = 128 + signal.SIGTERM
 
 
-def run(words: list[str]) -> NoReturn:
-    """Run a command line and end the process."""
+_MIXED = (
+    "CondaValueError: Cannot combine package names with explicit package lists. Package names "
+    "(python, numpy) are resolved by the solver; explicit files and URLs are installed directly. "
+    "Use only package names, or only explicit files/URLs."
+)
+_CORRUPT = """\
+Encountered corrupt package tarball at {cache}/{name}.conda. Conda has
+left it in place. Please report this to the maintainers of the package.
+
+CondaSystemExit: Exiting 1
+"""
+
+
+def run(program: str, words: list[str]) -> NoReturn:
+    """Run a command line of a program and end the process."""
     signal.signal(signal.SIGTERM, lambda _signal, _frame: os._exit(_TERMINATED))
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in a program that is not in Python
-    status = _status(arguments.parse(words))
+    status = _status(arguments.parse(program, words))
     sys.stdout.flush()
     sys.stderr.flush()
     # rattler's threads do not always survive the end of the interpreter that they were started in.
@@ -55,6 +73,9 @@ def _status(options: Options) -> int:
         if error.document:
             console.document(error.document)
         return 1
+    except CondaError as error:
+        sys.stderr.write(f"\n{error.text}\n\n")
+        return error.status
     except (OSError, ExtractError) as error:
         console.critical(str(error))
         return 1
@@ -64,15 +85,19 @@ def _status(options: Options) -> int:
 async def _create(options: Options, console: Console) -> None:
     """Create an environment."""
     wanted = request.read(options)
+    if options.is_conda and wanted.is_mixed:
+        raise CondaError(_MIXED)
     _clear(options)
     if wanted.archives:
         chosen = packages.listed(wanted.archives)
         specs = tuple("{}=={}={}".format(*package.name_version_build) for package in chosen)
     else:
-        chosen = await _solve(wanted, console)
+        chosen = await _solve(wanted, console, options.package_cache)
         specs = wanted.specs
     unpacked = {
-        package.url for package in chosen if packages.cached(package, options.package_cache)
+        package.url
+        for package in chosen
+        if packages.cached(package, options.package_cache, _layout(options))
     }
     to_fetch = [package for package in chosen if package.url not in unpacked]
     rows = [_row(package, fetched=package.url in unpacked) for package in chosen]
@@ -83,6 +108,10 @@ async def _create(options: Options, console: Console) -> None:
     else:
         await _execute(options, console, chosen, specs)
     console.document(_report(options, to_fetch, chosen))
+
+
+def _layout(options: Options) -> str:
+    return os.environ.get("STANDIN_LAYOUT") or ("flat" if options.is_conda else "hierarchical")
 
 
 def _clear(options: Options) -> None:
@@ -104,7 +133,7 @@ def _clear(options: Options) -> None:
         raise CriticalError(message, error=message)
 
 
-async def _solve(wanted: request.Request, console: Console) -> list[Package]:
+async def _solve(wanted: request.Request, console: Console, cache: Path) -> list[Package]:
     """Find the packages that specs ask for, in the order in which they have to be linked."""
     subdirs = (packages.SUBDIR, "noarch")
     urls = [f"{channel}/{subdir}" for channel in wanted.channels for subdir in subdirs]
@@ -115,7 +144,7 @@ async def _solve(wanted: request.Request, console: Console) -> list[Package]:
         console.repodata(urls, shards=False)
         raise
     try:
-        chosen = await packages.find(wanted)
+        chosen = await packages.find(wanted, cache)
     except CriticalError:
         # libmamba tries again before it gives up.
         for _ in range(2):
@@ -136,19 +165,55 @@ async def _execute(
     (prefix / "conda-meta").mkdir(parents=True, exist_ok=True)
     (prefix / "conda-meta/history").touch()
     console.say("\nTransaction starting\n")
-    records = [await packages.fetch(package, options.package_cache) for package in chosen]
-    await packages.link(records, prefix, options.package_cache)
+    cache, layout = options.package_cache, _layout(options)
+    with _using(cache, chosen) if options.is_conda else contextlib.nullcontext():
+        records = [
+            await packages.fetch(package, cache, layout, trusts_files=options.is_conda)
+            for package in chosen
+        ]
+    places = [packages.unpacked(package, cache, layout) for package in chosen]
+    await packages.link(records, prefix, places)
     for package, record in zip(chosen, records, strict=True):
         console.say(f"Linking {package.distribution}\n")
-        _finish(record, prefix)
+        _finish(record, options)
     finishing.write_history(prefix, options.words, specs, records)
-    finishing.register(prefix)
+    if options.is_conda:
+        (prefix / "conda-meta/created_at").write_text(str(time.time()))
+    if not options.is_conda or os.environ.get("CONDA_REGISTER_ENVS") != "false":
+        finishing.register(prefix)
     console.finished(prefix)
 
 
-def _finish(record: RepoDataRecord, prefix: Path) -> None:
-    finishing.compile_modules(record, prefix)
-    finishing.run_post_link_script(record, prefix)
+@contextlib.contextmanager
+def _using(cache: Path, chosen: list[Package]) -> Iterator[None]:
+    """Fill a package cache, and be in the way of another conda that does so, as the real one is.
+
+    Raises:
+        CondaError: if another does.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(cache, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+        time.sleep(float(os.environ.get("STANDIN_PAUSE") or 0))
+    except BlockingIOError:
+        name = chosen[0].distribution
+        raise CondaError(_CORRUPT.format(cache=cache, name=name), status=0) from None
+    finally:
+        os.close(descriptor)
+
+
+def _finish(record: RepoDataRecord, options: Options) -> None:
+    finishing.compile_modules(record, options.prefix)
+    if options.is_conda:
+        try:
+            finishing.run_script_as_conda(record, options.prefix)
+        except CondaError:
+            shutil.rmtree(options.prefix)
+            raise
+    else:
+        finishing.run_script(record, options.prefix)
 
 
 def _row(package: Package, *, fetched: bool) -> Row:
@@ -163,12 +228,26 @@ def _row(package: Package, *, fetched: bool) -> Row:
     )
 
 
+def _short(package: Package) -> dict[str, object]:
+    """What conda says of a package to link."""
+    document = package.document()
+    kept = ("build_number", "build_string", "name", "version")
+    return {
+        **{key: document[key] for key in kept},
+        "base_url": package.channel.rpartition("/")[0],
+        "channel": package.channel.split("/")[-2],
+        "dist_name": package.distribution,
+        "platform": package.channel.rpartition("/")[2],
+    }
+
+
 def _report(options: Options, to_fetch: list[Package], chosen: list[Package]) -> dict[str, object]:
     """Describe what was done as `--json` does."""
     actions: dict[str, object] = {"PREFIX": str(options.prefix)}
     for key, some in (("FETCH", to_fetch), ("LINK", chosen)):
         if some:
-            actions[key] = [package.document() for package in some]
+            form = _short if options.is_conda and key == "LINK" else Package.document
+            actions[key] = [form(package) for package in some]
     return {
         "actions": actions,
         "dry_run": options.dry_run,

@@ -1,4 +1,4 @@
-"""The one exception of the stand-in."""
+"""The exceptions of the stand-in."""
 
 from __future__ import annotations
 
@@ -21,3 +21,16 @@ class CriticalError(Exception):
     error: str | None = None
     say: str | None = None
     document: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class CondaError(Exception):
+    """Something that ends conda.
+
+    Attributes:
+        text: The last words on standard error.
+        status: The exit status, which is not always 1.
+    """
+
+    text: str
+    status: int = 1

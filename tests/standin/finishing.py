@@ -8,9 +8,14 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests.standin.errors import CondaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,21 +43,69 @@ def compile_modules(record: RepoDataRecord, prefix: Path) -> None:
     note.write_text(json.dumps(document, indent=2))
 
 
-def run_post_link_script(record: RepoDataRecord, prefix: Path) -> None:
-    """Run a package's post-link script if it has one; like libmamba, whatever its status is."""
+def run_script(record: RepoDataRecord, prefix: Path) -> None:
+    """Run a package's post-link script if it has one; like libmamba, whatever its status is.
+
+    libmamba takes the first bash on its own PATH, and gives it a file that it writes.
+    """
     name = record.name.normalized
     script = prefix / f"bin/.{name}-post-link.sh"
     if not script.exists():
         return
-    path = os.pathsep.join([f"{prefix}/bin", os.environ.get("PATH", os.defpath)])
-    environment = os.environ | {
+    words = f"warning  libmamba Executing post-link script for package '{name}'.\n"
+    sys.stderr.write(words)
+    sys.stderr.flush()
+    bash = shutil.which("bash") or shutil.which("sh") or "sh"
+    with tempfile.NamedTemporaryFile("w", prefix="mamba") as file:
+        file.write(f"export MAMBA_EXE='{sys.argv[0]}'\n\n. {script}")
+        file.flush()
+        subprocess.run(
+            [bash, file.name], env=_environment(record, prefix), cwd=script.parent, check=False
+        )
+
+
+def run_script_as_conda(record: RepoDataRecord, prefix: Path) -> None:
+    """Run a package's post-link script if it has one.
+
+    Raises:
+        CondaError: if it fails.
+    """
+    name = record.name.normalized
+    script = prefix / f"bin/.{name}-post-link.sh"
+    if not script.exists():
+        return
+    environment = _environment(record, prefix)
+    bash = shutil.which("bash") or shutil.which("sh") or "sh"
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(f". {script}\n_CONDA_EXE_RC=$?\nexit $_CONDA_EXE_RC\n")
+        file.flush()
+        done = subprocess.run(
+            [bash, file.name],
+            env=environment,
+            cwd=script.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        package = f"{record.channel.rpartition('/')[0]}::{_distribution(record)}"
+        raise CondaError(
+            f"LinkError: post-link script failed for package {package}\n"
+            f"location of failed script: {script}\n==> script messages <==\n<None>\n"
+            f"==> script output <==\nstdout: {done.stdout}\nstderr: {done.stderr}\n"
+            f"return code: {done.returncode}\n\n\n()"
+        )
+
+
+def _environment(record: RepoDataRecord, prefix: Path) -> dict[str, str]:
+    """What the scripts of packages run with."""
+    return os.environ | {
         "PREFIX": str(prefix),
-        "PKG_NAME": name,
+        "PKG_NAME": record.name.normalized,
         "PKG_VERSION": str(record.version),
         "PKG_BUILDNUM": str(record.build_number),
-        "PATH": path,
+        "PATH": os.pathsep.join([f"{prefix}/bin", os.environ.get("PATH", os.defpath)]),
     }
-    subprocess.run(["bash", script], env=environment, cwd=prefix, check=False)
 
 
 def write_history(

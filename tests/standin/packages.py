@@ -1,8 +1,8 @@
 """Packages: solving for them, fetching, checking, unpacking and linking them, with py-rattler.
 
-The package cache looks as micromamba's does: `PKGS/NAME-VERSION-BUILD` with
-`info/repodata_record.json` written last. rattler links from there because its own cache has the
-same names. Everything that micromamba does after linking a package is in `finishing`.
+Packages lie unpacked in the package cache where the real program has them (`place`), with
+`info/repodata_record.json` written last. rattler links from there because it is shown a cache of
+its own kind, of soft links. Everything that comes after linking a package is in `finishing`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rattler import (
     Client,
@@ -128,9 +129,36 @@ def check_channels(urls: Iterable[str]) -> None:
         CriticalError: if there is none. A space in the path is enough for that.
     """
     for url in urls:
-        path = urlsplit(url).path
-        if url.startswith("file://") and (" " in path or not Path(path, "repodata.json").exists()):
+        path = unquote(urlsplit(url).path)
+        if url.startswith("file://") and not Path(path, "repodata.json").exists():
             raise CriticalError(_NOT_LOADED.format(url=url, path=path))
+
+
+def place(url: str, cache: Path, layout: str) -> Path:
+    """The directory that a package's archive comes into, and its own beside it.
+
+    Args:
+        url: of the archive.
+        cache: the package cache.
+        layout: `hierarchical`, as of micromamba since 2.6; `flat`, as of those before and of conda;
+            `digest`, as of none that is known.
+    """
+    address = urlsplit(url)
+    if layout == "flat":
+        return cache
+    if layout == "digest":
+        return cache / "store" / hashlib.sha256(url.encode()).hexdigest()[:2]
+    host = (address.netloc.rpartition("@")[2]).replace(":", "_")
+    path = re.sub(r"/t/[^/]+", "", unquote(address.path)).rpartition("/")[0]
+    return cache / address.scheme / f"{host}{path}".strip("/")
+
+
+def unpacked(package: Package, cache: Path, layout: str) -> Path:
+    """The directory that a package is unpacked in."""
+    name = package.distribution
+    if layout == "digest":
+        name = hashlib.sha256(name.encode()).hexdigest()
+    return place(package.url, cache, layout) / name
 
 
 def check_specs(specs: Iterable[str]) -> None:
@@ -143,8 +171,10 @@ def check_specs(specs: Iterable[str]) -> None:
         _check_spec(spec)
 
 
-async def find(request: Request) -> list[Package]:
+async def find(request: Request, cache: Path) -> list[Package]:
     """Solve, and put what is found in the order in which it has to be linked.
+
+    Lists of channels are kept in the package cache.
 
     Raises:
         CriticalError: if there is no solution.
@@ -153,7 +183,7 @@ async def find(request: Request) -> list[Package]:
         records = await solve(
             request.channels,
             [MatchSpec(spec) for spec in request.specs],
-            gateway=Gateway(),
+            gateway=Gateway(cache_dir=cache / "cache"),
             virtual_packages=VirtualPackage.detect(VirtualPackageOverrides.from_env()),
         )
     except GatewayError as error:
@@ -177,17 +207,25 @@ def listed(archives: Sequence[Archive]) -> list[Package]:
     ]
 
 
-def cached(package: Package, cache: Path) -> bool:
+def cached(package: Package, cache: Path, layout: str) -> bool:
     """Say whether a package, and not another of its name, is unpacked in the cache already."""
-    note = _note(package, cache)
+    note = _note(package, cache, layout)
     if not note.exists():
         return False
     known = json.loads(note.read_text())
     return all(known.get(check) == expected for check, expected in package.checks.items())
 
 
-async def fetch(package: Package, cache: Path) -> RepoDataRecord:
+async def fetch(
+    package: Package, cache: Path, layout: str, *, trusts_files: bool
+) -> RepoDataRecord:
     """Bring a package to the cache, unpacked.
+
+    Args:
+        package: Which.
+        cache: The package cache.
+        layout: Of the cache, see `place`.
+        trusts_files: What a channel in a directory holds is not compared with its checksum.
 
     Returns:
         Its record, which an explicit list does not have.
@@ -195,42 +233,52 @@ async def fetch(package: Package, cache: Path) -> RepoDataRecord:
     Raises:
         CriticalError: if the archive is not the one that was expected.
     """
-    archive = cache / package.file_name
-    fresh = not cached(package, cache)
+    archive = place(package.url, cache, layout) / package.file_name
+    directory = unpacked(package, cache, layout)
+    fresh = not cached(package, cache, layout)
     if fresh:
-        shutil.rmtree(cache / package.distribution, ignore_errors=True)
-        (cache / f"{package.distribution}.lock").unlink(missing_ok=True)  # rattler's
+        shutil.rmtree(directory, ignore_errors=True)
         await _download(package.url, archive)
-        _check(package, archive, cache)
-        await asyncio.to_thread(extract, archive, cache / package.distribution)
+        if not (trusts_files and package.url.startswith("file:")):
+            _check(package, archive, cache)
+        await asyncio.to_thread(extract, archive, directory)
     record = package.record or await RepoDataRecord.from_package_archive(archive)
     record.url = package.url
     record.channel = package.channel
     if fresh:
-        _note(package, cache).write_text(record.to_json())
+        _note(package, cache, layout).write_text(record.to_json())
     return record
 
 
-async def link(records: list[RepoDataRecord], prefix: Path, cache: Path) -> None:
+async def link(records: list[RepoDataRecord], prefix: Path, places: Sequence[Path]) -> None:
     """Link packages into a prefix.
+
+    Args:
+        records: The packages.
+        prefix: The environment.
+        places: Where each is unpacked.
 
     Raises:
         CriticalError: if a package cannot be linked.
     """
-    try:
-        await install(records, prefix, cache_dir=cache, show_progress=False)
-    except InstallerError as error:
-        raise CriticalError(str(error)) from error
-    for record in (prefix / "conda-meta").glob("*.json"):
-        record.chmod(0o644)  # rattler closes them to everybody else
+    with tempfile.TemporaryDirectory() as view:
+        for record, path in zip(records, places, strict=True):
+            name = f"{record.name.normalized}-{record.version}-{record.build}"
+            Path(view, name).symlink_to(path)
+        try:
+            await install(records, prefix, cache_dir=Path(view), show_progress=False)
+        except InstallerError as error:
+            raise CriticalError(str(error)) from error
+    for note in (prefix / "conda-meta").glob("*.json"):
+        note.chmod(0o644)  # rattler closes them to everybody else
     # rattler's own additions to a prefix
     (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
     shutil.rmtree(prefix / "__clobbers__", ignore_errors=True)
 
 
-def _note(package: Package, cache: Path) -> Path:
+def _note(package: Package, cache: Path, layout: str) -> Path:
     """Name the file that says that a package is unpacked, and what it is."""
-    return cache / package.distribution / "info/repodata_record.json"
+    return unpacked(package, cache, layout) / "info/repodata_record.json"
 
 
 def _check_spec(spec: str) -> None:
@@ -281,7 +329,7 @@ def _unsolved(message: str) -> CriticalError:
 async def _download(url: str, archive: Path) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
     if url.startswith("file://"):
-        await asyncio.to_thread(shutil.copyfile, urlsplit(url).path, archive)
+        await asyncio.to_thread(shutil.copyfile, unquote(urlsplit(url).path), archive)
     else:
         try:
             await download_to_path(Client.default_client(), url, archive)

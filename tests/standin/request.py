@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import yaml
 
@@ -47,11 +48,13 @@ class Request:
         channels: URLs of channels, most wanted first.
         specs: What the environment has to have.
         archives: The packages of an explicit list; then there is nothing to solve.
+        is_mixed: There are specs, and URLs of packages among them.
     """
 
     channels: tuple[str, ...] = ()
     specs: tuple[str, ...] = ()
     archives: tuple[Archive, ...] = ()
+    is_mixed: bool = False
 
 
 def read(options: Options) -> Request:
@@ -77,8 +80,24 @@ def read(options: Options) -> Request:
             specs += [line for line in lines if line and not line.startswith("#")]
     if not options.override_channels:
         channels += _configured(Path.home() / ".condarc")
-    urls = dict.fromkeys(_url(channel) for channel in channels if channel != "nodefaults")
-    return Request(channels=tuple(urls), specs=tuple(specs))
+    named = _named(options)
+    channels = [url for channel in channels for url in named.get(channel, [channel])]
+    for name, (url, *_) in named.items():
+        specs = [re.sub(f"^{re.escape(name)}::", f"{url}::", spec) for spec in specs]
+    urls = [_url(channel, options) for channel in channels if channel != "nodefaults"]
+    archives = [spec for spec in specs if re.match(r"\w+://.*\.(conda|tar\.bz2)(#|$)", spec)]
+    return Request(
+        channels=tuple(dict.fromkeys(urls)),
+        specs=tuple(specs),
+        is_mixed=0 < len(archives) < len(specs),
+    )
+
+
+def _named(options: Options) -> dict[str, list[str]]:
+    """The channels that conda has names for."""
+    file = Path(os.environ.get("CONDARC") or os.devnull)
+    document = yaml.safe_load(file.read_text()) if options.is_conda else None
+    return dict((document or {}).get("custom_multichannels", {}))
 
 
 def _text(file: Path) -> str:
@@ -117,8 +136,16 @@ def _archives(text: str) -> Sequence[Archive]:
     return archives
 
 
-def _url(channel: str) -> str:
-    """Write a channel as a URL, without a slash at the end."""
+def _url(channel: str, options: Options) -> str:
+    """Write a channel as a URL, without a slash at the end.
+
+    Raises:
+        CriticalError: if its path has a space, which is too much for micromamba.
+    """
+    if options.is_conda:
+        channel = channel.replace(" ", "%20")
+    elif " " in unquote(channel):
+        raise CriticalError(f"Subdir {channel} not loaded!")
     if channel.startswith("/"):
         channel = f"file://{channel}"
     if "://" not in channel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -20,10 +20,13 @@ from condainer.pipeline import credentials
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from anyio import Event
+
     from condainer.config import Config
     from condainer.process import Finished
 
 RATTLER = "rattler"
+_FIRST = "the first installer there is"
 
 _LONG_WORD = 300
 """Of longer arguments, such as a few lines of Python, the log shows the beginning."""
@@ -94,7 +97,7 @@ def package_from_json(entry: Mapping[str, Any]) -> Package:
         build_number=number("build_number"),
         channel=credentials.without(text("channel")).rstrip("/"),
         subdir=text("subdir", "platform"),
-        url=credentials.without(text("url")),
+        url=credentials.without(text("url")).replace(" ", "%20"),
         md5=text("md5"),
         sha256=text("sha256"),
         size=number("size"),
@@ -102,6 +105,12 @@ def package_from_json(entry: Mapping[str, Any]) -> Package:
     if not (package.name and package.version and package.build):
         raise ValueError("name, version or build is missing")
     return package
+
+
+def merged(record: Package, plan: Package) -> Package:
+    """A package by its record, with what that leaves out taken from the plan."""
+    fields = asdict(record)
+    return Package(**{key: value or getattr(plan, key) for key, value in fields.items()})
 
 
 @dataclass(frozen=True)
@@ -260,7 +269,7 @@ class Workplace:
         stdin: bytes | int | None = None,
         capture: bool = False,
         terminal: bool = False,
-        niceness: int = 0,
+        aside: Event | None = None,
     ) -> Finished:
         """Run a program here; its command and its output go to the log.
 
@@ -277,7 +286,7 @@ class Workplace:
             capture=capture,
             terminal=terminal,
             pass_fds=self.pass_fds,
-            niceness=niceness,
+            aside=aside,
         )
         if b"\0" not in finished.stdout:
             for line in finished.stdout.decode("utf-8", "replace").splitlines():
@@ -293,8 +302,8 @@ class Installer(Protocol):
         """Name and version, for people and for the manifest."""
 
     @property
-    def runs_link_scripts(self) -> bool:
-        """Whether `install` runs the packages' post-link scripts itself."""
+    def vouches_for_scripts(self) -> bool:
+        """Whether `install` fails where a post-link script that it runs itself does."""
 
     @property
     def makes_prefix(self) -> bool:
@@ -314,8 +323,15 @@ class Installer(Protocol):
             BuildError: with the installer's own explanation.
         """
 
-    async def install(self, request: Request, solution: Solution, workplace: Workplace) -> None:
+    async def install(
+        self, request: Request, solution: Solution, workplace: Workplace
+    ) -> frozenset[str]:
         """Fetch and link them; ended and silent when cancelled.
+
+        What is there has been compared with the checksums that the solution names.
+
+        Returns:
+            the names of packages of which it has run a script itself.
 
         Raises:
             BuildError: with the installer's own explanation.
@@ -323,13 +339,19 @@ class Installer(Protocol):
 
 
 def choose(
-    config: Config, asked: str = "", *, on_note: Callable[[str], None] = lambda _: None
+    config: Config,
+    asked: str = "",
+    *,
+    only_looks: bool = False,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Installer:
     """The installer to use.
 
     Args:
         config: its `conda_exe` counts after `asked` and the variable CONDAINER_INSTALLER.
         asked: name or path from the command line.
+        only_looks: whether nothing may be run that a project brings along: `conda_exe` then only
+            chooses between the usual names on PATH.
         on_note: told in one line where another is taken than the project names.
 
     Raises:
@@ -337,16 +359,20 @@ def choose(
     """
     from condainer.pipeline.installers import mamba
 
-    for name, strict in (
-        (asked, True),
-        (os.environ.get("CONDAINER_INSTALLER", ""), True),
+    own = config.conda_exe
+    for name, strict, is_project in (
+        (asked, True, False),
+        (os.environ.get("CONDAINER_INSTALLER", ""), True, False),
         # Older projects name a 'mamba' that they brought along: no error where there is none.
-        (config.conda_exe, "/" in config.conda_exe),
+        (own, "/" in own, own not in tools.MAMBA_FAMILY),
     ):
         if name == RATTLER:
             return _rattler()
         if name:
             path = _executable(name)
+            if path is not None and only_looks and is_project:
+                on_note(f"conda_exe: '{name}' is run by a build alone; taking {_FIRST}")
+                continue
             if path is not None:
                 return mamba.Mamba(path)
             if strict:
@@ -354,7 +380,7 @@ def choose(
                     f"the installer '{name}' was not found",
                     f"name one of {', '.join(tools.MAMBA_FAMILY)}, a path to one, or {RATTLER}",
                 )
-            on_note(f"conda_exe: '{name}' was not found; taking the first installer there is")
+            on_note(f"conda_exe: '{name}' was not found; taking {_FIRST}")
     for name in tools.MAMBA_FAMILY:
         path = tools.which(name)
         if path is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import socket
 import struct
@@ -27,7 +26,7 @@ from rattler.package_streaming import download_and_extract, download_to_path
 from condainer import process, removal
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import contents, patience, solver
+from condainer.pipeline.installers import checking, contents, patience, solver, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,7 +45,6 @@ _LOOK = 0.1
 """Seconds between two looks at how much has come."""
 _OLD = 86400.0
 """Seconds after which what another machine has begun, or has no lock, is not waited for."""
-_CHUNK = 1 << 20
 _WORK, _LOCK = ".condainer-fetch", ".lock"
 """Begins the names of directories in the cache to work in, and the file in each that is locked."""
 
@@ -141,7 +139,7 @@ class Fetching:
         client = solver.client()
         while self._queue:
             package, url = self._queue.pop(0)
-            archive = _local(url)
+            archive = checking.local(url)
             if archive is None:
                 archive = directory / Path(urllib.parse.urlsplit(url).path).name
                 async with self._large if package.size > _LARGE else contextlib.nullcontext():
@@ -150,7 +148,7 @@ class Fetching:
             sha256 = await unpack(client, archive, part, package)
             try:
                 _publish(part, self._cache / package.stem, sha256)
-                if _local(url) is None:
+                if checking.local(url) is None:
                     archive.unlink()
             except OSError as error:
                 raise self._unusable(error) from error
@@ -163,7 +161,10 @@ class Fetching:
         self._on_the_way[package.name], self._urls[package.name] = archive, package.url
         for left in reversed(range(_TRIES)):
             try:
-                await download_to_path(client, url, archive)
+                if credentials.has_token(url):
+                    await tokens.fetch(url, archive)
+                else:
+                    await download_to_path(client, url, archive)
                 break
             except Exception as error:  # as in `solver.find`
                 if not left or not _size(archive):
@@ -194,14 +195,8 @@ class Fetching:
 
 
 def _is_fetched_here(url: str) -> bool:
-    local = _local(url)
+    local = checking.local(url)
     return local.exists() if local else url.startswith(("https://", "http://"))
-
-
-def _local(url: str) -> Path | None:
-    """The archive itself, in a channel of this machine."""
-    address = urllib.parse.urlsplit(url)
-    return Path(urllib.parse.unquote(address.path)) if address.scheme == "file" else None
 
 
 def _size(path: Path) -> int:
@@ -226,34 +221,16 @@ async def unpack(client: Client, archive: Path, part: Path, package: Package) ->
     try:
         sha256, md5 = await download_and_extract(client, archive.as_uri(), part)
     except Exception as error:  # as in `solver.find`
-        found = await anyio.to_thread.run_sync(sha256_of, archive)
+        found = await anyio.to_thread.run_sync(checking.digest_of, archive)
         if package.sha256 and found != package.sha256:
-            raise _wrong(
-                package, f"SHA256 {found[:16]}… instead of {package.sha256[:16]}…"
-            ) from None
+            raise checking.wrong_archive(package, "SHA256", found, package.sha256) from None
         raise BuildError(f"cannot unpack {package.url}:\n{solver.explanation(error)}") from error
     if package.sha256 and sha256.hex() != package.sha256:
-        raise _wrong(package, f"SHA256 {sha256.hex()[:16]}… instead of {package.sha256[:16]}…")
+        raise checking.wrong_archive(package, "SHA256", sha256.hex(), package.sha256)
     if package.md5 and not package.sha256 and md5.hex() != package.md5:
-        raise _wrong(package, f"MD5 {md5.hex()[:16]}… instead of {package.md5[:16]}…")
+        raise checking.wrong_archive(package, "MD5", md5.hex(), package.md5)
     await anyio.to_thread.run_sync(contents.check_package, package.stem, part)
     return sha256
-
-
-def _wrong(package: Package, how: str) -> BuildError:
-    return BuildError(
-        f"{package.url} is not the file that its channel lists: {how}",
-        "the channel is damaged: index it again, or fetch it again",
-    )
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _publish(part: Path, target: Path, sha256: bytes) -> None:

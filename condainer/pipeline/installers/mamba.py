@@ -1,51 +1,51 @@
 """Drives micromamba, mamba or conda as a program.
 
 A dry run tells the packages, then they are installed: from the specs, or with --locked from an
-@EXPLICIT file. On a pipe these programs say nothing while they fetch, so progress comes from the
-lines they print while they link.
+@EXPLICIT file. Their post-link scripts are left to the pipeline. On a pipe these programs say
+nothing while they fetch, so progress comes from the lines they print while they link.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
-import shlex
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
+
 from condainer import process, tools
 from condainer.errors import BuildError, ToolError
-from condainer.pipeline import credentials, lockfile
 from condainer.pipeline.installers import (
     Package,
     Request,
     Solution,
     Workplace,
+    checking,
+    complaints,
     failures,
+    linkscripts,
+    merged,
     package_from_json,
+    read_records,
     ready,
+    secrets,
+    sharing,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
 _LINKING = re.compile(r"Linking (\S+)")
-_PREFIX = re.compile(r"^(critical|error|warning|info)\s+libmamba\s?")
-_CONTINUED = " " * 4
-"""How the lines begin that belong to an error; tables of packages are less indented."""
-_CAUSE = re.compile(r"(critical|error)\s+libmamba|[A-Z]\w*(Error|NotFound|Channel): ")
-"""How the first line of an explanation begins; conda has names of exceptions there."""
 _UNSOLVED = re.compile(r"Could not solve for|Unsatisfiable|PackagesNotFound|ResolvePackageNotFound")
 _UNREADABLE = re.compile(r"Download error|Subdir \S+ not loaded|CondaHTTPError|InvalidChannel")
-_BOILERPLATE = (
-    "If you run into this error",
-    "Please try running `mamba clean",
-    "If you still are having issues",
-    "https://github.com/mamba-org/mamba/issues",
+_ARCHIVE = re.compile(
+    r"(?P<channel>[a-z]+://.+)/(?P<subdir>[^/]+)/(?P<name>[^/]+)-(?P<version>[^-/]+)-"
+    r"(?P<build>[^-/]+)\.(conda|tar\.bz2)(#(?P<md5>[0-9a-f]{32})|#.*)?"
 )
-_LAST_LINES = 8
 
 
 class Mamba:
@@ -55,12 +55,17 @@ class Mamba:
         path: the executable; must be called micromamba, mamba or conda.
     """
 
-    runs_link_scripts = True
     makes_prefix = True
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._version = ""
+        self._is_conda = path.name == "conda"
+
+    @property
+    def vouches_for_scripts(self) -> bool:
+        """Whether it fails where a script does: conda takes all back, the others go on."""
+        return self._is_conda
 
     @property
     def description(self) -> str:
@@ -72,6 +77,8 @@ class Mamba:
 
     def check(self, request: Request) -> None:
         """See whether the mamba family can do what is asked."""
+        if self._is_conda:
+            return
         for channel in (*request.sources, *(p.url for p in request.locked)):
             if "%20" in channel or " " in channel:
                 raise ToolError(
@@ -83,16 +90,26 @@ class Mamba:
         """Ask for the packages in a dry run."""
         if request.locked:
             return Solution(request.locked)
-        argv = [*self._create(request), "--dry-run", *self._wanted(request)]
-        answer = await self._run([*argv, "--json"], workplace, workplace.on_line, capture=True)
-        actions = _actions(answer.stdout)
-        if answer.returncode != 0 or actions is None:
-            raise await self._unsolved(request, argv, workplace)
-        packages, to_fetch = self._packages(actions)
-        return Solution(packages, to_fetch=to_fetch, cache=request.package_cache)
+        with self._wanted(request, workplace) as wanted:
+            argv = [*self._create(request), "--dry-run", *wanted.words]
+            async with self._alone(workplace):
+                answer = await self._run(
+                    [*argv, "--json"], workplace, workplace.on_line, wanted.variables, capture=True
+                )
+            actions = _actions(answer.stdout)
+            if answer.returncode != 0 or actions is None:
+                raise await self._unsolved(request, argv, wanted.variables, workplace)
+        packages, fetched = self._packages(actions)
+        to_fetch = [package for package in packages if package.stem in fetched]
+        return Solution(
+            packages,
+            to_fetch=sum(package.size for package in to_fetch),
+            cache=request.package_cache,
+            records=frozenset(package.stem for package in to_fetch),
+        )
 
     async def _unsolved(
-        self, request: Request, argv: list[str], workplace: Workplace
+        self, request: Request, argv: list[str], variables: dict[str, str], workplace: Workplace
     ) -> BuildError:
         """Ask again for the explanation that people can read, which --json leaves out."""
         lines: list[str] = []
@@ -101,8 +118,8 @@ class Mamba:
             workplace.on_line(line)
             lines.append(line)
 
-        answer = await self._run(argv, workplace, take)
-        why = explanation(lines)
+        answer = await self._run(argv, workplace, take, variables)
+        why = complaints.explanation(lines)
         channels = request.channels
         if _UNSOLVED.search(why):
             return failures.unsolved(self._path.name, why, channels)
@@ -110,8 +127,55 @@ class Mamba:
             return failures.unreadable(why, channels)
         return BuildError(f"{self._path.name} failed ({answer.verdict}):\n{why}")
 
-    async def install(self, request: Request, solution: Solution, workplace: Workplace) -> None:
+    async def install(
+        self, request: Request, solution: Solution, workplace: Workplace
+    ) -> frozenset[str]:
         """Fetch and link the packages of a solution."""
+        prefix, environment = request.prefix, workplace.environment
+        to_fetch = solution.records if isinstance(solution.records, frozenset) else None
+        with (
+            tempfile.TemporaryDirectory(dir=workplace.temporary) as directory,
+            self._wanted(request, workplace) as wanted,
+            sharing.unregistered(prefix, environment),
+        ):
+            door = linkscripts.Doorkeeper(Path(directory))
+            variables = {**wanted.variables, "PATH": door.path(environment.get("PATH", ""))}
+            caches = ready.caches({**environment, **variables}, self._path)
+            async with self._alone(workplace):
+                watch = ready.CacheWatch(
+                    caches, prefix, solution.packages, to_fetch, workplace.on_ready
+                )
+                kept = await anyio.to_thread.run_sync(watch.kept)
+                sound = await checking.mend(kept, workplace)
+                async with process.task_group() as group:
+                    group.start_soon(watch.run)
+                    argv = [*self._create(request), *wanted.words]
+                    await self._link(argv, solution, prefix, workplace, variables)
+                    group.cancel_scope.cancel()
+            await anyio.to_thread.run_sync(partial(watch.look, is_over=True))
+            if failure := door.failure():
+                raise BuildError(failure, "the log holds what it said")
+            checked = {(p.sha256, place) for p in kept for place in kept[p] if place in sound}
+            left = {}
+            for package, record in _recorded(prefix, solution.packages):
+                places = watch.places(package)
+                left[record] = [p for p in places if (record.sha256, p) not in checked]
+            await checking.check(left, workplace)
+            return door.ran | (linkscripts.scripted(prefix, solution.packages) - door.left)
+
+    async def _link(
+        self,
+        argv: list[str],
+        solution: Solution,
+        prefix: Path,
+        workplace: Workplace,
+        variables: dict[str, str],
+    ) -> None:
+        """Have the program link all packages.
+
+        Raises:
+            BuildError: where it has not.
+        """
         total = len(solution.packages)
         linked = 0
         lines: list[str] = []
@@ -126,44 +190,48 @@ class Mamba:
                 workplace.on_progress(linked, total, match[1])
 
         workplace.on_progress(0, total, "fetching and unpacking")
-        with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
-            argv = self._create(request)
-            if request.locked:
-                # Only here: some versions spoil their package cache when they are given URLs.
-                file = Path(directory, "explicit.txt")
-                urls = [
-                    credentials.restored(line, request.sources)
-                    for line in lockfile.explicit_lines(request.locked)
-                ]
-                file.write_text("\n".join(["@EXPLICIT", *urls, ""]))
-                argv += ["--file", str(file)]
-            else:
-                argv += self._wanted(request)
-            recorder = _Recorder(Path(directory), request.prefix)
-            path = f"{recorder.directory}:{workplace.environment.get('PATH', os.defpath)}"
-            caches = ready.caches(workplace.environment, self._path)
-            packages, on_ready = solution.packages, workplace.on_ready
-            watch = ready.CacheWatch(caches, request.prefix, packages, on_ready)
-            async with process.task_group() as group:
-                group.start_soon(watch.run)
-                answer = await self._run(argv, workplace, take, PATH=path)
-                group.cancel_scope.cancel()
-            watch.look(is_over=True)
-            failed = recorder.failed_script()
+        answer = await self._run(argv, workplace, take, variables)
         if answer.returncode != 0:
-            raise BuildError(f"{self._path.name} failed ({answer.verdict}):\n{explanation(lines)}")
-        if failed:
-            last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
-            raise BuildError(f"{failed}; the last lines of {self._path.name}:\n{last}")
+            raise BuildError(
+                f"{self._path.name} failed ({answer.verdict}):\n{complaints.explanation(lines)}"
+            )
+        # conda may say that it gives up, and exit with 0 all the same.
+        there = {record.package.stem for record in read_records(prefix)}
+        missing = [package.stem for package in solution.packages if package.stem not in there]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise BuildError(
+                f"{self._path.name} ended well, but has not installed {missing[0]}{more}:\n"
+                f"{complaints.explanation(lines)}",
+                "build again",
+            )
 
-    def _packages(self, actions: dict[str, Any]) -> tuple[tuple[Package, ...], int]:
-        """The packages that a dry run lists, and how many bytes of them are to be fetched."""
+    @contextlib.asynccontextmanager
+    async def _alone(self, workplace: Workplace) -> AsyncIterator[None]:
+        """Wait for other condas; the others of the family wait for each other themselves."""
+        if not self._is_conda:
+            yield
+            return
+        environment = workplace.environment
+
+        def tell(text: str) -> None:
+            workplace.on_progress(0, None, text)
+
+        caches = ready.caches(environment, self._path)
+        if environment.get("CONDA_PKGS_DIRS"):
+            with contextlib.suppress(OSError):  # conda says what is wrong with it
+                caches[0].mkdir(parents=True, exist_ok=True)
+        async with sharing.alone(caches, environment, tell):
+            yield
+
+    def _packages(self, actions: dict[str, Any]) -> tuple[tuple[Package, ...], set[str]]:
+        """The packages that a dry run lists, and the stems of those to be fetched."""
         try:
             fetched = {_identity(entry): entry for entry in actions.get("FETCH", [])}
             linked = actions.get("LINK", [])
             listed = ({**fetched.get(_identity(entry), {}), **entry} for entry in linked)
-            sizes = (package_from_json(entry).size for entry in fetched.values())
-            return tuple(map(package_from_json, listed)), sum(sizes)
+            stems = {package_from_json(entry).stem for entry in fetched.values()}
+            return tuple(map(package_from_json, listed)), stems
         except (AttributeError, TypeError, ValueError) as error:
             message = f"{self._path.name} lists something that is not a package: {error}"
             raise BuildError(message) from error
@@ -171,20 +239,49 @@ class Mamba:
     def _create(self, request: Request) -> list[str]:
         return [str(self._path), "create", "-y", "-p", str(request.prefix)]
 
-    def _wanted(self, request: Request) -> list[str]:
-        channels = [part for channel in request.channels for part in ("-c", channel)]
-        # Aliases and mirrors that are configured stay; conda refuses the option without channels.
-        only = ["--override-channels"] if channels else []
-        return [*channels, *only, *request.specs]
+    @contextlib.contextmanager
+    def _wanted(self, request: Request, workplace: Workplace) -> Iterator[secrets.Wanted]:
+        """What to install, as the program is told it: the lock, or specs and channels.
+
+        With a lock no channel is read; only then URLs, since with them some versions spoil their
+        package cache.
+        """
+        environment = workplace.environment
+        with tempfile.TemporaryDirectory(dir=workplace.temporary) as name:
+            directory = Path(name)
+            specs = [_without_url(spec) if self._is_conda else spec for spec in request.specs]
+            # Aliases and mirrors that are configured stay; conda refuses the option without
+            # channels.
+            only = ["--override-channels"] if request.channels else []
+            has_secrets = secrets.are_in([*request.sources, *specs])
+            if request.locked:
+                wanted = secrets.for_lock(request.locked, request.sources, directory)
+            elif has_secrets and self._is_conda:
+                wanted = secrets.for_conda(request.channels, specs, directory, environment)
+            elif has_secrets:
+                wanted = secrets.for_mamba(request.channels, specs, directory)
+            else:
+                channels = [word for channel in request.channels for word in ("-c", channel)]
+                wanted = secrets.Wanted([*channels, *specs], {})
+            words = wanted.words if request.locked else [*only, *wanted.words]
+            own = self._private_cache(environment) if has_secrets else {}
+            yield secrets.Wanted(words, {**wanted.variables, **own})
+
+    def _private_cache(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """The variables that have packages kept where nobody else can look, and found elsewhere."""
+        caches = ready.caches(environment, self._path)
+        is_named = bool(environment.get("CONDA_PKGS_DIRS"))
+        own = secrets.private_directory(caches[0] if is_named else sharing.own_cache(environment))
+        return {"CONDA_PKGS_DIRS": ",".join(map(str, [own, *filter(Path.is_dir, caches)]))}
 
     async def _run(
         self,
         argv: list[str],
         workplace: Workplace,
         on_line: Callable[[str], None],
+        variables: Mapping[str, str],
         *,
         capture: bool = False,
-        **variables: str,
     ) -> process.Finished:
         threads = str(workplace.processors)
         environment = {
@@ -198,53 +295,22 @@ class Mamba:
         return await workplace.run(argv, on_line=on_line, environment=environment, capture=capture)
 
 
-class _Recorder:
-    """A `bash` that stands before the real one on PATH and notes which link script failed.
-
-    libmamba runs the packages' link scripts with the first bash on PATH, and goes on whatever
-    their exit status is.
-
-    Args:
-        directory: an empty directory to work in.
-        prefix: of the environment.
-    """
-
-    def __init__(self, directory: Path, prefix: Path) -> None:
-        self.directory = directory / "bin"
-        self._note = directory / "failed"
-        self._prefix = prefix
-        bash = tools.which("bash")
-        self.directory.mkdir()
-        if bash is not None:
-            script = self.directory / "bash"
-            script.write_text(
-                f'#!/bin/sh\n{shlex.quote(str(bash))} "$@"\nstatus=$?\n'
-                'for script in "$@"; do :; done\n'
-                f'case "$status $script" in 0*) ;; *" {prefix}/bin/."*-link.sh)\n'
-                f'  echo "$status $script" >>{shlex.quote(str(self._note))} ;; esac\n'
-                "exit $status\n"
-            )
-            script.chmod(0o755)
-
-    def failed_script(self) -> str:
-        """Which script failed first, in words; empty where none did."""
-        if not self._note.exists():
-            return ""
-        status, _, script = self._note.read_text().splitlines()[0].partition(" ")
-        name = Path(script).name.removeprefix(".").removesuffix(".sh")
-        return f"the script {name} failed (exit status {status})"
+def _recorded(prefix: Path, packages: Iterable[Package]) -> list[tuple[Package, Package]]:
+    """Packages, each as the lock file will list it: conda's dry run tells no checksums."""
+    records = {record.package.stem: record.package for record in read_records(prefix)}
+    return [(package, merged(records[package.stem], package)) for package in packages]
 
 
-def explanation(lines: Sequence[str]) -> str:
-    """What matters of what a failed program has said: its errors, without their trimmings."""
-    first = next((place for place, line in enumerate(lines) if _CAUSE.match(line)), None)
-    if first is None:
-        return failures.excerpt(lines[-_LAST_LINES:])
-    lines = lines[first:]
-    if any(_PREFIX.match(line) for line in lines):
-        lines = [line for line in lines if _PREFIX.match(line) or line.startswith(_CONTINUED)]
-    texts = (_PREFIX.sub("", line) for line in lines)
-    return failures.excerpt(t for t in texts if not any(mark in t for mark in _BOILERPLATE))
+def _without_url(spec: str) -> str:
+    """The URL of a package as a spec, which conda takes together with others."""
+    match = _ARCHIVE.fullmatch(spec)
+    if match is None:
+        return spec
+    subdir, version, build = match["subdir"], match["version"], match["build"]
+    kept = f"version='{version}',build='{build}',subdir={subdir}"
+    if match["md5"]:
+        kept += f",md5={match['md5']}"
+    return f"{match['channel']}::{match['name']}[{kept}]"
 
 
 def _actions(stdout: bytes) -> dict[str, Any] | None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import urllib.parse
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import rattler
-from anyio import from_thread
 from rattler.install import InstallerReporter
 
 from condainer import removal
@@ -26,6 +24,7 @@ from condainer.pipeline.installers import (
     Request,
     Solution,
     Workplace,
+    checking,
     contents,
     fetching,
     patience,
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 class Rattler:
     """The rattler engine."""
 
-    runs_link_scripts = False
+    vouches_for_scripts = False
     makes_prefix = False
 
     @property
@@ -67,16 +66,18 @@ class Rattler:
             records=ordered,
         )
 
-    async def install(self, request: Request, solution: Solution, workplace: Workplace) -> None:
+    async def install(
+        self, request: Request, solution: Solution, workplace: Workplace
+    ) -> frozenset[str]:
         """Fetch and link the packages of a solution."""
         records = solution.records
         assert isinstance(records, list)  # noqa: S101  (what `solve` gave)
         cache = solver.cache_of(request).packages
         site_packages = _site_packages(records, solution.packages)
         there = _There(workplace, request.prefix, cache, site_packages)
+        kept = {p: [cache / p.stem] for p in solution.packages if (cache / p.stem).is_dir()}
+        sound = await checking.mend(kept, workplace)
         fetch = fetching.Fetching(records, solution.packages, cache, workplace, there.tell)
-        kept = [package for package in solution.packages if package not in fetch.missing]
-        await anyio.to_thread.run_sync(_verify_local, kept)
         await anyio.to_thread.run_sync(_check_cached, records, solution.packages, cache)
         await patience.unless_silent(fetch.run(), fetch.signs, fetch.source)
         # The base class does nothing in the callbacks that are left to it.
@@ -98,7 +99,11 @@ class Rattler:
         except Exception as error:  # as in `solver.find`
             failure = BuildError(f"rattler failed to install:\n{solver.explanation(error)}")
             raise (reporter.refused or failure) from error
+        places = {p: cache / p.stem for p in solution.packages if p not in fetch.missing}
+        left = {p: [place] for p, place in places.items() if place not in sound}
+        await checking.check(left, workplace)
         await anyio.to_thread.run_sync(_tidy, request.prefix, workplace)
+        return frozenset()
 
 
 class _There:
@@ -255,27 +260,6 @@ def _check_cached(
         contents.check_path(package.stem, Path(record.python_site_packages_path or ""))
         if (cache / package.stem).exists():
             contents.check_package(package.stem, cache / package.stem)
-
-
-def _verify_local(packages: Iterable[Package]) -> None:
-    """Compare packages of file:// channels with their checksums, which rattler does not.
-
-    Raises:
-        BuildError: where one is not what its channel says.
-    """
-    for package in packages:
-        address = urllib.parse.urlsplit(package.url)
-        path = Path(urllib.parse.unquote(address.path))
-        if address.scheme != "file" or not package.sha256 or not path.exists():
-            continue
-        from_thread.check_cancelled()
-        found = fetching.sha256_of(path)
-        if found != package.sha256:
-            raise BuildError(
-                f"{path} is not the file that its channel lists: "
-                f"SHA256 {found[:16]}… instead of {package.sha256[:16]}…",
-                "the channel is damaged: index it again, or fetch it again",
-            )
 
 
 def _tidy(prefix: Path, workplace: Workplace) -> None:

@@ -1,9 +1,8 @@
 """Which packages are there while others are being fetched, and which of their files stay.
 
 All installers unpack a package in a cache and link from there what holds no prefix, or copy it
-where they cannot link. The mamba family says nothing before the end; but it writes
-`info/repodata_record.json` there when a package is unpacked. What comes of the files is the
-business of `overlap`.
+where they cannot link. The mamba family says nothing before the end; but what it has unpacked can
+be found (`unpacked`). What comes of the files is the business of `overlap`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,17 @@ import anyio
 import anyio.to_thread
 
 from condainer import files
-from condainer.pipeline.installers import Final
+from condainer.pipeline.installers import Final, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from condainer.pipeline.installers import OnReady, Package
 
-_POLL = 0.1
+_POLL, _PAUSE = 0.1, 10
+"""Seconds between two looks, or so many times as long as a look takes."""
 _FICLONE = 0x40049409
 """The request that makes a file share another's blocks: ioctl_ficlone(2)."""
-_DONE = "info/repodata_record.json"
 
 
 def site_packages(packages: Iterable[Package]) -> str:
@@ -74,31 +74,31 @@ def is_linked(cache: Path, prefix: Path) -> bool:
     return False
 
 
-def cached(unpacked: Path, python: str, *, is_linked: bool) -> Iterator[Final]:
+def cached(directory: Path, python: str, *, is_linked: bool) -> Iterator[Final]:
     """The files of an unpacked package that will be in the prefix as they are.
 
     What cannot be read is not listed: whoever asks looks at the prefix itself in the end.
 
     Args:
-        unpacked: the package in the package cache.
+        directory: the package in the package cache.
         python: directory of the environment's Python modules below the prefix, where packages for
             any Python put theirs.
         is_linked: whether they will be hard links; otherwise copies, with the same times.
     """
-    index = _entries(unpacked, "info/index.json")
+    index = entries(directory, "info/index.json")
     is_for_any = bool(index) and index[0].get("noarch") == "python"
-    entries = _entries(unpacked, "info/paths.json", "paths")
-    replaced = {str(e.get("_path"))[:-3] for e in entries if e.get("prefix_placeholder")}
-    for entry in entries:
+    listed = entries(directory, "info/paths.json", "paths")
+    replaced = {str(e.get("_path"))[:-3] for e in listed if e.get("prefix_placeholder")}
+    for entry in listed:
         name, checksum = entry.get("_path"), entry.get("sha256")
         is_plain = entry.get("path_type") == "hardlink" and not entry.get("no_link")
-        if not isinstance(name, str) or not _is_below(name) or not is_plain:
+        if not isinstance(name, str) or not is_below(name) or not is_plain:
             continue
         if entry.get("prefix_placeholder") or _source_of(name) in replaced:
             continue
         if is_for_any and not name.startswith("site-packages/"):
             continue
-        path = f"{unpacked}/{name}"
+        path = f"{directory}/{name}"
         name = f"{python}{name.removeprefix('site-packages')}" if is_for_any else name
         yield Final(name, path, checksum if isinstance(checksum, str) else "", not is_linked)
 
@@ -109,7 +109,7 @@ def _source_of(name: str) -> str:
     return f"{directory}{last.rsplit('.', 2)[0]}" if last.endswith(".pyc") else name
 
 
-def _entries(within: Path, file: str, *keys: str) -> list[dict[str, Any]]:
+def entries(within: Path, file: str, *keys: str) -> list[dict[str, Any]]:
     """The objects in a list of a JSON file, or the object that it is itself; none in any other."""
     try:
         document = json.loads(files.read(within / file, within=within))
@@ -121,39 +121,47 @@ def _entries(within: Path, file: str, *keys: str) -> list[dict[str, Any]]:
     return [entry for entry in listed if isinstance(entry, dict)]
 
 
-def _is_below(name: str) -> bool:
+def is_below(name: str) -> bool:
     """Whether it is a path below the prefix that packages own, as short as it can be."""
     apart = ("/", "../", "conda-meta/", "__clobbers__/")
     return not name.startswith(apart) and os.path.normpath(name) == name
 
 
 class CacheWatch:
-    """Looks which packages have been unpacked in a package cache.
+    """Looks which packages have been unpacked in package caches.
 
     Args:
-        caches: directories of which one is the cache: where there are several, that into which
-            something comes.
+        caches: directories that may be the cache.
         prefix: what is linked from there has to be on the same file system.
         packages: that are being installed.
-        on_ready: is told of each that is there.
+        to_fetch: the stems of those that are not in the cache yet; None where nobody knows.
+        on_ready: is told of each that is there, where it will be linked from there.
     """
 
     def __init__(
-        self, caches: Sequence[Path], prefix: Path, packages: Sequence[Package], on_ready: OnReady
+        self,
+        caches: Iterable[Path],
+        prefix: Path,
+        packages: Sequence[Package],
+        to_fetch: frozenset[str] | None,
+        on_ready: OnReady,
     ) -> None:
         self._prefix = prefix
-        self._waiting = {package.stem: package for package in packages}
+        self._search = unpacked.Search(caches, packages)
+        self._to_fetch = to_fetch
         self._on_ready = on_ready
         self._python = site_packages(packages)
-        self._before = {cache: set(self._there(cache)) for cache in caches}
-        self._cache = caches[0] if len(caches) == 1 else None
-        self._is_linked: bool | None = None
+        self._found: dict[str, list[unpacked.Found]] = {}
+        self._told: set[str] = set()
+        self._links: dict[Path, bool] = {}
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         while True:
+            start = time.monotonic()
             await anyio.to_thread.run_sync(self.look)
-            await anyio.sleep(_POLL)
+            # A large cache on a slow file system is not looked at all the time.
+            await anyio.sleep(max(_POLL, _PAUSE * (time.monotonic() - start)))
 
     def look(self, *, is_over: bool = False) -> None:
         """Tell of those that have come since the last time.
@@ -161,51 +169,63 @@ class CacheWatch:
         Args:
             is_over: whether all are linked, and so it can be seen from where.
         """
-        self._cache = self._cache or self._find(is_over=is_over)
-        if self._cache is None or not self._waiting:
-            return
-        there = list(self._there(self._cache))
-        if there and self._is_linked is None:
-            try:
-                self._is_linked = can_link(self._cache, self._prefix.parent)
-            except OSError:
-                self._is_linked = False
-        for stem in there if self._is_linked else ():
-            listing = self._listing(self._cache, stem)
-            self._on_ready(self._waiting.pop(stem).name, listing)
+        search = self._search.look_well if is_over else self._search.look
+        for found in search():
+            self._found.setdefault(found.package.name, []).append(found)
+        for name, some in self._found.items():
+            directory = None if name in self._told else self._source(some, is_over=is_over)
+            if directory is not None and self._can_link(directory.parent):
+                self._told.add(name)
+                self._on_ready(name, self._listing(directory))
 
-    def _there(self, cache: Path) -> Iterator[str]:
-        """Those that are waited for, and have been unpacked in a cache."""
-        for stem, package in list(self._waiting.items()):
-            if _is_there(package, cache / stem):
-                yield stem
+    def kept(self) -> dict[Package, list[Path]]:
+        """The packages that have been in a cache before, as they are noted there, and where.
 
-    def _listing(self, cache: Path, stem: str) -> Callable[[], Iterator[Final]]:
-        return partial(cached, cache / stem, self._python, is_linked=True)
+        They are looked for again afterwards: one that is damaged may go.
+        """
+        kept: dict[Package, list[Path]] = {}
+        for found in self._search.look_well():
+            noted = unpacked.noted(found.directory, found.package)
+            kept.setdefault(noted, []).append(found.directory)
+        self._search.forget()
+        return kept
 
-    def _find(self, *, is_over: bool) -> Path | None:
-        for cache, before in self._before.items():
-            there = list(self._there(cache))
-            if any(stem not in before for stem in there):
-                return cache
-            if is_over and any(self._is_linked_from(cache, stem) for stem in there):
-                return cache
+    def places(self, package: Package) -> list[Path]:
+        """Where a package was linked from, when all are linked; several where that is not known."""
+        some = self._found.get(package.name, [])
+        source = self._source(some, is_over=True)
+        return [source] if source else [found.directory for found in some]
+
+    def _source(self, some: Sequence[unpacked.Found], *, is_over: bool) -> Path | None:
+        """Where a package that has been found is linked from, as far as that is certain.
+
+        One that has come since will be. So will one that has been there and is not fetched, if it
+        is the only one: a cache may hold a package twice, from two versions of what installs.
+        """
+        for found in some:
+            if found.is_new or (is_over and self._is_linked_from(found.directory)):
+                return found.directory
+        if len(some) == 1 and self._to_fetch is not None and self._search.is_thorough:
+            is_fetched = some[0].package.stem in self._to_fetch
+            return None if is_fetched else some[0].directory
         return None
 
-    def _is_linked_from(self, cache: Path, stem: str) -> bool:
-        for final in self._listing(cache, stem)():
+    def _can_link(self, place: Path) -> bool:
+        if place not in self._links:
+            try:
+                self._links[place] = can_link(place, self._prefix.parent)
+            except OSError:
+                self._links[place] = False
+        return self._links[place]
+
+    def _listing(self, directory: Path) -> Callable[[], Iterator[Final]]:
+        return partial(cached, directory, self._python, is_linked=True)
+
+    def _is_linked_from(self, directory: Path) -> bool:
+        for final in self._listing(directory)():
             with contextlib.suppress(OSError, ValueError):
                 return os.path.samestat(os.lstat(final.path), os.lstat(self._prefix / final.name))
         return False
-
-
-def _is_there(package: Package, unpacked: Path) -> bool:
-    """Whether a package, and not another of its name, has been unpacked."""
-    if not os.path.lexists(unpacked / _DONE):
-        return False
-    record = next(iter(_entries(unpacked, _DONE)), {})
-    known = [(record.get(key), getattr(package, key)) for key in ("sha256", "md5", "url")]
-    return all(noted == wanted for noted, wanted in known if noted and wanted)
 
 
 def caches(environment: Mapping[str, str], executable: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from rattler.exceptions import GatewayError, IoError, SolverError
 
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import failures, patience
+from condainer.pipeline.installers import failures, patience, secrets, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,13 +70,15 @@ async def find(request: Request) -> list[RepoDataRecord]:
         BuildError: where there are none, or a channel cannot be read.
     """
     lists = cache_of(request).lists
+    if secrets.are_in([*request.sources, *request.specs]):
+        lists = secrets.private_directory(lists)
     gateway = rattler.Gateway(cache_dir=lists, client=client())
     if request.locked:
         channels = _channels_of_lock(request)
-        work = _locked(request, gateway, channels)
+        work = _locked(request, gateway, channels, lists)
     else:
         specs, channels = _parsed(request)
-        work = _solved(specs, gateway, channels)
+        work = _solved(specs, gateway, channels, lists)
     try:
         return await patience.unless_silent(
             work, lambda: _growth(lists), lambda: " or ".join(channels)
@@ -86,7 +88,7 @@ async def find(request: Request) -> list[RepoDataRecord]:
     except GatewayError as error:
         raise failures.unreadable(explanation(error), channels) from error
     except SolverError as error:
-        hint = await _hint(str(error), gateway, channels)
+        hint = await _hint(str(error), gateway, channels, lists)
         raise failures.unsolved("rattler", explanation(error), channels, hint) from error
     except Exception as error:  # rattler raises two dozen unrelated types
         raise BuildError(f"rattler failed to solve:\n{explanation(error)}") from error
@@ -108,20 +110,21 @@ def explanation(error: Exception) -> str:
 
 
 async def _solved(
-    specs: list[MatchSpec], gateway: rattler.Gateway, channels: Iterable[str]
+    specs: list[MatchSpec], gateway: rattler.Gateway, channels: Iterable[str], lists: Path
 ) -> list[RepoDataRecord]:
-    return await rattler.solve(
-        sources=[rattler.Channel(channel) for channel in channels],
-        specs=specs,
-        gateway=gateway,
-        virtual_packages=rattler.VirtualPackage.detect(
-            rattler.VirtualPackageOverrides.from_env()  # CONDA_OVERRIDE_CUDA and others
-        ),
-    )
+    async with tokens.sources(channels, lists) as sources:
+        return await rattler.solve(
+            sources=sources,
+            specs=specs,
+            gateway=gateway,
+            virtual_packages=rattler.VirtualPackage.detect(
+                rattler.VirtualPackageOverrides.from_env()  # CONDA_OVERRIDE_CUDA and others
+            ),
+        )
 
 
 async def _locked(
-    request: Request, gateway: rattler.Gateway, channels: Iterable[str]
+    request: Request, gateway: rattler.Gateway, channels: Iterable[str], lists: Path
 ) -> list[RepoDataRecord]:
     """The records of the exact packages of a lock file.
 
@@ -130,13 +133,14 @@ async def _locked(
     """
     wanted = {credentials.without(package.url): package for package in request.locked}
     found: dict[str, RepoDataRecord] = {}
-    lists = await gateway.query(
-        [rattler.Channel(channel) for channel in channels],
-        [rattler.Subdir.current(), "noarch"],
-        list({package.name: None for package in wanted.values()}),
-        recursive=False,
-    )
-    for record in (record for records in lists for record in records):
+    async with tokens.sources(channels, lists) as sources:
+        answers = await gateway.query(
+            sources,
+            [rattler.Subdir.current(), "noarch"],
+            list({package.name: None for package in wanted.values()}),
+            recursive=False,
+        )
+    for record in (record for records in answers for record in records):
         url = credentials.without(record.url)
         package = wanted.get(url)
         if package is not None:
@@ -185,18 +189,14 @@ def _channels_of_lock(request: Request) -> tuple[str, ...]:
     return tuple(dict.fromkeys(channels))
 
 
-async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str]) -> str:
+async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str], lists: Path) -> str:
     """For a package that no channel has: those with names like it."""
     unknown = _UNKNOWN.search(why)
     if unknown is None:
         return ""
-    names = {
-        name.normalized
-        for name in await gateway.names(
-            [rattler.Channel(channel) for channel in channels],
-            [rattler.Subdir.current(), "noarch"],
-        )
-    }
+    async with tokens.sources(channels, lists) as sources:
+        found = await gateway.names(sources, [rattler.Subdir.current(), "noarch"])
+    names = {name.normalized for name in found}
     if unknown[1] in names:
         return ""
     close = difflib.get_close_matches(unknown[1], names, n=3, cutoff=0.7)

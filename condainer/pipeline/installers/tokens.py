@@ -1,0 +1,147 @@
+"""Reads channels whose URL holds a token, and fetches from them.
+
+rattler tells each server to which a channel redirects where it comes from: with the token. So here
+lists and packages of such channels are fetched without that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import tempfile
+import urllib.error
+import urllib.request
+from typing import IO, TYPE_CHECKING
+
+import anyio.to_thread
+import rattler
+import zstandard
+
+from condainer.pipeline import credentials
+from condainer.pipeline.installers import failures
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
+
+    from rattler import PackageName, RepoDataRecord, SparseRepoData, Subdir
+
+_PATIENCE = 60.0
+"""Seconds without a byte after which a server is given up."""
+_MOST = 4 << 30
+"""Bytes that a list or a package may have: more than there is."""
+_CHUNK = 1 << 20
+_LISTS = ("repodata.json.zst", "repodata.json")
+_MISSING = {403, 404}
+
+
+class TokenChannel:
+    """A channel as a source of records for rattler's solver.
+
+    Args:
+        lists: by name of their subdirectories.
+    """
+
+    def __init__(self, lists: dict[str, SparseRepoData]) -> None:
+        self._lists = lists
+
+    def package_names(self, platform: Subdir) -> list[str]:
+        """The names that a subdirectory has."""
+        listed = self._lists.get(str(platform))
+        return listed.package_names() if listed else []
+
+    async def fetch_package_records(
+        self, platform: Subdir, name: PackageName
+    ) -> list[RepoDataRecord]:
+        """The records of one name."""
+        listed = self._lists.get(str(platform))
+        return listed.load_records(name) if listed else []
+
+
+@contextlib.asynccontextmanager
+async def sources(
+    channels: Iterable[str], directory: Path
+) -> AsyncIterator[list[rattler.Channel | TokenChannel]]:
+    """What rattler reads channels from, in the same order.
+
+    Args:
+        channels: URLs.
+        directory: for lists, while they are read; nobody else's.
+
+    Raises:
+        BuildError: where a list of one with a token cannot be read.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        found: list[rattler.Channel | TokenChannel] = []
+        for channel in channels:
+            if credentials.has_token(channel):
+                found.append(await _read(channel, directory, stack))
+            else:
+                found.append(rattler.Channel(channel))
+        yield found
+
+
+async def fetch(url: str, path: Path) -> None:
+    """Fetch a file.
+
+    Raises:
+        OSError: where that cannot be done.
+    """
+    with path.open("wb") as file:
+        await anyio.to_thread.run_sync(_copy, url, file, abandon_on_cancel=True)
+
+
+async def _read(url: str, directory: Path, stack: contextlib.AsyncExitStack) -> TokenChannel:
+    channel = rattler.Channel(url)
+    lists = {}
+    for subdir in (str(rattler.Subdir.current()), "noarch"):
+        # Beside each other: a list that grows there is a sign that something comes.
+        part = tempfile.NamedTemporaryFile(dir=directory, suffix=".json")  # noqa: SIM115
+        file = stack.enter_context(part)
+        try:
+            is_there = await anyio.to_thread.run_sync(
+                _list, f"{url.rstrip('/')}/{subdir}", file, abandon_on_cancel=True
+            )
+            if is_there:
+                lists[subdir] = rattler.SparseRepoData(channel, subdir, file.name)
+                stack.callback(lists[subdir].close)
+        except Exception as error:  # rattler raises many
+            raise failures.unreadable(failures.excerpt([str(error)]), [url]) from error
+    if not lists:
+        raise failures.unreadable(failures.excerpt(["it has no list of packages"]), [url])
+    return TokenChannel(lists)
+
+
+def _list(url: str, file: IO[bytes]) -> bool:
+    """Fetch the list of a subdirectory; tells whether there is one."""
+    for name in _LISTS:
+        try:
+            _copy(f"{url}/{name}", file)
+        except urllib.error.HTTPError as error:
+            if error.code not in _MISSING:
+                raise
+        else:
+            return True
+    return False
+
+
+def _copy(url: str, target: IO[bytes]) -> None:
+    """Fetch a file, and decompress it where it is a list that is compressed."""
+    target.seek(0)
+    target.truncate()
+    request = urllib.request.Request(url, headers={"User-Agent": "condainer"})  # noqa: S310
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
+    context = ssl.create_default_context(cafile=bundle or None)
+    with urllib.request.urlopen(request, timeout=_PATIENCE, context=context) as answer:  # noqa: S310
+        source = answer
+        if url.endswith(".json.zst"):
+            source = zstandard.ZstdDecompressor().stream_reader(answer)
+        while chunk := source.read(_CHUNK):
+            target.write(chunk)
+            if target.tell() > _MOST:
+                raise OSError(f"it is larger than {_MOST} bytes")
+    length = answer.headers.get("Content-Length")
+    if source is answer and length and target.tell() != int(length):
+        raise OSError("it was cut off")
+    target.flush()
