@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import stat
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ _ENDING, _POLL = 5.0, 0.02
 """Seconds for programs that are killed to end, and between two looks."""
 _ROOM = 64 << 20
 """Bytes to leave free, for directories and for what others write meanwhile."""
-_MODULE = ("-m", "condainer.fuse.unpack")
+_MODULE = "condainer.fuse.unpack"
 
 
 def unpack(project: Project) -> None:
@@ -102,7 +101,7 @@ def remove(project: Project) -> str:
 
 def _measure(project: Project) -> tuple[int, int]:
     """The inodes, and the bytes of files, that an image says it has."""
-    command = [sys.executable, *_MODULE, str(project.image)]
+    command = process.own_program(_MODULE, str(project.image))
     answer = process.call(command, timeout=PATIENCE)
     if answer.returncode != 0:
         raise MountError(f"cannot read {project.image}: {answer.stderr.strip()[-500:]}")
@@ -131,7 +130,7 @@ def _fill(project: Project, tree: Path) -> None:
         if process.call(command, timeout=PATIENCE).returncode == 0:
             return
         removal.remove_tree(tree)  # it may not know the compression
-    command = [sys.executable, *_MODULE, str(project.image), str(tree)]
+    command = process.own_program(_MODULE, str(project.image), str(tree))
     answer = process.call(command, timeout=PATIENCE)
     if answer.returncode != 0:
         raise MountError(f"cannot unpack {project.image}: {answer.stderr.strip()[-500:]}")

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from condainer.pipeline.installers import Workplace
 
+# Without the working directory, for which an older Python has no option.
 _ABOUT = """\
 import sys
+sys.path = [path for path in sys.path if path]
 if sys.version_info < (3, 7):
     sys.exit(99)
 import importlib.util, sysconfig

@@ -62,7 +62,7 @@ async def install(
     with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
         report = Path(directory, "report.json")
         argv = [
-            *(str(python), "-m", "pip", "install", "--no-input", "--no-compile"),
+            *(str(python), "-I", "-m", "pip", "install", "--no-input", "--no-compile"),
             *("--disable-pip-version-check", "--no-warn-script-location"),
             *("--progress-bar", "off", "--upgrade"),
             *(["--no-deps"] if locked else []),

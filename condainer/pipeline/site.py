@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from condainer import process
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials, epoch, parts, space
 from condainer.pipeline.epoch import Epoch
@@ -128,7 +129,7 @@ class Site:
         """What programs run with: nothing of another environment's reaches into this one."""
         variables = {
             name: value
-            for name, value in os.environ.items()
+            for name, value in process.without_python(os.environ).items()
             if name not in FOREIGN and name not in {"CONDA_PREFIX", "CONDA_DEFAULT_ENV"}
         }
         if self.hold:
