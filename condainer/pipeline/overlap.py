@@ -19,7 +19,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from condainer.pipeline import bytecode, tree
-from condainer.pipeline.archive import Archive, ChangedError
+from condainer.pipeline.archive import Archive, ChangedError, mode_of
 from condainer.pipeline.installers import Final
 
 if TYPE_CHECKING:
@@ -268,10 +268,10 @@ def _now(directory: Path) -> int:
 
 def _essence(status: os.stat_result, *, is_copied: bool) -> tuple[int, ...]:
     """What tells that a file is the same as before; its times of change are looked at besides."""
+    mode = stat.S_IFMT(status.st_mode) | mode_of(status)
     if is_copied:
-        return status.st_mode, status.st_size, int(status[stat.ST_MTIME])
-    inode = status.st_dev, status.st_ino
-    return *inode, status.st_mode, status.st_size, status.st_mtime_ns
+        return mode, status.st_size, int(status[stat.ST_MTIME])
+    return status.st_dev, status.st_ino, mode, status.st_size, status.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:

@@ -116,6 +116,7 @@ class Site:
             environment=self._variables(),
             temporary=self.hold.temporary if self.hold else None,
             pass_fds=[self.hold.descriptor] if self.hold else [],
+            check=self.hold.check if self.hold else lambda: None,
         )
 
     def _output(self, line: str) -> None:

@@ -18,6 +18,7 @@ class Options:
     """What `create` was asked to do.
 
     Attributes:
+        command: `create`, or `install` into an environment that is there.
         prefix: Where the environment goes.
         root: The root prefix.
         package_cache: Where packages are unpacked.
@@ -31,6 +32,7 @@ class Options:
         words: The whole command line.
     """
 
+    command: str
     prefix: Path
     root: Path
     package_cache: Path
@@ -52,6 +54,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_USAGE, f"{message}\nRun with --help for more information.\n")
 
 
+def version() -> str:
+    """The version that this stands for; an older one where a variable says so."""
+    return os.environ.get("STANDIN_VERSION", VERSION)
+
+
+def takes_empty() -> bool:
+    """Whether it creates an environment in an empty directory, as since 2.2."""
+    return [int(part) for part in version().split(".")[:2]] >= [2, 2]
+
+
 def parse(words: list[str]) -> Options:
     """Read the command line.
 
@@ -70,6 +82,7 @@ def parse(words: list[str]) -> Options:
     root = Path(found.root_prefix or default_root).absolute()
     caches = os.environ.get("CONDA_PKGS_DIRS", "").replace(":", ",").split(",")
     return Options(
+        command=found.command,
         prefix=Path(found.prefix).absolute(),
         root=root,
         package_cache=Path(caches[0]).absolute() if caches[0] else root / "pkgs",
@@ -86,7 +99,7 @@ def parse(words: list[str]) -> Options:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="micromamba", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=VERSION)
+    parser.add_argument("--version", action="version", version=version())
     parser.add_argument("-y", "--yes", action="store_true")
     parser.add_argument("-r", "--root-prefix")
     parser.add_argument("-p", "--prefix", required=True)
@@ -96,6 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
-    parser.add_argument("command", choices=["create"])
+    parser.add_argument("command", choices=["create", "install"])
     parser.add_argument("specs", nargs="*", metavar="SPEC")
     return parser

@@ -240,6 +240,7 @@ class Workplace:
         temporary: where temporary files go; None means where all programs put theirs.
         pass_fds: descriptors programs inherit.
         on_ready: is told of packages whose files are there while others are not yet.
+        check: called before a program is run; raises an error where nothing may be run any more.
     """
 
     processors: int
@@ -249,6 +250,7 @@ class Workplace:
     temporary: Path | None = None
     pass_fds: Sequence[int] = ()
     on_ready: OnReady = lambda _name, _listing: None
+    check: Callable[[], None] = lambda: None
 
     async def run(  # noqa: PLR0913  (as of `process.run`)
         self,
@@ -266,6 +268,7 @@ class Workplace:
 
         The arguments and errors are those of `process.run`.
         """
+        self.check()
         words = [word if len(word) < _LONG_WORD else f"{word[:_LONG_WORD]}…" for word in argv]
         self.on_line("$ " + shlex.join(words).replace("\n", " "))
         finished = await process.run(
@@ -296,10 +299,6 @@ class Installer(Protocol):
     def runs_link_scripts(self) -> bool:
         """Whether `install` runs the packages' post-link scripts itself."""
 
-    @property
-    def makes_prefix(self) -> bool:
-        """Whether `install` wants the prefix not to be there yet."""
-
     def check(self, request: Request) -> None:
         """See whether it can do what is asked.
 
@@ -315,7 +314,7 @@ class Installer(Protocol):
         """
 
     async def install(self, request: Request, solution: Solution, workplace: Workplace) -> None:
-        """Fetch and link them; ended and silent when cancelled.
+        """Fetch and link them in the prefix, an empty directory; ended and silent when cancelled.
 
         Raises:
             BuildError: with the installer's own explanation.

@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
+
 from condainer import process, tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import credentials, lockfile
@@ -46,6 +48,8 @@ _BOILERPLATE = (
     "https://github.com/mamba-org/mamba/issues",
 )
 _LAST_LINES = 8
+_TAKES_EMPTY = (2, 2)
+"""The first version of libmamba that creates an environment in an empty directory."""
 
 
 class Mamba:
@@ -56,7 +60,6 @@ class Mamba:
     """
 
     runs_link_scripts = True
-    makes_prefix = True
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -127,7 +130,7 @@ class Mamba:
 
         workplace.on_progress(0, total, "fetching and unpacking")
         with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
-            argv = self._create(request)
+            argv = self._fill(request)
             if request.locked:
                 # Only here: some versions spoil their package cache when they are given URLs.
                 file = Path(directory, "explicit.txt")
@@ -149,6 +152,7 @@ class Mamba:
                 answer = await self._run(argv, workplace, take, PATH=path)
                 group.cancel_scope.cancel()
             watch.look(is_over=True)
+            await anyio.to_thread.run_sync(watch.close)
             failed = recorder.failed_script()
         if answer.returncode != 0:
             raise BuildError(f"{self._path.name} failed ({answer.verdict}):\n{explanation(lines)}")
@@ -170,6 +174,22 @@ class Mamba:
 
     def _create(self, request: Request) -> list[str]:
         return [str(self._path), "create", "-y", "-p", str(request.prefix)]
+
+    def _fill(self, request: Request) -> list[str]:
+        """The command that installs into an empty directory.
+
+        libmamba takes one since 2.2 only; before, it takes an environment that is there, be it an
+        empty one, for `install`. A mamba before 2 is conda in that.
+        """
+        version = self.description.rpartition(" ")[2]
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        is_libmamba = self._path.name == "micromamba" or numbers >= (2,)
+        if not numbers or numbers >= _TAKES_EMPTY or not is_libmamba:
+            return self._create(request)
+        history = request.prefix / "conda-meta/history"
+        history.parent.mkdir()
+        history.touch()
+        return [str(self._path), "install", "-y", "-p", str(request.prefix)]
 
     def _wanted(self, request: Request) -> list[str]:
         channels = [part for channel in request.channels for part in ("-c", channel)]

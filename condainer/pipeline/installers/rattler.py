@@ -6,8 +6,9 @@ that for every installer alike. https://conda.github.io/rattler/py-rattler/
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
+import tempfile
 import urllib.parse
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,8 @@ from anyio import from_thread
 from rattler.install import InstallerReporter
 
 from condainer import removal
-from condainer.errors import BuildError
-from condainer.pipeline import credentials
+from condainer.errors import BuildError, CondainerError
+from condainer.pipeline import credentials, tree
 from condainer.pipeline.installers import (
     Package,
     Request,
@@ -43,7 +44,6 @@ class Rattler:
     """The rattler engine."""
 
     runs_link_scripts = False
-    makes_prefix = False
 
     @property
     def description(self) -> str:
@@ -77,10 +77,16 @@ class Rattler:
         fetch = fetching.Fetching(records, solution.packages, cache, workplace, there.tell)
         kept = [package for package in solution.packages if package not in fetch.missing]
         await anyio.to_thread.run_sync(_verify_local, kept)
-        await anyio.to_thread.run_sync(_check_cached, records, solution.packages, cache)
+        _check_places(records, solution.packages)
+        seen = contents.Contents(site_packages)
+        look = partial(_look_at, seen, solution.packages, cache)
+        await anyio.to_thread.run_sync(look)
         await patience.unless_silent(fetch.run(), fetch.signs, fetch.source)
+        await anyio.to_thread.run_sync(look)
         # The base class does nothing in the callbacks that are left to it.
-        reporter = _Reporter(workplace, solution.packages, cache, there)  # type: ignore[abstract]
+        reporter = _Reporter(  # type: ignore[abstract]
+            workplace, solution.packages, cache, there, seen
+        )
         work = rattler.install(
             records,
             target_prefix=request.prefix,
@@ -98,6 +104,8 @@ class Rattler:
         except Exception as error:  # as in `solver.find`
             failure = BuildError(f"rattler failed to install:\n{solver.explanation(error)}")
             raise (reporter.refused or failure) from error
+        if reporter.refused is not None:
+            raise reporter.refused
         await anyio.to_thread.run_sync(_tidy, request.prefix, workplace)
 
 
@@ -144,15 +152,22 @@ class _Reporter(InstallerReporter):
         packages: what is installed.
         cache: where they are unpacked.
         there: is told of those that are.
+        seen: what has been looked at, and may be linked.
 
     Attributes:
         refused: says which package must not be linked.
     """
 
     def __init__(
-        self, workplace: Workplace, packages: tuple[Package, ...], cache: Path, there: _There
+        self,
+        workplace: Workplace,
+        packages: tuple[Package, ...],
+        cache: Path,
+        there: _There,
+        seen: contents.Contents,
     ) -> None:
         self.refused: BuildError | None = None
+        self._seen = seen
         self._workplace = workplace
         self._cache = cache
         self._there = there
@@ -198,14 +213,11 @@ class _Reporter(InstallerReporter):
         It takes no "no" for an answer, but it cannot link what is no longer there.
         """
         package = self._packages[self._names[cache_entry]]
-        stem = package.stem
         try:
-            contents.check_package(stem, self._cache / stem)
+            _look_at(self._seen, [package], self._cache)
         except BuildError as error:
             self.refused = error
-            aside = self._cache / f".{stem}.refused.{os.getpid()}"
-            (self._cache / stem).rename(aside)  # at once, whatever is in it
-            removal.remove_tree(aside)
+            _put_aside(self._cache / package.stem)
         else:
             self._there.tell(package)
 
@@ -241,20 +253,42 @@ def _in_order(records: Iterable[RepoDataRecord]) -> list[RepoDataRecord]:
     return [by_name[record.name.normalized] for record in order]
 
 
-def _check_cached(
-    records: Iterable[RepoDataRecord], packages: Iterable[Package], cache: Path
-) -> None:
+def _check_places(records: Iterable[RepoDataRecord], packages: Iterable[Package]) -> None:
+    """See that the channel has modules put below the prefix.
+
+    Raises:
+        BuildError: where it does not.
+    """
+    for record, package in zip(records, packages, strict=True):
+        contents.check_path(package.stem, Path(record.python_site_packages_path or ""))
+
+
+def _look_at(seen: contents.Contents, packages: Iterable[Package], cache: Path) -> None:
     """See that nothing will be written outside of the prefix, as far as that is known by now.
 
-    Of a package that is in the cache already rattler has read the list before it tells of it.
+    Of a package that is in the cache already rattler has read the list before it tells of it. And
+    let nobody else write to what is there: from there it comes into other environments.
 
     Raises:
         BuildError: where something would be.
     """
-    for record, package in zip(records, packages, strict=True):
-        contents.check_path(package.stem, Path(record.python_site_packages_path or ""))
-        if (cache / package.stem).exists():
-            contents.check_package(package.stem, cache / package.stem)
+    for package in packages:
+        directory = cache / package.stem
+        if package.stem not in seen and directory.exists():
+            seen.add(package.stem, directory)
+            tree.close_own(directory)
+    seen.check()
+
+
+def _put_aside(directory: Path) -> None:
+    """Take a package out of the cache at once, or at least what rattler cannot link it without."""
+    for path in (directory, directory / "info"):
+        with contextlib.suppress(OSError):
+            aside = Path(tempfile.mkdtemp(prefix=".refused.", dir=path.parent))
+            path.rename(aside)
+            with contextlib.suppress(CondainerError):
+                removal.remove_tree(aside)
+            return
 
 
 def _verify_local(packages: Iterable[Package]) -> None:

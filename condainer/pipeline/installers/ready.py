@@ -21,6 +21,7 @@ import anyio
 import anyio.to_thread
 
 from condainer import files
+from condainer.pipeline import tree
 from condainer.pipeline.installers import Final
 
 if TYPE_CHECKING:
@@ -145,6 +146,8 @@ class CacheWatch:
         self._waiting = {package.stem: package for package in packages}
         self._on_ready = on_ready
         self._python = site_packages(packages)
+        self._caches = caches
+        self._stems = tuple(self._waiting)
         self._before = {cache: set(self._there(cache)) for cache in caches}
         self._cache = caches[0] if len(caches) == 1 else None
         self._is_linked: bool | None = None
@@ -173,6 +176,12 @@ class CacheWatch:
         for stem in there if self._is_linked else ():
             listing = self._listing(self._cache, stem)
             self._on_ready(self._waiting.pop(stem).name, listing)
+
+    def close(self) -> None:
+        """Let nobody else write to what is there, from where it comes into other environments."""
+        for cache in self._caches:
+            for stem in self._stems:
+                tree.close_own(cache / stem)
 
     def _there(self, cache: Path) -> Iterator[str]:
         """Those that are waited for, and have been unpacked in a cache."""
