@@ -51,9 +51,8 @@ def write_state(prefix: Path, variables: Iterable[tuple[str, str]]) -> None:
     """Write the variables of environment.yml where conda looks for them: conda-meta/state."""
     path = prefix / "conda-meta" / "state"
     state = {"version": 1, "env_vars": dict(variables)}
-    path.parent.mkdir(exist_ok=True)
-    path.unlink(missing_ok=True)  # whatever a package has put there, a link or a pipe
-    path.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+    files.make_directory(path.parent, within=prefix)
+    files.write(path, json.dumps(state, ensure_ascii=False).encode(), within=prefix)
 
 
 def package_variables(prefix: Path) -> list[tuple[str, str]]:
@@ -63,7 +62,7 @@ def package_variables(prefix: Path) -> list[tuple[str, str]]:
         BuildError: where one is not a flat JSON object.
     """
     pairs: dict[str, str] = {}
-    for path in sorted((prefix / "etc" / "conda" / "env_vars.d").glob("*.json")):
+    for path in _listed(prefix, "env_vars.d", ".json"):
         try:
             found = json.loads(files.read(path, within=prefix))
         except (OSError, ValueError, RecursionError) as error:
@@ -128,7 +127,7 @@ async def _capture(
         "CONDA_PROMPT_MODIFIER": f"({name}) ",
         **dict(own),
     }
-    scripts = _scripts(prefix / "etc" / "conda" / "activate.d")
+    scripts = _scripts(prefix)
     after = await _source(scripts, activated, workplace, directory) if scripts else activated
     changes: list[tuple[str, str | None]] = [
         (key, _template(after[key], home=str(directory)))
@@ -139,14 +138,26 @@ async def _capture(
     return Snapshot(str(prefix), name, tuple(changes))
 
 
-def _scripts(directory: Path) -> list[Path]:
-    """The scripts of a directory by name.
+def _listed(prefix: Path, name: str, suffix: str) -> list[Path]:
+    """The files of a kind in a directory that conda looks into when it activates."""
+    directory = prefix / "etc" / "conda" / name
+    listed = files.names(directory, within=prefix)
+    return [directory / each for each in listed if each.endswith(suffix) and each[0] != "."]
+
+
+def _scripts(prefix: Path) -> list[Path]:
+    """The activation scripts by name.
 
     Raises:
-        BuildError: where one is something that a shell would wait for.
+        BuildError: where one is something that a shell would wait for, or none of the environment.
     """
-    scripts = sorted(directory.glob("*.sh"))
+    scripts = _listed(prefix, "activate.d", ".sh")
     for script in scripts:
+        if files.leads_out(script, within=prefix):
+            raise BuildError(
+                f"{script} is a link that leads out of the environment",
+                "leave out the package that put it there",
+            )
         if script.exists() and not script.is_file():
             raise BuildError(
                 f"{script} is not a regular file", "leave out the package that put it there"

@@ -118,10 +118,19 @@ def read_records(prefix: Path) -> list[Record]:
     Raises:
         BuildError: names a record that is none.
     """
+    return [_read_record(path, prefix) for path in notes(prefix) if path.suffix == ".json"]
+
+
+def notes(prefix: Path) -> list[Path]:
+    """What installers have noted in a prefix: a record of each package, and their history.
+
+    Raises:
+        BuildError: where they have noted it elsewhere.
+    """
     directory = prefix / "conda-meta"
     if directory.is_symlink():
         raise BuildError(f"{directory} is a symbolic link", "leave out the package that made it")
-    return [_read_record(path, prefix) for path in sorted(directory.glob("*.json"))]
+    return [directory / name for name in files.names(directory, within=prefix)]
 
 
 def _read_record(path: Path, prefix: Path) -> Record:

@@ -7,7 +7,7 @@ that for every installer alike. https://conda.github.io/rattler/py-rattler/
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 import tempfile
 import urllib.parse
 from functools import partial
@@ -316,17 +316,16 @@ def _tidy(prefix: Path, workplace: Workplace) -> None:
     """Take out of a prefix what rattler leaves there and no other installer does."""
     # A mark for backup programs to skip the directory.
     (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
-    # Its records are closed to everybody else, which an image that others use must not be.
-    for record in (prefix / "conda-meta").glob("*.json"):
-        if not record.is_symlink():  # a package may hold anything there
-            record.chmod(0o644)
     # The losers where two packages own one path.
     losers = prefix / "__clobbers__"
-    for loser in sorted(losers.glob("*/**/*")):
-        if not loser.is_dir() or loser.is_symlink():
-            package, *path = loser.relative_to(losers).parts
-            workplace.on_line(f"warning: {'/'.join(path)} of {package} is left out: another has it")
-    shutil.rmtree(losers, ignore_errors=True)
+    if not losers.is_symlink() and losers.is_dir():
+        for path in sorted(
+            e.path for e in tree.walk(losers) if not e.is_dir(follow_symlinks=False)
+        ):
+            package, _, name = path[len(str(losers)) + 1 :].partition("/")
+            workplace.on_line(f"warning: {name} of {package} is left out: another has it")
+    if os.path.lexists(losers):
+        removal.remove_tree(losers)
 
 
 def _package(record: RepoDataRecord) -> Package:

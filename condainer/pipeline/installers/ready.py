@@ -90,6 +90,7 @@ def cached(unpacked: Path, python: str, *, is_linked: bool) -> Iterator[Final]:
     is_for_any = bool(index) and index[0].get("noarch") == "python"
     entries = _entries(unpacked, "info/paths.json", "paths")
     replaced = {str(e.get("_path"))[:-3] for e in entries if e.get("prefix_placeholder")}
+    known: dict[str, bool] = {}
     for entry in entries:
         name, checksum = entry.get("_path"), entry.get("sha256")
         is_plain = entry.get("path_type") == "hardlink" and not entry.get("no_link")
@@ -98,6 +99,11 @@ def cached(unpacked: Path, python: str, *, is_linked: bool) -> Iterator[Final]:
         if entry.get("prefix_placeholder") or _source_of(name) in replaced:
             continue
         if is_for_any and not name.startswith("site-packages/"):
+            continue
+        above = os.path.dirname(name)  # noqa: PTH120  (thousands)
+        if above not in known:
+            known[above] = files.leads_out(unpacked / above, within=unpacked)
+        if known[above]:
             continue
         path = f"{unpacked}/{name}"
         name = f"{python}{name.removeprefix('site-packages')}" if is_for_any else name
