@@ -215,9 +215,11 @@ class _Reporter(InstallerReporter):
         package = self._packages[self._names[cache_entry]]
         try:
             _look_at(self._seen, [package], self._cache)
-        except BuildError as error:
-            self.refused = error
-            _put_aside(self._cache / package.stem)
+        except (BuildError, OSError) as error:
+            self.refused = BuildError(f"the package {package.stem} cannot be read: {error}")
+            if isinstance(error, BuildError):
+                self.refused = error
+            put_aside(self._cache / package.stem)
         else:
             self._there.tell(package)
 
@@ -280,14 +282,16 @@ def _look_at(seen: contents.Contents, packages: Iterable[Package], cache: Path) 
     seen.check()
 
 
-def _put_aside(directory: Path) -> None:
+def put_aside(directory: Path) -> None:
     """Take a package out of the cache at once, or at least what rattler cannot link it without."""
     for path in (directory, directory / "info"):
-        with contextlib.suppress(OSError):
-            aside = Path(tempfile.mkdtemp(prefix=".refused.", dir=path.parent))
-            path.rename(aside)
+        with (
+            contextlib.suppress(OSError),
+            tempfile.TemporaryDirectory(prefix=".refused.", dir=path.parent) as aside,
+        ):
+            path.rename(Path(aside, "package"))
             with contextlib.suppress(CondainerError):
-                removal.remove_tree(aside)
+                removal.remove_tree(Path(aside, "package"))
             return
 
 
