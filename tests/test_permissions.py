@@ -119,6 +119,25 @@ def test_what_is_in_the_package_cache_already_is_closed(project: Workshop, tmp_p
     assert too_open(building.unpack(project.image, tmp_path / "unpacked")) == []
 
 
+def test_a_failed_build_leaves_nothing_open(
+    workshop: Workshop, tmp_path: Path, hard_channel: Path
+) -> None:
+    script = 'chmod 6777 "$PREFIX/share/hard-text/version.txt"; exit 1'
+    odd = building.make_channel(tmp_path / "channel", building.odd_package(script))
+    workshop.configure(package_cache=tmp_path / "packages")
+    workshop.environment("odd", "hard-text=1", channel=f"{odd}\n  - {hard_channel}")
+    workshop.run("build", status=1)
+    assert too_open(tmp_path / "packages") == []
+
+
+def test_a_link_in_place_of_a_package_is_not_followed(project: Workshop, tmp_path: Path) -> None:
+    put(tmp_path, "outside/file", "", 0o666)
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages/open-1.0-0").symlink_to(tmp_path / "outside")
+    project.run("build", status=None)
+    assert (tmp_path / "outside/file").stat().st_mode & 0o777 == 0o666
+
+
 def test_an_application_of_somebody_else_is_left_as_it_is(
     workshop: Workshop, tmp_path: Path
 ) -> None:

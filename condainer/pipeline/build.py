@@ -289,6 +289,7 @@ class Build:
         packages = await self._install(plan, installer, solution, hold, overlap)
         added = await self._pip(plan, hold.temporary)
         await self._compile(plan)
+        hold.check()
         described = await self._snapshot(plan, packages)
         hold.check()  # scripts of packages and pip have run since
         await anyio.to_thread.run_sync(tree.close, self.project.prefix)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from condainer import locks, mounttable, users
 from condainer.errors import BuildError, CondainerError
+from condainer.pipeline import tree
 from condainer.project import METADATA
 from condainer.removal import remove_tree
 
@@ -106,7 +107,10 @@ def claim(project: Project) -> Iterator[Hold]:
             made = _make(hold)
             with removing(project.prefix):
                 made.note()
-                yield made
+                try:
+                    yield made
+                finally:
+                    _close(made)
 
 
 @contextlib.contextmanager
@@ -229,6 +233,13 @@ def _make(hold: Hold) -> Hold:
     made = replace(hold, made=_identity(hold.prefix.lstat()))
     made.check()
     return made
+
+
+def _close(hold: Hold) -> None:
+    """Leave no hard link into a package cache that a script has let others write to."""
+    with contextlib.suppress(CondainerError):
+        hold.check()
+        tree.close_own(hold.prefix)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

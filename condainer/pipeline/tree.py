@@ -112,7 +112,11 @@ def take_over(top: Path) -> None:
 
 
 def _all(top: Path) -> Iterator[tuple[str, os.stat_result]]:
-    yield str(top), top.lstat()
+    """A directory and what is below it; nothing where a link is in its place."""
+    status = top.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        return
+    yield str(top), status
     for entry in walk(top):
         yield entry.path, entry.stat(follow_symlinks=False)
 

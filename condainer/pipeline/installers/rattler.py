@@ -83,6 +83,7 @@ class Rattler:
         await anyio.to_thread.run_sync(look)
         await patience.unless_silent(fetch.run(), fetch.signs, fetch.source)
         await anyio.to_thread.run_sync(look)
+        workplace.check()
         # The base class does nothing in the callbacks that are left to it.
         reporter = _Reporter(  # type: ignore[abstract]
             workplace, solution.packages, cache, there, seen

@@ -180,6 +180,7 @@ class CacheWatch:
             except OSError:
                 self._is_linked = False
         for stem in there if self._is_linked else ():
+            tree.close_own(self._cache / stem)
             listing = self._listing(self._cache, stem)
             self._on_ready(self._waiting.pop(stem).name, listing)
 
