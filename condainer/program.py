@@ -11,8 +11,9 @@ _HERE, _, _ = __file__.rpartition("/")
 
 def _run(module: str) -> None:
     """Run a module, found beside this file, with the rest of the command line."""
-    # Python has put the directory of this file first: its `fuse` would hide fusepy's.
-    paths = [path for path in sys.path if path != _HERE]
+    # Python has put the directory of this file first, all links followed: its `fuse` would hide
+    # fusepy's.
+    paths = sys.path[1:]
     # Nothing that is installed beside condainer may take the place of the standard library.
     packages = (place for place, path in enumerate(paths) if path.endswith("-packages"))
     paths.insert(next(packages, len(paths)), _HERE.rpartition("/")[0])
