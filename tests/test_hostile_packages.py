@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -211,6 +212,23 @@ def test_package_that_is_in_the_cache_already(
     path = f"{outside}/file"
     (tmp_path / "packages" / STEM / "info/paths.json").write_bytes(listing(path))
     refuse(project, outside, path)
+
+
+def test_package_that_takes_the_place_of_another_in_the_cache(
+    project: Workshop, tmp_path: Path, outside: Path
+) -> None:
+    """What rattler fetches itself, as its name, version and build are those of one there."""
+    publish(tmp_path, Package(name=NAME, version="1.0"), {"share/file": "harmless\n"})
+    project.run("build", "-q")
+    project.image.unlink()
+    shutil.rmtree(tmp_path / "channel")
+    shutil.rmtree(tmp_path / "trees")
+    publish(tmp_path, Package(name=NAME, version="1.0"), links={"conda-meta": outside})
+    refuse(project, outside, "conda-meta", "that has this link")
+    shutil.rmtree(tmp_path / "channel")
+    shutil.rmtree(tmp_path / "trees")
+    publish(tmp_path, Package(name=NAME, version="1.0"), {"share/file": "harmless again\n"})
+    project.run("build", "-q")
 
 
 def test_refused_package_does_not_stay_in_the_cache(

@@ -7,6 +7,7 @@ of a file that is to be copied.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import posixpath
@@ -39,13 +40,15 @@ class Contents:
     def __init__(self, site_packages: str = "") -> None:
         self._moved = dict(zip(_FOR_ANY_PYTHON, (f"{site_packages}/", "bin/"), strict=True))
         self._lock = threading.Lock()
-        self._packages: set[str] = set()
-        self._links: dict[str, str] = {}
+        self._seen: dict[str, tuple[object, ...]] = {}
+        self._links: dict[str, dict[str, str]] = {}
         # What is written besides the files of packages: records, and programs that start modules.
-        self._directories = dict.fromkeys(("conda-meta", "bin", site_packages), ("", ""))
+        own = dict.fromkeys(("conda-meta", "bin", site_packages), "")
+        self._directories: dict[str, dict[str, str]] = {"": own}
 
-    def __contains__(self, package: str) -> bool:
-        return package in self._packages
+    def knows(self, package: str, directory: Path) -> bool:
+        """Whether it was told of an unpacked package, and that has not been replaced since."""
+        return self._seen.get(package) == _stamp(directory)
 
     def add(self, package: str, directory: Path) -> None:
         """Take note of an unpacked package.
@@ -65,7 +68,10 @@ class Contents:
             listed = []
         links = {entry.relative_path for entry in listed if entry.path_type.softlink}
         own = _Own(package, directory)
+        stamp = _stamp(directory)
         with self._lock:
+            directories = self._directories[package] = {}
+            targets = self._links[package] = {}
             for entry in listed:
                 path = entry.relative_path
                 check_path(package, path)
@@ -73,10 +79,10 @@ class Contents:
                     raise _outside(package, path)
                 target = own.target(path, is_link=path in links)
                 for place in self._places(posixpath.normpath(path)):
-                    self._directories.setdefault(posixpath.dirname(place), (package, place))
+                    directories.setdefault(posixpath.dirname(place), place)
                     if target is not None:
-                        self._links[place] = target
-            self._packages.add(package)
+                        targets[place] = target
+            self._seen[package] = stamp
 
     def check(self) -> None:
         """See that no package writes through a link of another one, or of its own, to outside.
@@ -86,9 +92,10 @@ class Contents:
         """
         with self._lock:
             links = self._resolved()
-            for directory, (package, place) in self._directories.items():
-                if directory and _real(directory, links) is None:
-                    raise _outside(package or "that has this link", Path(place or directory))
+            for package, directories in self._directories.items():
+                for directory, place in directories.items():
+                    if directory and _real(directory, links) is None:
+                        raise _outside(package or "that has this link", Path(place or directory))
 
     def _places(self, path: str) -> Iterator[str]:
         """Where a file may be put, below the prefix."""
@@ -99,7 +106,7 @@ class Contents:
 
     def _resolved(self) -> dict[str, str]:
         """The links by where they are, as links above them may lead elsewhere in the prefix."""
-        links = dict(self._links)
+        links = {place: to for own in self._links.values() for place, to in own.items()}
         for _ in range(_MOST_LINKS):
             before = len(links)
             for place, target in list(links.items()):
@@ -192,6 +199,16 @@ def _check_list(package: str, directory: Path) -> None:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise _foreign(package, Path("info", name)) from error
+
+
+def _stamp(directory: Path) -> tuple[object, ...]:
+    """What changes when another package is put in the place of an unpacked one."""
+    found: list[object] = []
+    for path in (directory, directory / "info", directory / "info/paths.json"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 def _real(path: str, links: dict[str, str]) -> str | None:

@@ -277,8 +277,12 @@ def _look_at(seen: contents.Contents, packages: Iterable[Package], cache: Path) 
     """
     for package in packages:
         directory = cache / package.stem
-        if package.stem not in seen and directory.exists():
-            seen.add(package.stem, directory)
+        if directory.exists() and not seen.knows(package.stem, directory):
+            try:
+                seen.add(package.stem, directory)
+            except BuildError:
+                put_aside(directory)
+                raise
             tree.close_own(directory)
     seen.check()
 
