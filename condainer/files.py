@@ -1,4 +1,4 @@
-"""Reads small files that others may have put there, and believes nothing of what stands there.
+"""Reads and writes small files where others may have put something, and believes nothing of it.
 
 Where a file is expected there may be a pipe that nobody ever writes to, a device without an end,
 a link to somewhere else, or more than fits into memory. `exec` reads through this room, too, so it
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MOST = 64_000_000
 """Bytes: more than any file has that condainer or an installer writes."""
 
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 _MOST_OF_PEOPLE = 4_000_000
 """Bytes of a file that people write: larger ones are something else, and take long to parse."""
 
@@ -36,12 +38,7 @@ def read(path: str | Path, *, within: Path | None = None, most: int = MOST) -> b
     Raises:
         OSError: where there is none, where it is something else than a regular file, or larger.
     """
-    # A pipe or a device is not to keep us waiting, nor to become the controlling terminal.
-    further = os.O_NONBLOCK | os.O_NOCTTY
-    if within is not None:
-        _refuse_links(within, path)
-        further |= os.O_NOFOLLOW
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | further)) as file:
+    with os.fdopen(_open(path, within), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
@@ -78,9 +75,139 @@ def is_missing(path: Path) -> bool:
     return False
 
 
-def _refuse_links(top: Path, path: str | Path) -> None:
-    part = os.fspath(path)
-    while part not in {os.fspath(top), os.path.dirname(part)}:
-        if os.path.islink(part):
-            raise OSError(errno.ELOOP, f"{part} is a symbolic link", str(path))
-        part = os.path.dirname(part)
+def write(path: Path, content: bytes, *, within: Path, mode: int = 0o644) -> None:
+    """Write a file anew, in the place of whatever else has its name; never through a link.
+
+    Args:
+        path: the file; its directory must be there.
+        content: what it is to hold.
+        within: a directory above it, below which no link is followed.
+        mode: its permissions, whatever the umask.
+
+    Raises:
+        OSError: where that cannot be done.
+    """
+    directory, name = _parent(path, within)
+    try:
+        try:
+            os.unlink(name, dir_fd=directory)  # maybe a hard link, into a package cache
+        except FileNotFoundError:
+            pass
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    finally:
+        os.close(directory)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(content)
+
+
+def make_directory(path: Path, *, within: Path) -> None:
+    """Make a directory where there is none, with no link on the way.
+
+    Raises:
+        OSError: where that cannot be done, or something else is there.
+    """
+    directory, name = _parent(path, within)
+    try:
+        try:
+            os.mkdir(name, 0o755, dir_fd=directory)
+        except FileExistsError:
+            os.close(_enter(directory, name, str(path)))
+    finally:
+        os.close(directory)
+
+
+def names(path: Path, *, within: Path) -> list[str]:
+    """What is in a directory, by name.
+
+    Args:
+        path: the directory.
+        within: a directory above it.
+
+    Returns:
+        the names; none where there is no such directory, or only by way of a link.
+
+    Raises:
+        OSError: where it cannot be read.
+    """
+    try:
+        directory = _descend(path, within)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            return []
+        raise
+    try:
+        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    finally:
+        os.close(directory)
+    try:
+        return sorted(os.listdir(readable))
+    finally:
+        os.close(readable)
+
+
+def leads_out(path: str | Path, *, within: Path) -> bool:
+    """Whether a path leads out of a directory, all links followed."""
+    top = os.path.realpath(within)
+    return not f"{os.path.realpath(path)}/".startswith(f"{top}/")
+
+
+def _open(path: str | Path, within: Path | None) -> int:
+    # A pipe or a device is not to keep us waiting, nor to become the controlling terminal.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    if within is None:
+        return os.open(path, flags)
+    directory, name = _parent(path, within)
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, f"{path} is a symbolic link", str(path)) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(directory)
+
+
+def _parent(path: str | Path, within: Path) -> tuple[int, str]:
+    """The directory of a file, opened, and the file's name in it."""
+    above, name = os.path.split(os.fspath(path))
+    return _descend(above, within), name
+
+
+def _descend(path: str | Path, within: Path) -> int:
+    """Open a directory at or below another one, with no link on the way, not even meanwhile.
+
+    Raises:
+        OSError: where there is none; with ELOOP where a link stands in its place.
+    """
+    top, path = os.fspath(within), os.fspath(path)
+    below = path[len(top) :].split("/")
+    if f"{path}/"[: len(top) + 1] != f"{top}/" or ".." in below:
+        raise OSError(errno.EXDEV, f"it is not in {top}", path)
+    directory = os.open(top, _DIRECTORY & ~os.O_NOFOLLOW)
+    passed = top
+    try:
+        for name in below:
+            if name in {"", "."}:
+                continue
+            passed = f"{passed}/{name}"
+            inner = _enter(directory, name, passed)
+            os.close(directory)
+            directory = inner
+    except BaseException:
+        os.close(directory)
+        raise
+    return directory
+
+
+def _enter(directory: int, name: str, path: str) -> int:
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=directory)
+    except OSError as error:
+        is_link = error.errno == errno.ENOTDIR and stat.S_ISLNK(
+            os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        )
+        if is_link:
+            raise OSError(errno.ELOOP, f"{path} is a symbolic link", path) from error
+        raise OSError(error.errno, error.strerror, path) from error

@@ -55,6 +55,7 @@ _LOOK = 0.2
 """Seconds between two looks at the table of all processes, which takes longer."""
 _calls: set[int] = set()
 _KEEPER = "condainer-keep"
+_PROGRAM = os.path.abspath(Path(__file__).with_name("program.py"))  # noqa: PTH100
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _LINE_END = re.compile(rb"[\r\n]+")
 _LINE_MAX = 65536
@@ -85,6 +86,16 @@ class Finished:
             return f"killed by {signal.Signals(-self.returncode).name}"
         except ValueError:  # one of the real-time signals
             return f"killed by signal {-self.returncode}"
+
+
+def own_program(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of condainer's as a program, by this same Python.
+
+    It imports nothing from the working directory, nor what the caller's variables name.
+    """
+    # Not with -I: condainer itself may be among the packages of this user alone.
+    user = ["-s"] if sys.flags.no_user_site else []
+    return [sys.executable, "-E", *user, _PROGRAM, module, *arguments]
 
 
 async def run(  # noqa: PLR0913  (each is what a process has)
@@ -175,6 +186,11 @@ def _source(stdin: bytes | int | None) -> int:
     return subprocess.DEVNULL if stdin is None else subprocess.PIPE
 
 
+def without_python(variables: Mapping[str, str]) -> dict[str, str]:
+    """Variables without those that tell a Python what to import, and how to run."""
+    return {name: value for name, value in variables.items() if not name.startswith("PYTHON")}
+
+
 @dataclass(frozen=True)
 class Completed:
     """A short program that has ended: exit status (-N for signal N), standard output and error."""
@@ -196,8 +212,8 @@ def call(
 
     Args:
         argv: the command and its arguments.
-        timeout: in seconds.
-        env: its environment; this process's own by default.
+        timeout: seconds that it may take.
+        env: its environment; by default this process's own, without what reaches into a Python.
         pass_fds: descriptors it inherits.
         silent: drop its output, so that nothing it leaves running is waited for.
 
@@ -208,7 +224,7 @@ def call(
     try:
         process = subprocess.Popen(
             argv,
-            env=env,
+            env=without_python(os.environ) if env is None else env,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

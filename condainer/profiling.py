@@ -8,7 +8,6 @@ business of `pipeline`.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +88,7 @@ def _watch(
     runtime.check(project.places.runtime_directory)
     noted = Path(project.places.reads)
     noted.unlink(missing_ok=True)  # of one that was killed
-    execute = [sys.executable, "-m", "condainer", "-d", str(project.directory), "exec", "--"]
+    execute = process.own_program("condainer", "-d", str(project.directory), "exec", "--")
     with process.ending_in_order():
         os.environ[_RECORD] = str(noted)
         try:
@@ -130,7 +129,8 @@ def _unmount(project: Project, on_warning: Callable[[str], None]) -> None:
 
 def _names(noted: Path, image: Path) -> list[str]:
     """The paths of what was read that a list can hold."""
-    answer = process.call([sys.executable, "-m", "condainer.fuse.record", str(noted), str(image)])
+    command = process.own_program("condainer.fuse.record", str(noted), str(image))
+    answer = process.call(command)
     if answer.returncode != 0:
         raise MountError(f"nobody can tell what was read: {answer.stderr.strip()}", "try again")
     return [name for name in answer.stdout.split("\0") if name and name.isprintable()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -12,11 +14,10 @@ from rattler.index import index_fs
 
 from condainer import image
 from tests import building
-from tests.localchannel.package import Package, put, subdir, write
+from tests.localchannel.package import PLACEHOLDER, Package, put, subdir, write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from tests.support import Workshop
 
@@ -57,6 +58,7 @@ def publish(
     for name, content in files.items():
         put(tree, name, content, 0o755)
     for name, target in links.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).symlink_to(target)
     for each in (subdir(), "noarch"):
         (tmp_path / "channel" / each).mkdir(parents=True, exist_ok=True)
@@ -113,6 +115,83 @@ def test_path_below_a_link_of_the_same_package(
     refuse(project, outside, "away/deep/file")
 
 
+LINKS = {
+    "beside": {"away": "{outside}"},
+    "relative": {"deep/away": "../../{name}"},
+    "chain": {"away": "share/on", "share/on": "../further", "further": "{outside}"},
+    "through": {"away": "a/b/on/../..", "a/b/on": "../../c", "c/x": "nothing"},
+}
+"""Links of one package, by which another would write into a directory outside."""
+
+
+@pytest.mark.parametrize("how", LINKS)
+def test_path_below_a_link_of_another_package(
+    project: Workshop, tmp_path: Path, outside: Path, how: str
+) -> None:
+    given = {"outside": str(outside), "name": f"../../../{outside}"}
+    links = {name: Path(target.format(**given)) for name, target in LINKS[how].items()}
+    below = "deep/away" if how == "relative" else "away"
+    publish(tmp_path, Package(name="links", version="1.0"), links=links)
+    publish(tmp_path, Package(name=NAME, version="1.0"), {f"{below}/file": "hostile\n"})
+    project.environment(NAME, "links", channel=tmp_path / "channel")
+    refuse(project, outside, f"{below}/file")
+
+
+@pytest.mark.parametrize("place", ["conda-meta", "bin", "lib/python3.12/site-packages"])
+def test_link_in_the_place_of_a_directory_that_all_write_to(
+    project: Workshop, tmp_path: Path, outside: Path, place: str
+) -> None:
+    publish(tmp_path, Package(name="python", version="3.12.0"), {"share/python": ""})
+    module = Package(
+        name=NAME,
+        version="1.0",
+        noarch="python",
+        depends=("python",),
+        entry_points=("hostile = module:main",),
+    )
+    publish(tmp_path, module, {"site-packages/module.py": ""})
+    publish(tmp_path, Package(name="links", version="1.0"), links={place: outside})
+    project.environment(NAME, "links", channel=tmp_path / "channel")
+    before = building.picture(outside)
+    assert "would write outside of the environment" in project.run("build", status=1).stderr
+    assert building.picture(outside) == before
+    assert project.left_over() == []
+
+
+def test_links_of_one_package_that_another_writes_through_stay_within(
+    project: Workshop, tmp_path: Path
+) -> None:
+    """As the packages of compilers have them: `lib64 -> lib`."""
+    files = {"sysroot/lib/own": "own\n"}
+    publish(tmp_path, Package(name="links", version="1.0"), files, {"sysroot/lib64": Path("lib")})
+    publish(tmp_path, Package(name=NAME, version="1.0"), {"sysroot/lib64/file": "other\n"})
+    project.environment(NAME, "links", channel=tmp_path / "channel")
+    project.run("build", "-q")
+    tree = building.unpack(project.image, tmp_path / "unpacked")
+    assert (tree / "sysroot/lib64/file").read_text() == "other\n"
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+@pytest.mark.parametrize("below", [False, True])
+def test_link_listed_as_a_file_is_not_followed(
+    project: Workshop, tmp_path: Path, outside: Path, *, prefixed: bool, below: bool
+) -> None:
+    """What it leads to would come into the image, changed where a prefix stands in it."""
+    put(outside, "secret", f"{PLACEHOLDER}\n" if prefixed else "secret\n")
+    path = "share/secret" if below else "secret"
+    entry = {"_path": path, "path_type": "hardlink", "size_in_bytes": 7}
+    if prefixed:
+        entry |= {"prefix_placeholder": PLACEHOLDER, "file_mode": "text"}
+    paths = json.dumps({"paths": [entry], "paths_version": 1}).encode()
+    link = {"share": outside} if below else {"secret": outside / "secret"}
+    publish(tmp_path, Package(name=NAME, version="1.0", info={"paths.json": paths}), links=link)
+    before = building.picture(outside)
+    answer = project.run("build", status=1)
+    assert f"has a link to elsewhere in place of a file: {path}" in answer.stderr
+    assert building.picture(outside) == before
+    assert project.left_over() == []
+
+
 def test_link_that_points_outside_is_allowed(
     project: Workshop, tmp_path: Path, outside: Path
 ) -> None:
@@ -147,6 +226,23 @@ def test_package_in_the_cache_is_compared_with_the_archive_that_is_at_hand(
     project.run("build", "-q", "--force")
     assert building.picture(outside) == before
     assert "the package cache is damaged" in project.build_log.read_text()
+
+
+def test_package_that_takes_the_place_of_another_in_the_cache(
+    project: Workshop, tmp_path: Path, outside: Path
+) -> None:
+    """What rattler fetches itself, as its name, version and build are those of one there."""
+    publish(tmp_path, Package(name=NAME, version="1.0"), {"share/file": "harmless\n"})
+    project.run("build", "-q")
+    project.image.unlink()
+    shutil.rmtree(tmp_path / "channel")
+    shutil.rmtree(tmp_path / "trees")
+    publish(tmp_path, Package(name=NAME, version="1.0"), links={"conda-meta": outside})
+    refuse(project, outside, "conda-meta", "that has this link")
+    shutil.rmtree(tmp_path / "channel")
+    shutil.rmtree(tmp_path / "trees")
+    publish(tmp_path, Package(name=NAME, version="1.0"), {"share/file": "harmless again\n"})
+    project.run("build", "-q")
 
 
 def test_refused_package_does_not_stay_in_the_cache(

@@ -217,7 +217,7 @@ def test_an_exec_within_an_exec(bare: Place) -> None:
     inner = f"{users.PYTHON} -I -c 'import os; print(os.readlink(\"/proc/self/ns/mnt\"))'"
     program = f"{users.PYTHON} -m condainer exec -- sh -c"
     command = f"readlink /proc/self/ns/mnt; {program} {shlex.quote(inner)}"
-    path = f"{bare.directory}/checkout:{bare.directory}/packages"
+    path = f"{bare.directory}/library"
     done = bare.run(
         *(ANN, "exec", "--", "env", f"PYTHONPATH={path}", "sh", "-c", command),
         cwd=project_of(bare),

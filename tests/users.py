@@ -101,7 +101,7 @@ class Place:
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "HOME": str(self.directory / f"home-{user}"),
-            "PYTHONPATH": f"{self.directory}/checkout:{self.directory}/packages",
+            "PYTHONPATH": f"{self.directory}/library",
             "CONDAINER_INSTALLER": "rattler",
             **variables,
         }
@@ -145,6 +145,12 @@ def namespace(
     shown = {"checkout": support.REPOSITORY, "packages": Path(packages), **shown}
     for name in shown:
         (directory / name).mkdir()
+    # One directory, as where all was installed together: what is started looks nowhere else.
+    library = directory / "library"
+    library.mkdir()
+    for path in Path(packages).iterdir():
+        (library / path.name).symlink_to(directory / "packages" / path.name)
+    (library / "condainer").symlink_to(directory / "checkout/condainer")
     words = [word for name, path in shown.items() for word in (str(path), name)]
     with subprocess.Popen(
         ["unshare", "-m", "sh", "-c", _PREPARE, "sh", str(directory), *words],

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from condainer.fuse.squashfs import Inode
 
 _CHUNK = 1 << 20
+_KEPT = 0o755
+"""Permissions: no setuid, setgid or sticky bit, and nobody but the owner writes."""
 _DEEPEST = 1000
 """Directories in one another: an image may claim to have no end of them."""
 
@@ -82,7 +84,8 @@ def unpack(files: vfs.FileSystem, top: bytes) -> None:
             continue
         if inode.kind == squashfs.DIRECTORY:
             path.mkdir(0o700, exist_ok=not name)
-            directories.append((path, inode))
+            if name:  # the topmost is as whoever made it wants it
+                directories.append((path, inode))
             continue
         if inode.kind == squashfs.LINK:
             path.symlink_to(os.fsdecode(files.target(inode)))
@@ -94,7 +97,7 @@ def unpack(files: vfs.FileSystem, top: bytes) -> None:
             first[inode.number] = path
         os.utime(path, (inode.mtime, inode.mtime), follow_symlinks=False)
     for path, inode in reversed(directories):
-        path.chmod(inode.mode & 0o7777)
+        path.chmod(inode.mode & _KEPT)
         os.utime(path, (inode.mtime, inode.mtime))
 
 
@@ -120,7 +123,7 @@ def _write(files: vfs.FileSystem, inode: Inode, path: Path) -> None:
             data = b"".join(files.read(inode, offset, _CHUNK))
             if data.count(0) != len(data):
                 os.pwrite(descriptor, data, offset)
-        os.fchmod(descriptor, inode.mode & 0o7777)
+        os.fchmod(descriptor, inode.mode & _KEPT)
     finally:
         os.close(descriptor)
 

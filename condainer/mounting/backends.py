@@ -51,8 +51,9 @@ class Backend:
         places = [str(image), str(mountpoint)]
         if not self.is_daemon:
             return [str(self.executable), "-t", "squashfs", "-o", f"loop,{_OPTIONS}", *places]
-        own = ["-m", "condainer.fuse"] if self.name == PYTHON else []
-        return [str(self.executable), *own, "-f", "-o", _OPTIONS, *places]
+        own = process.own_program("condainer.fuse")
+        command = own if self.name == PYTHON else [str(self.executable)]
+        return [*command, "-f", "-o", _OPTIONS, *places]
 
 
 def needs_namespace() -> bool:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import stat
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +28,9 @@ _ENDING, _POLL = 5.0, 0.02
 """Seconds for programs that are killed to end, and between two looks."""
 _ROOM = 64 << 20
 """Bytes to leave free, for directories and for what others write meanwhile."""
-_MODULE = ("-m", "condainer.fuse.unpack")
+_KEPT = 0o755
+"""The permissions that what is unpacked may have."""
+_MODULE = "condainer.fuse.unpack"
 
 
 def unpack(project: Project) -> None:
@@ -52,9 +53,9 @@ def unpack(project: Project) -> None:
         _require(base, inodes, size)
         _fill(project, tree)
         _compare(project, (inodes, size), _seal(tree))
-        tree.chmod(tree.stat().st_mode | stat.S_IWUSR)  # or it could not be moved
+        tree.chmod(0o700)  # or it could not be moved
         tree.rename(project.prefix)
-        project.prefix.chmod(project.prefix.stat().st_mode & ~0o222)
+        project.prefix.chmod(0o500)  # as closed to others as a mount of this user's is
     except OSError as error:
         removal.remove_tree(tree)
         raise MountError(f"cannot unpack {project.image}: {error.strerror}") from error
@@ -102,7 +103,7 @@ def remove(project: Project) -> str:
 
 def _measure(project: Project) -> tuple[int, int]:
     """The inodes, and the bytes of files, that an image says it has."""
-    command = [sys.executable, *_MODULE, str(project.image)]
+    command = process.own_program(_MODULE, str(project.image))
     answer = process.call(command, timeout=PATIENCE)
     if answer.returncode != 0:
         raise MountError(f"cannot read {project.image}: {answer.stderr.strip()[-500:]}")
@@ -131,7 +132,7 @@ def _fill(project: Project, tree: Path) -> None:
         if process.call(command, timeout=PATIENCE).returncode == 0:
             return
         removal.remove_tree(tree)  # it may not know the compression
-    command = [sys.executable, *_MODULE, str(project.image), str(tree)]
+    command = process.own_program(_MODULE, str(project.image), str(tree))
     answer = process.call(command, timeout=PATIENCE)
     if answer.returncode != 0:
         raise MountError(f"cannot unpack {project.image}: {answer.stderr.strip()[-500:]}")
@@ -146,22 +147,36 @@ def _compare(project: Project, wanted: tuple[int, int], found: tuple[int, int]) 
 
 
 def _seal(tree: Path) -> tuple[int, int]:
-    """Close the directories to writing, and count the inodes and the bytes of files."""
+    """Leave no permission that a mount would not give, and count the inodes and bytes of files.
+
+    Nobody else writes to a file, none has a setuid or setgid bit, and all belong to this user,
+    whatever the image says; directories are closed to writing. Meanwhile nobody else gets at them.
+    """
     seen = set()
     size = 0
     waiting = [tree]
     while waiting:
         directory = waiting.pop()
-        status = directory.lstat()
+        status = _owned(directory, directory.lstat())
         seen.add(status.st_ino)
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(Path(entry.path))
                     continue
-                found = entry.stat(follow_symlinks=False)
+                found = _owned(Path(entry.path), entry.stat(follow_symlinks=False))
+                if stat.S_IMODE(found.st_mode) & ~_KEPT and not entry.is_symlink():
+                    Path(entry.path).chmod(found.st_mode & _KEPT)
                 if found.st_ino not in seen and stat.S_ISREG(found.st_mode):
                     size += found.st_size
                 seen.add(found.st_ino)
-        directory.chmod(status.st_mode & 0o7555)
+        directory.chmod(status.st_mode & _KEPT & ~0o222)
     return len(seen), size
+
+
+def _owned(path: Path, status: os.stat_result) -> os.stat_result:
+    """See that something belongs to this user: to root unsquashfs gives the owners of the image."""
+    if (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid()):
+        return status
+    os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+    return path.lstat()

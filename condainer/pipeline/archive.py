@@ -16,6 +16,8 @@ import stat
 import sys
 import tarfile
 
+from condainer.pipeline import tree
+
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 _SMALL = 1 << 15
@@ -39,6 +41,12 @@ _KINDS = {
     stat.S_IFLNK: tarfile.SYMTYPE,
     stat.S_IFIFO: tarfile.FIFOTYPE,
 }
+
+
+def mode_of(status: os.stat_result) -> int:
+    """The permissions that the archive tells of a file, as `tree.close` leaves them."""
+    mode = stat.S_IMODE(status.st_mode)
+    return mode if stat.S_ISLNK(status.st_mode) else mode & tree.KEPT
 
 
 class ChangedError(Exception):
@@ -80,7 +88,7 @@ class Archive:
         kind = stat.S_IFMT(status.st_mode)
         if kind not in _KINDS:
             raise ChangedError(path, "is a device or a socket")
-        mode = stat.S_IMODE(status.st_mode)
+        mode = mode_of(status)
         if kind == stat.S_IFREG:
             header = _header(name, tarfile.REGTYPE, mode, mtime, size=status.st_size)
             self._add_content(header, path, status)

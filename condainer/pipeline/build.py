@@ -97,6 +97,11 @@ class Options:
     idle: frozenset[Path] = frozenset()
     umask: int = 0o022
 
+    @property
+    def mode(self) -> int:
+        """The permissions of the files beside the image: nobody else is to write to them."""
+        return 0o644 & ~self.umask
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -191,7 +196,7 @@ class Build:
                 if self.options.dry_run:
                     await self._tell(plan)
                 else:
-                    with site.log(0o666 & ~self.options.umask), site.explaining():
+                    with site.log(self.options.mode), site.explaining():
                         await self._run(plan)
 
     async def _run(self, plan: Plan) -> None:
@@ -257,25 +262,24 @@ class Build:
             what was installed, and what the image holds.
         """
         if self.options.repack:
-            await self._unpack(plan, hold)
-            return None, await self._squash(plan, part)
+            return None, await self._squash(plan, part, await self._unpack(plan))
         if plan.installer is None:
             application = Installed((), (), await self._snapshot(plan, ()))
-            return application, await self._squash(plan, part)
+            return application, await self._squash(plan, part, self.project.prefix)
         solution = await self._solve(plan, plan.installer)
         # The order of files is another one, and an image that is the same each time has just one.
         is_worth_it = self.budget.is_enough or plan.epoch.is_fixed
         can_overlap = squash.reads_archives(plan.mksquashfs) and is_worth_it
         if not self.options.overlap or not can_overlap:
             installed = await self._fill(plan, plan.installer, solution, hold)
-            return installed, await self._squash(plan, part)
+            return installed, await self._squash(plan, part, self.project.prefix)
         stream = self._stream(plan, solution, part)
         async with stream.running():
             installed = await self._fill(plan, plan.installer, solution, hold, stream.overlap)
             counted = await stream.finish()
         if counted is None:
             self._note(f"compressing all again: {stream.problem}")
-            counted = await self._squash(plan, part)
+            counted = await self._squash(plan, part, self.project.prefix)
         return installed, counted
 
     async def _fill(
@@ -290,8 +294,10 @@ class Build:
         packages = await self._install(plan, installer, solution, hold, overlap)
         added = await self._pip(plan, hold.temporary)
         await self._compile(plan)
+        hold.check()
         described = await self._snapshot(plan, packages)
-        staging.check_made(self.project.prefix)  # scripts of packages and pip have run since
+        hold.check()  # scripts of packages and pip have run since
+        await anyio.to_thread.run_sync(tree.close, self.project.prefix)
         return Installed(packages, tuple(added), described)
 
     # The stages
@@ -373,19 +379,23 @@ class Build:
             )
         return parts.behind_link(project.image)
 
-    async def _unpack(self, plan: Plan, hold: Hold) -> None:
-        """Put what is in the image at the prefix."""
+    async def _unpack(self, plan: Plan) -> Path:
+        """Put what is in the image into a directory below the prefix; gives that.
+
+        The prefix itself would get the permissions that the image has.
+        """
         prefix, source = self.project.prefix, self.project.image
+        top = prefix / "image"
         needed = source.stat().st_size * space.IMAGE_RATIO
         async with (
             self._site.stage(Stage.UNPACK),
             self._site.workplace(Stage.UNPACK) as workplace,
         ):
             with self._site.watching(space.Place(prefix, "the unpacked image", needed)):
-                staging.make_prefix(prefix, hold)
-                await squash.unpack(source, prefix, workplace)
-                staging.check_made(prefix)
-                manifest.note_startup(prefix, plan.startup)
+                await squash.unpack(source, top, workplace)
+                await anyio.to_thread.run_sync(tree.take_over, top)
+                manifest.note_startup(top, plan.startup)
+        return top
 
     async def _solve(self, plan: Plan, installer: Installer) -> Solution:
         async with (
@@ -425,21 +435,18 @@ class Build:
             self._site.workplace(Stage.INSTALL) as workplace,
         ):
             with self._site.watching(space.Place(prefix, "the installation", needed)):
-                if installer.makes_prefix:
-                    staging.let_make_prefix(hold)
-                else:
-                    staging.make_prefix(prefix, hold)
+                hold.check()
                 own = replace(workplace, on_ready=overlap.ready) if overlap else workplace
                 ran = await installer.install(plan.request, solution, own)
                 if overlap is not None:
                     overlap.complete(has_run_scripts=bool(ran))
-                staging.check_made(prefix)
+                hold.check()
                 done = ran if installer.vouches_for_scripts else frozenset()
                 left = [package for package in solution.packages if package.name not in done]
                 if scripts.has_post_link(prefix, left):
                     activated = await self._activated(plan, workplace)
                     await scripts.run_post_link(prefix, left, activated)
-                staging.check_made(prefix)
+                hold.check()
             for message in scripts.take_messages(prefix):
                 self._note(message)
         await anyio.to_thread.run_sync(manifest.clean_records, prefix, plan.epoch)
@@ -531,17 +538,16 @@ class Build:
                 manifest.write(project, described, plan.epoch)
         return described
 
-    async def _squash(self, plan: Plan, part: Path) -> tree.Tree:
-        """Compress the finished environment."""
-        prefix = self.project.prefix
+    async def _squash(self, plan: Plan, part: Path, source: Path) -> tree.Tree:
+        """Compress the finished environment, which is in a directory."""
         async with self._site.stage(Stage.SQUASH) as stage:
-            counted = await anyio.to_thread.run_sync(tree.survey, prefix)
+            counted = await anyio.to_thread.run_sync(tree.survey, source)
             place = self._place_of_image(part, counted.bytes, counted.bytes // space.IMAGE_RATIO)
             with self._site.watching(place):
                 async with self._site.workplace(Stage.SQUASH) as workplace:
-                    order = startup.write_order(plan.startup, prefix, workplace.temporary)
+                    order = startup.write_order(plan.startup, source, workplace.temporary)
                     await squash.write(
-                        *(plan.mksquashfs, prefix, part, plan.compression, workplace), order=order
+                        *(plan.mksquashfs, source, part, plan.compression, workplace), order=order
                     )
             stage.detail = f"{plan.compression.algorithm}, {human(part.stat().st_size)}"
         return counted
@@ -588,7 +594,7 @@ class Build:
     ) -> None:
         """Put everything in its place by rename, last the image: from its part to its name."""
         _sync(image[0])
-        mode = 0o666 & ~self.options.umask
+        mode = self.options.mode
         if installed is None:
             parts.publish({}, mode, image)
             return

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import process
+from condainer import files, process
 from condainer.errors import BuildError
 from condainer.pipeline import tree
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from condainer.pipeline.installers import Workplace
 
+# Without the working directory, for which an older Python has no option.
 _ABOUT = """\
 import sys
+sys.path = [path for path in sys.path if path]
 if sys.version_info < (3, 7):
     sys.exit(99)
 import importlib.util, sysconfig
@@ -42,12 +44,24 @@ def write(name):
         source = file.read()
     code = compile(source, name, "exec", dont_inherit=True)
     cached = importlib.util.cache_from_source(name)
-    os.makedirs(os.path.dirname(cached), exist_ok=True)
-    with open(cached + ".new", "wb") as file:
-        file.write(importlib.util.MAGIC_NUMBER + struct.pack("<I", 1))
-        file.write(importlib.util.source_hash(source))
-        file.write(marshal.dumps(code))
-    os.replace(cached + ".new", cached)
+    above, last = os.path.split(cached)
+    if not os.path.lexists(above):
+        os.mkdir(above)
+    directory = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        new = last + ".new"
+        try:
+            os.unlink(new, dir_fd=directory)
+        except FileNotFoundError:
+            pass
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with open(os.open(new, flags, 0o644, dir_fd=directory), "wb") as file:
+            file.write(importlib.util.MAGIC_NUMBER + struct.pack("<I", 1))
+            file.write(importlib.util.source_hash(source))
+            file.write(marshal.dumps(code))
+        os.replace(new, last, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        os.close(directory)
 for name in sys.stdin.buffer.read().split(b"\\0"):
     name = name.decode("utf-8", "surrogateescape")
     try:
@@ -90,18 +104,23 @@ async def find_interpreter(prefix: Path, workplace: Workplace) -> Interpreter | 
     An older one is left to compile for itself.
 
     Raises:
-        BuildError: where there is one that does not run.
+        BuildError: where there is one that does not run, or has its modules elsewhere.
     """
     path = prefix / "bin" / "python"
-    if not path.exists():
+    if not path.exists() or files.leads_out(path, within=prefix):
         return None
-    answer = await workplace.run([str(path), "-E", "-s", "-S", "-c", _ABOUT], capture=True)
+    answer = await workplace.run([str(path), "-B", "-E", "-s", "-S", "-c", _ABOUT], capture=True)
     if answer.returncode == _TOO_OLD:
         return None
     lines = answer.stdout.decode("utf-8", "replace").splitlines()
     if answer.returncode != 0 or len(lines) != 3:  # noqa: PLR2004  (what _ABOUT prints)
         last = answer.tail[-1] if answer.tail else answer.verdict
         raise BuildError(f"the environment's Python does not run: {last}")
+    if files.leads_out(lines[2], within=prefix):
+        raise BuildError(
+            f"the environment's Python has its modules outside of the environment: {lines[2]}",
+            "leave out the package that put a link there",
+        )
     return Interpreter(path, Path(lines[2]), lines[0], bytes.fromhex(lines[1]))
 
 
@@ -161,7 +180,7 @@ async def _compile(
     workplace: Workplace,
 ) -> None:
     answer = await workplace.run(
-        [str(interpreter.path), "-I", "-S", "-W", "ignore", "-c", _WORKER],
+        [str(interpreter.path), "-B", "-I", "-S", "-W", "ignore", "-c", _WORKER],
         on_line=take,
         stdin=b"\0".join(os.fsencode(path) for path in sources),
     )
@@ -197,7 +216,13 @@ def _header(cached: str) -> bytes:
     """The beginning of a `.pyc`; nothing where it cannot be read."""
     try:
         # Thousands of them, and one may be a pipe that nobody writes to.
-        descriptor = os.open(cached, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        above, name = os.path.split(cached)
+        directory = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+            descriptor = os.open(name, flags, dir_fd=directory)
+        finally:
+            os.close(directory)
         try:
             return os.read(descriptor, _HEADER.size)
         finally:

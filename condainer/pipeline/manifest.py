@@ -6,6 +6,7 @@ Reading the manifest back is the business of `image`, the snapshot's that of `ac
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from condainer import files, image
 from condainer.activation import SNAPSHOT, Snapshot
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import Package, merged, read_records
+from condainer.pipeline.installers import Package, merged, notes, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from condainer.project import Project
 
 FORMAT = 1
+_NO_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO}
+"""How something that is no regular file cannot be read: a package may hold anything there."""
 _DATE = re.compile(r"==> .* <==$")
 _TIME = re.compile(r"\s*(\d{9,}(\.\d*)?|\d{4}-\d\d-\d\d[T ][\d:.]+(Z|[+-]\d\d:?\d\d)?)\s*")
 """What a file holds that tells a time, and nothing else."""
@@ -82,10 +85,13 @@ def clean_records(prefix: Path, epoch: Epoch) -> None:
         prefix: the environment; what installers note there are records and their history.
         epoch: the time of the build.
     """
-    for path in (prefix / "conda-meta").glob("*"):
-        if path.is_symlink() or not path.is_file():
-            continue
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    for path in notes(prefix):
+        try:
+            text = files.read(path, within=prefix).decode("utf-8", "surrogateescape")
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                continue
+            raise BuildError(f"cannot read {path}: {error.strerror}") from error
         bare = credentials.without(text)
         if path.suffix == ".json":
             bare = _settled(bare)
@@ -93,10 +99,9 @@ def clean_records(prefix: Path, epoch: Epoch) -> None:
             bare = _without_times(bare, epoch.stamp)
         elif epoch.stamp is not None and _TIME.fullmatch(bare):  # conda's `created_at`
             bare = f"{epoch.stamp}\n"
-        if bare != text:
-            path.unlink()  # the same file may be in the package cache
-            path.write_text(bare, encoding="utf-8", errors="surrogateescape")
-            path.chmod(0o644)
+        # Also for its permissions: rattler closes records to everybody else, which an image that
+        # others use must not have.
+        files.write(path, bare.encode("utf-8", "surrogateescape"), within=prefix)
 
 
 def _settled(text: str) -> str:
@@ -181,11 +186,12 @@ def write(project: Project, manifest: Manifest, epoch: Epoch) -> None:
             f"a package or its script has put something at {directory}",
             "that directory is condainer's own; leave the package out",
         ) from error
-    directory.mkdir(mode=0o755)
-    _write_json(project.prefix / image.MANIFEST, document)
-    _write_json(project.prefix / SNAPSHOT, manifest.snapshot.to_json())
+    prefix = project.prefix
+    files.make_directory(directory, within=prefix)
+    _write_json(prefix / image.MANIFEST, document, prefix)
+    _write_json(prefix / SNAPSHOT, manifest.snapshot.to_json(), prefix)
     if text is not None:
-        (directory / "environment.yml").write_text(text, encoding="utf-8")
+        files.write(directory / "environment.yml", text.encode(), within=prefix)
 
 
 def note_startup(prefix: Path, startup: Iterable[str]) -> None:
@@ -201,12 +207,10 @@ def note_startup(prefix: Path, startup: Iterable[str]) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise BuildError(f"the image has no manifest: {error}", "build it again") from error
     before = path.parent.stat()
-    path.unlink()
-    _write_json(path, document)
+    _write_json(path, document, prefix)
     os.utime(path.parent, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def _write_json(path: Path, document: dict[str, Any], prefix: Path) -> None:
     text = json.dumps(document, indent=1, ensure_ascii=True)
-    path.write_text(text + "\n", encoding="utf-8")
-    os.chmod(path, 0o644)  # noqa: PTH101  (whatever the umask)
+    files.write(path, f"{text}\n".encode(), within=prefix)

@@ -19,7 +19,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from condainer.pipeline import bytecode, tree
-from condainer.pipeline.archive import Archive, ChangedError
+from condainer.pipeline.archive import Archive, ChangedError, mode_of
 from condainer.pipeline.installers import Final
 
 if TYPE_CHECKING:
@@ -257,7 +257,9 @@ class Overlap:
 
     def _compare_content(self, name: str) -> None:
         """As of two packages that own one path: the installer decides, maybe late, who gets it."""
-        if _sha256(self._prefix / name) != self._sent[name].sha256:
+        path = self._prefix / name
+        # A symbolic link is the one that was sent, by its inode; what it leads to is not ours.
+        if not path.is_symlink() and _sha256(path) != self._sent[name].sha256:
             raise ChangedError(name)
 
 
@@ -272,16 +274,17 @@ def _now(directory: Path) -> int:
 
 def _essence(status: os.stat_result, *, is_copied: bool) -> tuple[int, ...]:
     """What tells that a file is the same as before; its times of change are looked at besides."""
+    mode = stat.S_IFMT(status.st_mode) | mode_of(status)
     if is_copied:
-        return status.st_mode, status.st_size, int(status[stat.ST_MTIME])
-    inode = status.st_dev, status.st_ino
-    return *inode, status.st_mode, status.st_size, status.st_mtime_ns
+        return mode, status.st_size, int(status[stat.ST_MTIME])
+    return status.st_dev, status.st_ino, mode, status.st_size, status.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:
-    """The checksum of a file, or of what a symbolic link points to, as packages list it."""
+    """The checksum of a file."""
     try:
-        with path.open("rb") as file:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with os.fdopen(os.open(path, flags), "rb") as file:
             digest = hashlib.sha256()
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.parser
 import json
+import os
 import re
 import shlex
 import tempfile
@@ -16,16 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from condainer import files
 from condainer.errors import BuildError
-from condainer.pipeline import installers, logins
+from condainer.pipeline import installers, logins, tree
 from condainer.pipeline.lockfile import PipPackage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from condainer.pipeline.installers import Workplace
 
 _LAST_LINES = 8
 _PIP_VERSION = "import pip; print(pip.__version__)"
+# Where packages may put something: https://docs.python.org/3/library/sysconfig.html
+_PLACES = """\
+import sysconfig
+for name in ("data", "purelib", "platlib", "scripts", "include"):
+    print(sysconfig.get_path(name))
+"""
 _REPORT_SINCE = (22, 2)
 _NAMES_A_FILE = re.compile(
     r"(?P<option>-[rcf]|--requirement|--constraint|--find-links)(\s+|\s*=\s*|(?<=-[rcf]))"
@@ -62,12 +69,13 @@ async def install(
     with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
         report = Path(directory, "report.json")
         argv = [
-            *(str(python), "-m", "pip", "install", "--no-input", "--no-compile"),
+            *(str(python), "-I", "-m", "pip", "install", "--no-input", "--no-compile"),
             *("--disable-pip-version-check", "--no-warn-script-location"),
             *("--progress-bar", "off", "--upgrade"),
             *(["--no-deps"] if locked else []),
         ]
         variables: dict[str, str] = {}
+        await _check_places(prefix, python, workplace)
         if await _version(python, workplace) >= _REPORT_SINCE:
             argv += ["--report", str(report)]
             requirements, variables = logins.handed(
@@ -95,14 +103,54 @@ def list_installed(prefix: Path) -> list[tuple[str, str]]:
     Raises:
         BuildError: names what cannot be read.
     """
+    lib = prefix / "lib"
     owned = {name for record in installers.read_records(prefix) for name in record.files}
     return sorted(
         _name_and_version(path, prefix)
-        for directory in (prefix / "lib").glob("python*/site-packages")
-        if not directory.parent.is_symlink()  # conda-forge has python3.1 for those from 3.10 on
-        for pattern in ("*.dist-info/METADATA", "*.egg-info/PKG-INFO")
-        for path in directory.glob(pattern)
+        # No link is followed: conda-forge has python3.1 for those from 3.10 on.
+        for python in files.names(lib, within=prefix)
+        if python.startswith("python")
+        for path in _metadata(lib / python / "site-packages", prefix)
         if str(path.relative_to(prefix)) not in owned
+    )
+
+
+def _metadata(directory: Path, prefix: Path) -> Iterator[Path]:
+    """The files by which installed packages tell their names."""
+    for name in files.names(directory, within=prefix):
+        for suffix, file in ((".dist-info", "METADATA"), (".egg-info", "PKG-INFO")):
+            inside = directory / name
+            if name.endswith(suffix) and file in files.names(inside, within=prefix):
+                yield inside / file
+
+
+async def _check_places(prefix: Path, python: Path, workplace: Workplace) -> None:
+    """See that pip writes into the environment, and not through a link to outside of it.
+
+    Raises:
+        BuildError: names what leads out.
+    """
+    if files.leads_out(python, within=prefix):
+        raise _leads_out(python)
+    answer = await _ask(python, _PLACES, workplace)
+    places = [Path(line) for line in answer.splitlines()]
+    tops = (prefix / name for name in files.names(prefix, within=prefix))
+    for path in (*places, *(top for top in tops if top.is_symlink())):
+        if files.leads_out(path, within=prefix):
+            raise _leads_out(path)
+    for place in {place for place in places if place.is_dir()} - {prefix}:
+        for entry in tree.walk(place):
+            # pip puts what it installs in the place of a link to a file that is there.
+            if entry.is_symlink() and not os.path.isfile(entry.path):  # noqa: PTH113  (thousands)
+                path = Path(entry.path)
+                if files.leads_out(path, within=prefix):
+                    raise _leads_out(path)
+
+
+def _leads_out(path: Path) -> BuildError:
+    return BuildError(
+        f"pip would write outside of the environment: {path} leads to {os.path.realpath(path)}",
+        "leave out the package that put it there",
     )
 
 
@@ -145,7 +193,7 @@ async def _version(python: Path, workplace: Workplace) -> tuple[int, ...]:
 async def _ask(python: Path, code: str, workplace: Workplace) -> str:
     """What a few lines of Python print in the environment."""
     answer = await workplace.run(
-        [str(python), "-I", "-c", code],
+        [str(python), "-B", "-I", "-c", code],
         capture=True,
     )
     if answer.returncode != 0:

@@ -39,8 +39,14 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
     shell = tools.which("bash") or tools.which("sh")
     for package in packages:
         script = _script_of(prefix, package)
-        if not script.exists():
+        if script.name not in files.names(script.parent, within=prefix):
             continue
+        if files.leads_out(script, within=prefix):
+            raise BuildError(
+                f"the post-link script of {package.stem} is a link that leads out of the "
+                "environment",
+                "leave that package out, and report it to its channel",
+            )
         answer = await workplace.run(
             [str(shell), str(script)],
             cwd=prefix,

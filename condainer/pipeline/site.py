@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from condainer import process
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials, epoch, parts, space
 from condainer.pipeline.epoch import Epoch
@@ -120,6 +121,7 @@ class Site:
             environment=self._variables(),
             temporary=self.hold.temporary if self.hold else None,
             pass_fds=[self.hold.descriptor] if self.hold else [],
+            check=self.hold.check if self.hold else lambda: None,
         )
 
     def _output(self, line: str) -> None:
@@ -133,7 +135,7 @@ class Site:
         """What programs run with: nothing of another environment's reaches into this one."""
         variables = {
             name: value
-            for name, value in os.environ.items()
+            for name, value in process.without_python(os.environ).items()
             if name not in FOREIGN and not _OF_ACTIVATION.fullmatch(name)
         }
         if self.hold:

@@ -63,9 +63,8 @@ def write_state(prefix: Path, variables: Iterable[tuple[str, str]]) -> None:
     """Write the variables of environment.yml where conda looks for them: conda-meta/state."""
     path = prefix / "conda-meta" / "state"
     state = {"version": 1, "env_vars": dict(variables)}
-    path.parent.mkdir(exist_ok=True)
-    path.unlink(missing_ok=True)  # whatever a package has put there, a link or a pipe
-    path.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+    files.make_directory(path.parent, within=prefix)
+    files.write(path, json.dumps(state, ensure_ascii=False).encode(), within=prefix)
 
 
 def package_variables(prefix: Path) -> list[tuple[str, str]]:
@@ -75,7 +74,7 @@ def package_variables(prefix: Path) -> list[tuple[str, str]]:
         BuildError: where one is not a flat JSON object.
     """
     pairs: dict[str, str] = {}
-    for path in sorted((prefix / "etc" / "conda" / "env_vars.d").glob("*.json")):
+    for path in _listed(prefix, "etc/conda/env_vars.d", ".json"):
         try:
             found = json.loads(files.read(path, within=prefix))
         except (OSError, ValueError, RecursionError) as error:
@@ -246,14 +245,26 @@ def _base(prefix: Path, name: str, own: Iterable[tuple[str, str]]) -> list[tuple
     return list({**changes, **dict(own)}.items())
 
 
+def _listed(prefix: Path, directory: str, suffix: str) -> list[Path]:
+    """The files of a kind, by name, in a directory that conda looks into when it activates."""
+    names = files.names(prefix / directory, within=prefix)
+    listed = sorted(name for name in names if name.endswith(suffix) and name[0] != ".")
+    return [prefix / directory / name for name in listed]
+
+
 def scripts_of(prefix: Path, directory: str = SCRIPTS) -> list[str]:
     """The scripts of a directory by name, as paths below the prefix.
 
     Raises:
-        BuildError: where one is something that a shell would wait for.
+        BuildError: where one is something that a shell would wait for, or none of the environment.
     """
-    scripts = sorted((prefix / directory).glob("*.sh"))
+    scripts = _listed(prefix, directory, ".sh")
     for script in scripts:
+        if files.leads_out(script, within=prefix):
+            raise BuildError(
+                f"{script} is a link that leads out of the environment",
+                "leave out the package that put it there",
+            )
         if script.exists() and not script.is_file():
             raise BuildError(
                 f"{script} is not a regular file", "leave out the package that put it there"

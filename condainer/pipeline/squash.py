@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,6 +41,14 @@ _MEMORY, _BLOCKS = 256, 8
 own default is a quarter of the machine; with much it is a few percent slower than with little."""
 
 _LAST_LINES = 8
+
+# The directory itself is closed while it is a staging directory; an application that somebody else
+# has installed may be as it likes, but its image is not. `chmod` is a newer name of `mode`.
+_MODES = [
+    *("-action", "mode(755)@depth(0)"),
+    *("-action", "mode(a-s,a-t,go-w)@! type(l)"),
+]
+"""What mksquashfs does with the permissions in a directory: as `tree.KEPT`."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +134,9 @@ async def write(
     Raises:
         BuildError: with mksquashfs's last lines.
     """
-    own = ["-tar", "-root-mode", "755"] if isinstance(source, int) else []
-    own += ["-sort", str(order)] if order is not None else []
+    own = ["-tar", "-root-mode", "755"] if isinstance(source, int) else _MODES
+    own = [*own, "-sort", str(order)] if order is not None else own
+    _make_private(target)
 
     def take(line: str) -> None:
         bar = _BAR.match(line)
@@ -154,6 +164,16 @@ async def write(
         lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]
         last = "\n".join(f"  {line}" for line in lines)
         raise BuildError(f"mksquashfs failed ({answer.verdict}):\n{last}")
+
+
+def _make_private(path: Path) -> None:
+    """Make the file that mksquashfs writes to: until it is published nobody else reads it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
 
 
 def _memory(compression: Compression, workplace: Workplace) -> str:

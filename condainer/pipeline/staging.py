@@ -3,6 +3,9 @@
 It lies at the very prefix the image will be mounted at. Whatever stands there and was not made by
 an earlier build of the same project is left alone: nothing that is not known to be ours is ever
 removed, and nothing below a mountpoint.
+
+It is made before anything is solved, closed to everybody else for as long as it is there, and known
+by its inode: `Hold.check` sees before each step that nobody has put something else in its place.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ import os
 import shlex
 import stat
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condainer import locks, mounttable, runtime, trust, users
 from condainer.errors import BuildError, CondainerError
+from condainer.pipeline import tree
 from condainer.project import METADATA
 from condainer.removal import remove_tree
 
@@ -28,9 +32,10 @@ if TYPE_CHECKING:
 
     from condainer.project import Project
 
-_ANY = "any"
 _MOMENT = 0.2
 """Seconds for which somebody who only looks may hold a lock."""
+_CLOSED = 0o700
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -41,25 +46,56 @@ class Hold:
         descriptor: of the build's lock. Programs that write to the staging directory inherit it,
             so that an orphan of a killed build is not mistaken for a left-over.
         temporary: a directory for temporary files; a program that is ended leaves its own behind.
+        prefix: where the environment is to be.
+        made: the staging directory, by its device and inode; None where an application is there
+            that somebody else has installed.
     """
 
     descriptor: int
     temporary: Path
+    prefix: Path
+    made: tuple[int, int] | None = None
 
-    def note(self, made: list[int] | str | None) -> None:
-        """Write into the lock who holds it, and what has to be removed if it gets killed.
-
-        Args:
-            made: the staging directory: its device and inode, or `_ANY` directory at the prefix.
-        """
-        text = {"process": os.getpid(), "temporary": str(self.temporary), "made": made}
+    def note(self) -> None:
+        """Write into the lock who holds it, and what has to be removed if it gets killed."""
+        text = {"process": os.getpid(), "temporary": str(self.temporary), "made": self.made}
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, json.dumps(text).encode(), 0)
+
+    def check(self) -> None:
+        """See that what is at the prefix still is what this build has made, and close it again.
+
+        Raises:
+            BuildError: where it is not.
+        """
+        if self.made is None:
+            return
+        try:
+            directory = os.open(self.prefix, _DIRECTORY)
+        except OSError as error:
+            raise self._exchanged() from error
+        try:
+            status = os.fstat(directory)
+            if _identity(status) != self.made or status.st_uid != os.geteuid():
+                raise self._exchanged()
+            if stat.S_IMODE(status.st_mode) != _CLOSED:
+                os.fchmod(directory, _CLOSED)
+        finally:
+            os.close(directory)
+
+    def _exchanged(self) -> BuildError:
+        return BuildError(
+            f"{self.prefix} is no longer a directory of yours: a script of a package, or somebody "
+            "else, has put something in its place",
+            "the log says which script ran last; leave its package out",
+        )
 
 
 @contextlib.contextmanager
 def claim(project: Project) -> Iterator[Hold]:
-    """Hold a project's prefix for one build; what stands there afterwards is removed.
+    """Hold a project's prefix for one build, with an empty directory of ours.
+
+    What stands there afterwards is removed.
 
     Raises:
         BuildError: where the prefix is not ours to use.
@@ -68,8 +104,14 @@ def claim(project: Project) -> Iterator[Hold]:
     with _locked(project) as descriptor:
         check_prefix(project)
         _remove_ours(project.prefix)  # what a killed build left behind
-        with _holding(project, descriptor) as hold, removing(project.prefix):
-            yield hold
+        with _holding(project, descriptor) as hold:
+            made = _make(hold)
+            with removing(project.prefix):
+                made.note()
+                try:
+                    yield made
+                finally:
+                    _close(made)
 
 
 @contextlib.contextmanager
@@ -100,41 +142,6 @@ def check_unclaimed(project: Project) -> None:
     """
     if locks.is_held(project.build_lock):
         raise _another(project)
-
-
-def make_prefix(prefix: Path, hold: Hold) -> None:
-    """Make the directory to install in, and note in the lock which one it is.
-
-    Raises:
-        BuildError: where somebody else was quicker.
-    """
-    try:
-        prefix.mkdir(mode=0o755)
-    except FileExistsError:
-        raise BuildError(f"{prefix} was made by somebody else this very moment") from None
-    status = prefix.lstat()
-    hold.note([status.st_dev, status.st_ino])
-
-
-def let_make_prefix(hold: Hold) -> None:
-    """Note in the lock that an installer is about to make the directory itself."""
-    hold.note(_ANY)
-
-
-def check_made(prefix: Path) -> None:
-    """See that what was installed is in a directory of this user's; open it for all to read.
-
-    Raises:
-        BuildError: where it is not.
-    """
-    status = prefix.lstat() if os.path.lexists(prefix) else None
-    if status is None or not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise BuildError(
-            f"{prefix} is no longer a directory of yours: a script of a package, or somebody else, "
-            "has put something in its place",
-            "the log says which script ran last; leave its package out",
-        )
-    prefix.chmod(0o755)
 
 
 def check_base_directory(project: Project) -> None:
@@ -213,6 +220,32 @@ def removing(prefix: Path) -> Iterator[None]:
                 error.hint = "; ".join(filter(None, (error.hint, left.message)))
         raise
     _remove_ours(prefix)
+
+
+def _make(hold: Hold) -> Hold:
+    """Make the directory to install in.
+
+    Raises:
+        BuildError: where somebody else was quicker.
+    """
+    try:
+        hold.prefix.mkdir(mode=_CLOSED)
+    except FileExistsError:
+        raise BuildError(f"{hold.prefix} was made by somebody else this very moment") from None
+    made = replace(hold, made=_identity(hold.prefix.lstat()))
+    made.check()
+    return made
+
+
+def _close(hold: Hold) -> None:
+    """Leave no hard link into a package cache that a script has let others write to."""
+    with contextlib.suppress(CondainerError):
+        hold.check()
+        tree.close_own(hold.prefix)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _remove_ours(prefix: Path) -> None:
@@ -294,9 +327,9 @@ def _holding(project: Project, descriptor: int) -> Iterator[Hold]:
     stale = _noted(project).get("temporary")
     if isinstance(stale, str):
         _remove_ours(Path(stale))
-    hold = Hold(descriptor, Path(tempfile.mkdtemp(prefix="condainer-")))
+    hold = Hold(descriptor, Path(tempfile.mkdtemp(prefix="condainer-")), project.prefix)
     with removing(hold.temporary):
-        hold.note(None)
+        hold.note()
         yield hold
 
 
@@ -317,8 +350,7 @@ def _another(project: Project) -> BuildError:
 
 def _left_over(project: Project) -> bool:
     """Whether the directory at the prefix is one that an earlier build of ours made."""
-    status = project.prefix.lstat()
-    return _noted(project).get("made") in (_ANY, [status.st_dev, status.st_ino])
+    return _noted(project).get("made") == [*_identity(project.prefix.lstat())]
 
 
 def _noted(project: Project) -> dict[str, Any]:

@@ -7,10 +7,9 @@ system looks, so that whoever wants can read that part ahead: `image` says how.
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
-from condainer import files, image
+from condainer import files, image, process
 from condainer.errors import BuildError
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ async def mark(path: Path, names: Sequence[str], workplace: Workplace) -> None:
         BuildError: where the image cannot be read.
     """
     answer = await workplace.run(
-        [sys.executable, "-m", "condainer.fuse.locate", str(path)],
+        process.own_program("condainer.fuse.locate", str(path)),
         stdin=b"\0".join(os.fsencode(name) for name in names),
         capture=True,
     )

@@ -1,7 +1,8 @@
-"""Goes through the files of an installed environment, and counts them."""
+"""Goes through the files of an installed environment, counts them, and closes them to others."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ _LONGEST = 4095
 """Bytes of a path, for the kernel and for mksquashfs: PATH_MAX without the null byte."""
 
 _SHOWN = 100
+
+KEPT = 0o755
+"""The permissions that a file or directory of a package keeps: without setuid, setgid and sticky
+bits, and nobody but its owner writes to it."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,58 @@ def survey(top: Path) -> Tree:
     for entry in walk(top):
         count.add(entry.stat(follow_symlinks=False))
     return count.tree
+
+
+def close(top: Path) -> None:
+    """Take from a directory and all below it what `KEPT` leaves out.
+
+    Where a file is a hard link into a package cache, that has it taken from it as well.
+
+    Raises:
+        BuildError: where others can write to a file that belongs to another user.
+    """
+    for path, status in _all(top):
+        _close(path, status)
+
+
+def close_own(top: Path) -> None:
+    """The same, as far as it is this user's: a package cache may be another's."""
+    with contextlib.suppress(OSError):
+        for path, status in _all(top):
+            with contextlib.suppress(BuildError):
+                _close(path, status)
+
+
+def take_over(top: Path) -> None:
+    """The same, and have everything belong to this user, whoever it belonged to in an image."""
+    for entry in walk(top):
+        status = entry.stat(follow_symlinks=False)
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            os.chown(entry.path, os.geteuid(), os.getegid(), follow_symlinks=False)
+    close(top)
+
+
+def _all(top: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """A directory and what is below it; nothing where a link is in its place."""
+    status = top.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        return
+    yield str(top), status
+    for entry in walk(top):
+        yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def _close(path: str, status: os.stat_result) -> None:
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISLNK(status.st_mode) or not mode & ~KEPT:
+        return
+    try:
+        os.chmod(path, mode & KEPT)  # noqa: PTH101  (thousands)
+    except PermissionError as error:
+        raise BuildError(
+            f"{path} belongs to user {status.st_uid}, and others can write to it",
+            "the key package_cache of condainer.yml names a package cache of your own",
+        ) from error
 
 
 def walk(top: Path, leave_out: str = "") -> Iterator[os.DirEntry[str]]:

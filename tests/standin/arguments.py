@@ -20,6 +20,7 @@ class Options:
 
     Attributes:
         is_conda: It is conda, and not micromamba.
+        command: `create`, or `install` into an environment that is there.
         prefix: Where the environment goes.
         root: The root prefix.
         package_cache: Where packages are unpacked.
@@ -34,6 +35,7 @@ class Options:
     """
 
     is_conda: bool
+    command: str
     prefix: Path
     root: Path
     package_cache: Path
@@ -55,6 +57,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_USAGE, f"{message}\nRun with --help for more information.\n")
 
 
+def version() -> str:
+    """The version that this stands for; an older one where a variable says so."""
+    return os.environ.get("STANDIN_VERSION", VERSION)
+
+
+def takes_empty() -> bool:
+    """Whether it creates an environment in an empty directory, as since 2.2."""
+    return [int(part) for part in version().split(".")[:2]] >= [2, 2]
+
+
 def parse(program: str, words: list[str]) -> Options:
     """Read the command line.
 
@@ -66,7 +78,7 @@ def parse(program: str, words: list[str]) -> Options:
         SystemExit: with status 0 after `--version`, 109 if the arguments are wrong.
     """
     is_conda = program == "conda"
-    parser = _parser(CONDA_VERSION if is_conda else VERSION)
+    parser = _parser(CONDA_VERSION if is_conda else version())
     found, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
         listed = " ".join(unknown)
@@ -79,6 +91,7 @@ def parse(program: str, words: list[str]) -> Options:
     caches = os.environ.get("CONDA_PKGS_DIRS", "").replace(":", ",").split(",")
     return Options(
         is_conda=is_conda,
+        command=found.command,
         prefix=Path(found.prefix).absolute(),
         root=root,
         package_cache=Path(caches[0]).absolute() if caches[0] else root / "pkgs",
@@ -105,6 +118,6 @@ def _parser(version: str) -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
-    parser.add_argument("command", choices=["create"])
+    parser.add_argument("command", choices=["create", "install"])
     parser.add_argument("specs", nargs="*", metavar="SPEC")
     return parser

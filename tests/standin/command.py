@@ -87,7 +87,7 @@ async def _create(options: Options, console: Console) -> None:
     wanted = request.read(options)
     if options.is_conda and wanted.is_mixed:
         raise CondaError(_MIXED)
-    _clear(options)
+    _clear(options, console)
     if wanted.archives:
         chosen = packages.listed(wanted.archives)
         specs = tuple("{}=={}={}".format(*package.name_version_build) for package in chosen)
@@ -114,13 +114,18 @@ def _layout(options: Options) -> str:
     return os.environ.get("STANDIN_LAYOUT") or ("flat" if options.is_conda else "hierarchical")
 
 
-def _clear(options: Options) -> None:
+def _clear(options: Options, console: Console) -> None:
     """Make room for a new environment.
 
     Raises:
         CriticalError: if something that is not an environment is in the way.
     """
     prefix = options.prefix
+    if options.command == "install":
+        if not (prefix / "conda-meta").exists():
+            message = f"No prefix found at: {prefix}"
+            raise CriticalError(message, error=message)
+        return
     if prefix.is_dir() and (prefix / "conda-meta/history").exists():
         if not options.dry_run:
             shutil.rmtree(prefix)
@@ -128,7 +133,12 @@ def _clear(options: Options) -> None:
     if prefix.exists() and not prefix.is_dir():
         message = "Target prefix already exists and is not a folder - aborting."
         raise CriticalError(message, error=message)
-    if prefix.is_dir() and any(prefix.iterdir()):
+    if options.dry_run or not prefix.is_dir():
+        return
+    if (options.is_conda or arguments.takes_empty()) and not any(prefix.iterdir()):
+        if not options.is_conda:
+            console.warning("Using existing empty folder as target prefix")
+    else:
         message = "Non-conda folder exists at prefix - aborting."
         raise CriticalError(message, error=message)
 

@@ -58,6 +58,10 @@ class Console:
             sys.stdout.write(text)
             sys.stdout.flush()
 
+    def warning(self, text: str) -> None:
+        """Print a warning."""
+        _log("warning", text)
+
     def error(self, text: str) -> None:
         """Print an error that a `critical` one follows."""
         if not self.as_json:

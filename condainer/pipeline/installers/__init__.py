@@ -127,10 +127,19 @@ def read_records(prefix: Path) -> list[Record]:
     Raises:
         BuildError: names a record that is none.
     """
+    return [_read_record(path, prefix) for path in notes(prefix) if path.suffix == ".json"]
+
+
+def notes(prefix: Path) -> list[Path]:
+    """What installers have noted in a prefix: a record of each package, and their history.
+
+    Raises:
+        BuildError: where they have noted it elsewhere.
+    """
     directory = prefix / "conda-meta"
     if directory.is_symlink():
         raise BuildError(f"{directory} is a symbolic link", "leave out the package that made it")
-    return [_read_record(path, prefix) for path in sorted(directory.glob("*.json"))]
+    return [directory / name for name in files.names(directory, within=prefix)]
 
 
 def _read_record(path: Path, prefix: Path) -> Record:
@@ -249,6 +258,7 @@ class Workplace:
         temporary: where temporary files go; None means where all programs put theirs.
         pass_fds: descriptors programs inherit.
         on_ready: is told of packages whose files are there while others are not yet.
+        check: called before a program is run; raises an error where nothing may be run any more.
     """
 
     processors: int
@@ -258,6 +268,7 @@ class Workplace:
     temporary: Path | None = None
     pass_fds: Sequence[int] = ()
     on_ready: OnReady = lambda _name, _listing: None
+    check: Callable[[], None] = lambda: None
 
     async def run(  # noqa: PLR0913  (as of `process.run`)
         self,
@@ -275,6 +286,7 @@ class Workplace:
 
         The arguments and errors are those of `process.run`.
         """
+        self.check()
         words = [word if len(word) < _LONG_WORD else f"{word[:_LONG_WORD]}…" for word in argv]
         self.on_line("$ " + shlex.join(words).replace("\n", " "))
         finished = await process.run(
@@ -305,10 +317,6 @@ class Installer(Protocol):
     def vouches_for_scripts(self) -> bool:
         """Whether `install` fails where a post-link script that it runs itself does."""
 
-    @property
-    def makes_prefix(self) -> bool:
-        """Whether `install` wants the prefix not to be there yet."""
-
     def check(self, request: Request) -> None:
         """See whether it can do what is asked.
 
@@ -326,7 +334,7 @@ class Installer(Protocol):
     async def install(
         self, request: Request, solution: Solution, workplace: Workplace
     ) -> frozenset[str]:
-        """Fetch and link them; ended and silent when cancelled.
+        """Fetch and link them in the prefix, an empty directory; ended and silent when cancelled.
 
         What is there has been compared with the checksums that the solution names.
 

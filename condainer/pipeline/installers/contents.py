@@ -1,18 +1,163 @@
-"""Sees that the files of a package stay within the prefix.
+"""Sees that the files of packages come from these packages, and stay within the prefix.
 
-rattler writes, and removes, wherever a package's list of files leads, or ends the whole process.
+rattler writes, and removes, wherever a package's list of files leads, or ends the whole process;
+and it follows links, whether another package has put them into the prefix or they take the place
+of a file that is to be copied.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import posixpath
+import stat
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rattler import PathsJson
 
+from condainer import files
 from condainer.errors import BuildError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
+
+_MOST_LINKS = 40
+"""Links after one another that a path leads through: as many as the kernel follows."""
+_FOR_ANY_PYTHON = ("site-packages/", "python-scripts/")
+"""Where packages for any Python have what is put elsewhere."""
+
+
+class Contents:
+    """What packages put below one prefix. It may be told of them from any thread.
+
+    Args:
+        site_packages: where packages for any Python put their modules, below the prefix.
+    """
+
+    def __init__(self, site_packages: str = "") -> None:
+        self._moved = dict(zip(_FOR_ANY_PYTHON, (f"{site_packages}/", "bin/"), strict=True))
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[object, ...]] = {}
+        self._links: dict[str, dict[str, str]] = {}
+        # What is written besides the files of packages: records, and programs that start modules.
+        own = dict.fromkeys(("conda-meta", "bin", site_packages), "")
+        self._directories: dict[str, dict[str, str]] = {"": own}
+
+    def knows(self, package: str, directory: Path) -> bool:
+        """Whether it was told of an unpacked package, and that has not been replaced since."""
+        return self._seen.get(package) == _stamp(directory)
+
+    def add(self, package: str, directory: Path) -> None:
+        """Take note of an unpacked package.
+
+        Args:
+            package: how messages name it.
+            directory: where it lies unpacked.
+
+        Raises:
+            BuildError: where it has a path that leads out of the prefix, or a file that is not its
+                own.
+        """
+        _check_list(package, directory)
+        try:
+            listed = PathsJson.from_package_directory_with_deprecated_fallback(directory).paths
+        except Exception:  # noqa: BLE001  (rattler reads it likewise, and says what is wrong with it)
+            listed = []
+        links = {entry.relative_path for entry in listed if entry.path_type.softlink}
+        own = _Own(package, directory)
+        stamp = _stamp(directory)
+        with self._lock:
+            directories = self._directories[package] = {}
+            targets = self._links[package] = {}
+            for entry in listed:
+                path = entry.relative_path
+                check_path(package, path)
+                if links and not links.isdisjoint(path.parents):
+                    raise _outside(package, path)
+                target = own.target(path, is_link=path in links)
+                for place in self._places(posixpath.normpath(path)):
+                    directories.setdefault(posixpath.dirname(place), place)
+                    if target is not None:
+                        targets[place] = target
+            self._seen[package] = stamp
+
+    def check(self) -> None:
+        """See that no package writes through a link of another one, or of its own, to outside.
+
+        Raises:
+            BuildError: where one would.
+        """
+        with self._lock:
+            links = self._resolved()
+            for package, directories in self._directories.items():
+                for directory, place in directories.items():
+                    if directory and _real(directory, links) is None:
+                        raise _outside(package or "that has this link", Path(place or directory))
+
+    def _places(self, path: str) -> Iterator[str]:
+        """Where a file may be put, below the prefix."""
+        yield path
+        for start, place in self._moved.items():
+            if path.startswith(start):
+                yield place + path.removeprefix(start)
+
+    def _resolved(self) -> dict[str, str]:
+        """The links by where they are, as links above them may lead elsewhere in the prefix."""
+        links = {place: to for own in self._links.values() for place, to in own.items()}
+        for _ in range(_MOST_LINKS):
+            before = len(links)
+            for place, target in list(links.items()):
+                above = _real(posixpath.dirname(place), links)
+                if above is not None:
+                    links.setdefault(posixpath.join(above, posixpath.basename(place)), target)
+            if len(links) == before:
+                break
+        return links
+
+
+class _Own:
+    """Whether the files that a package lists are its own.
+
+    Args:
+        package: how messages name it.
+        directory: where it lies unpacked.
+    """
+
+    def __init__(self, package: str, directory: Path) -> None:
+        self._package = package
+        self._top = os.path.realpath(directory)
+        self._directory = directory
+        self._known: set[str] = set()
+
+    def target(self, path: Path, *, is_link: bool) -> str | None:
+        """See that a file lies in the package, and is no link to elsewhere that is to be copied.
+
+        Returns:
+            where it leads; None where it is no link.
+
+        Raises:
+            BuildError: where that is not so.
+        """
+        above = os.path.dirname(path)  # noqa: PTH120  (thousands)
+        if above not in self._known:
+            self._check_within(self._directory / above, path)
+            self._known.add(above)
+        file = self._directory / path
+        try:
+            target = os.readlink(file) if stat.S_ISLNK(os.lstat(file).st_mode) else None  # noqa: PTH115
+        except (OSError, ValueError):
+            return None  # it is not there: rattler will say so
+        if target is not None and not is_link:
+            self._check_within(file, path)
+        return target
+
+    def _check_within(self, file: Path, path: Path) -> None:
+        real = os.path.realpath(file)
+        if real != self._top and not real.startswith(f"{self._top}/"):
+            raise _foreign(self._package, path)
 
 
 def check_path(package: str, path: Path) -> None:
@@ -26,36 +171,77 @@ def check_path(package: str, path: Path) -> None:
         BuildError: where it is not.
     """
     if path.is_absolute() or ".." in path.parts or "\0" in str(path):
-        raise _error(package, path)
+        raise _outside(package, path)
 
 
 def check_package(package: str, directory: Path) -> None:
-    """See that all files of an unpacked package are put below the prefix.
+    """See that all files of an unpacked package are its own, and are put below the prefix.
 
-    Its soft links may point anywhere, but no file of its own may lie below one.
+    Its soft links may point anywhere, but no file may lie below one that leads out of the prefix.
 
     Args:
         package: how messages name it.
         directory: where it lies unpacked.
 
     Raises:
-        BuildError: where one is not.
+        BuildError: where that is not so.
     """
-    try:
-        listed = PathsJson.from_package_directory_with_deprecated_fallback(directory).paths
-    except Exception:  # noqa: BLE001  (rattler reads it likewise, and says what is wrong with it)
-        return
-    links = {entry.relative_path for entry in listed if entry.path_type.softlink}
-    for entry in listed:
-        path = entry.relative_path
-        check_path(package, path)
-        if links and not links.isdisjoint(path.parents):
-            raise _error(package, path)
+    contents = Contents()
+    contents.add(package, directory)
+    contents.check()
 
 
-def _error(package: str, path: Path) -> BuildError:
+def _check_list(package: str, directory: Path) -> None:
+    """See that the list of files is one of the package itself."""
+    for name in ("paths.json", "files", "has_prefix", "index.json", "link.json"):
+        try:
+            files.read(directory / "info" / name, within=directory)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _foreign(package, Path("info", name)) from error
+
+
+def _stamp(directory: Path) -> tuple[object, ...]:
+    """What changes when another package is put in the place of an unpacked one."""
+    found: list[object] = []
+    for path in (directory, directory / "info", directory / "info/paths.json"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+def _real(path: str, links: dict[str, str]) -> str | None:
+    """Where a path leads below the prefix; None for out of it."""
+    there: list[str] = []
+    rest = path.split("/")[::-1]
+    followed = 0
+    while rest:
+        name = rest.pop()
+        if name == "..":
+            if not there:
+                return None
+            there.pop()
+        elif name not in {"", "."}:
+            target = links.get("/".join([*there, name]))
+            if target is None:
+                there.append(name)
+                continue
+            followed += 1
+            if target.startswith("/") or followed > _MOST_LINKS:
+                return None
+            rest += target.split("/")[::-1]
+    return "/".join(there)
+
+
+def _outside(package: str, path: Path) -> BuildError:
+    return _error(f"the package {package} would write outside of the environment", path)
+
+
+def _foreign(package: str, path: Path) -> BuildError:
+    return _error(f"the package {package} has a link to elsewhere in place of a file", path)
+
+
+def _error(what: str, path: Path) -> BuildError:
     shown = str(path).replace("\0", "\\0")
-    return BuildError(
-        f"the package {package} would write outside of the environment: {shown}",
-        "leave that package out, and report it to its channel",
-    )
+    return BuildError(f"{what}: {shown}", "leave that package out, and report it to its channel")

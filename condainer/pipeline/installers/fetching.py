@@ -25,7 +25,7 @@ from rattler.package_streaming import download_and_extract, download_to_path
 
 from condainer import process, removal
 from condainer.errors import BuildError, CondainerError
-from condainer.pipeline import credentials
+from condainer.pipeline import credentials, tree
 from condainer.pipeline.installers import checking, contents, patience, solver, tokens
 
 if TYPE_CHECKING:
@@ -230,6 +230,7 @@ async def unpack(client: Client, archive: Path, part: Path, package: Package) ->
     if package.md5 and not package.sha256 and md5.hex() != package.md5:
         raise checking.wrong_archive(package, "MD5", md5.hex(), package.md5)
     await anyio.to_thread.run_sync(contents.check_package, package.stem, part)
+    await anyio.to_thread.run_sync(tree.close, part)  # before anybody else can see it
     return sha256
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 
 from condainer import process, tools
@@ -46,6 +47,8 @@ _ARCHIVE = re.compile(
     r"(?P<channel>[a-z]+://.+)/(?P<subdir>[^/]+)/(?P<name>[^/]+)-(?P<version>[^-/]+)-"
     r"(?P<build>[^-/]+)\.(conda|tar\.bz2)(#(?P<md5>[0-9a-f]{32})|#.*)?"
 )
+_TAKES_EMPTY = (2, 2)
+"""The first version of libmamba that creates an environment in an empty directory."""
 
 
 class Mamba:
@@ -54,8 +57,6 @@ class Mamba:
     Args:
         path: the executable; must be called micromamba, mamba or conda.
     """
-
-    makes_prefix = True
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -147,12 +148,16 @@ class Mamba:
                 )
                 kept = await anyio.to_thread.run_sync(watch.kept)
                 sound = await checking.mend(kept, workplace)
-                async with process.task_group() as group:
-                    group.start_soon(watch.run)
-                    argv = [*self._create(request), *wanted.words]
-                    await self._link(argv, solution, prefix, workplace, variables)
-                    group.cancel_scope.cancel()
-            await anyio.to_thread.run_sync(partial(watch.look, is_over=True))
+                try:
+                    async with process.task_group() as group:
+                        group.start_soon(watch.run)
+                        argv = [*self._fill(request), *wanted.words]
+                        await self._link(argv, solution, prefix, workplace, variables)
+                        group.cancel_scope.cancel()
+                    await anyio.to_thread.run_sync(partial(watch.look, is_over=True))
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(watch.close)
             if failure := door.failure():
                 raise BuildError(failure, "the log holds what it said")
             checked = {(p.sha256, place) for p in kept for place in kept[p] if place in sound}
@@ -195,6 +200,7 @@ class Mamba:
             raise BuildError(
                 f"{self._path.name} failed ({answer.verdict}):\n{complaints.explanation(lines)}"
             )
+        workplace.check()
         # conda may say that it gives up, and exit with 0 all the same.
         there = {record.package.stem for record in read_records(prefix)}
         missing = [package.stem for package in solution.packages if package.stem not in there]
@@ -238,6 +244,22 @@ class Mamba:
 
     def _create(self, request: Request) -> list[str]:
         return [str(self._path), "create", "-y", "-p", str(request.prefix)]
+
+    def _fill(self, request: Request) -> list[str]:
+        """The command that installs into an empty directory.
+
+        libmamba takes one since 2.2 only; before, it takes an environment that is there, be it an
+        empty one, for `install`. A mamba before 2 is conda in that.
+        """
+        version = self.description.rpartition(" ")[2]
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        is_libmamba = self._path.name == "micromamba" or numbers >= (2,)
+        if not numbers or numbers >= _TAKES_EMPTY or not is_libmamba:
+            return self._create(request)
+        history = request.prefix / "conda-meta/history"
+        history.parent.mkdir()
+        history.touch()
+        return [str(self._path), "install", "-y", "-p", str(request.prefix)]
 
     @contextlib.contextmanager
     def _wanted(self, request: Request, workplace: Workplace) -> Iterator[secrets.Wanted]:

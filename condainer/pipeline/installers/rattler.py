@@ -6,8 +6,9 @@ that for every installer alike. https://conda.github.io/rattler/py-rattler/
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,8 @@ import rattler
 from rattler.install import InstallerReporter
 
 from condainer import removal
-from condainer.errors import BuildError
-from condainer.pipeline import credentials
+from condainer.errors import BuildError, CondainerError
+from condainer.pipeline import credentials, tree
 from condainer.pipeline.installers import (
     Package,
     Request,
@@ -42,7 +43,6 @@ class Rattler:
     """The rattler engine."""
 
     vouches_for_scripts = False
-    makes_prefix = False
 
     @property
     def description(self) -> str:
@@ -78,10 +78,17 @@ class Rattler:
         kept = {p: [cache / p.stem] for p in solution.packages if (cache / p.stem).is_dir()}
         sound = await checking.mend(kept, workplace)
         fetch = fetching.Fetching(records, solution.packages, cache, workplace, there.tell)
-        await anyio.to_thread.run_sync(_check_cached, records, solution.packages, cache)
+        _check_places(records, solution.packages)
+        seen = contents.Contents(site_packages)
+        look = partial(_look_at, seen, solution.packages, cache)
+        await anyio.to_thread.run_sync(look)
         await patience.unless_silent(fetch.run(), fetch.signs, fetch.source)
+        await anyio.to_thread.run_sync(look)
+        workplace.check()
         # The base class does nothing in the callbacks that are left to it.
-        reporter = _Reporter(workplace, solution.packages, cache, there)  # type: ignore[abstract]
+        reporter = _Reporter(  # type: ignore[abstract]
+            workplace, solution.packages, cache, there, seen
+        )
         work = rattler.install(
             records,
             target_prefix=request.prefix,
@@ -99,6 +106,8 @@ class Rattler:
         except Exception as error:  # as in `solver.find`
             failure = BuildError(f"rattler failed to install:\n{solver.explanation(error)}")
             raise (reporter.refused or failure) from error
+        if reporter.refused is not None:
+            raise reporter.refused
         places = {p: cache / p.stem for p in solution.packages if p not in fetch.missing}
         left = {p: [place] for p, place in places.items() if place not in sound}
         await checking.check(left, workplace)
@@ -149,15 +158,22 @@ class _Reporter(InstallerReporter):
         packages: what is installed.
         cache: where they are unpacked.
         there: is told of those that are.
+        seen: what has been looked at, and may be linked.
 
     Attributes:
         refused: says which package must not be linked.
     """
 
     def __init__(
-        self, workplace: Workplace, packages: tuple[Package, ...], cache: Path, there: _There
+        self,
+        workplace: Workplace,
+        packages: tuple[Package, ...],
+        cache: Path,
+        there: _There,
+        seen: contents.Contents,
     ) -> None:
         self.refused: BuildError | None = None
+        self._seen = seen
         self._workplace = workplace
         self._cache = cache
         self._there = there
@@ -203,14 +219,13 @@ class _Reporter(InstallerReporter):
         It takes no "no" for an answer, but it cannot link what is no longer there.
         """
         package = self._packages[self._names[cache_entry]]
-        stem = package.stem
         try:
-            contents.check_package(stem, self._cache / stem)
-        except BuildError as error:
-            self.refused = error
-            aside = self._cache / f".{stem}.refused.{os.getpid()}"
-            (self._cache / stem).rename(aside)  # at once, whatever is in it
-            removal.remove_tree(aside)
+            _look_at(self._seen, [package], self._cache)
+        except (BuildError, OSError) as error:
+            self.refused = BuildError(f"the package {package.stem} cannot be read: {error}")
+            if isinstance(error, BuildError):
+                self.refused = error
+            put_aside(self._cache / package.stem)
         else:
             self._there.tell(package)
 
@@ -246,37 +261,64 @@ def _in_order(records: Iterable[RepoDataRecord]) -> list[RepoDataRecord]:
     return [by_name[record.name.normalized] for record in order]
 
 
-def _check_cached(
-    records: Iterable[RepoDataRecord], packages: Iterable[Package], cache: Path
-) -> None:
+def _check_places(records: Iterable[RepoDataRecord], packages: Iterable[Package]) -> None:
+    """See that the channel has modules put below the prefix.
+
+    Raises:
+        BuildError: where it does not.
+    """
+    for record, package in zip(records, packages, strict=True):
+        contents.check_path(package.stem, Path(record.python_site_packages_path or ""))
+
+
+def _look_at(seen: contents.Contents, packages: Iterable[Package], cache: Path) -> None:
     """See that nothing will be written outside of the prefix, as far as that is known by now.
 
-    Of a package that is in the cache already rattler has read the list before it tells of it.
+    Of a package that is in the cache already rattler has read the list before it tells of it. And
+    let nobody else write to what is there: from there it comes into other environments.
 
     Raises:
         BuildError: where something would be.
     """
-    for record, package in zip(records, packages, strict=True):
-        contents.check_path(package.stem, Path(record.python_site_packages_path or ""))
-        if (cache / package.stem).exists():
-            contents.check_package(package.stem, cache / package.stem)
+    for package in packages:
+        directory = cache / package.stem
+        if directory.exists() and not seen.knows(package.stem, directory):
+            try:
+                seen.add(package.stem, directory)
+            except BuildError:
+                put_aside(directory)
+                raise
+            tree.close_own(directory)
+    seen.check()
+
+
+def put_aside(directory: Path) -> None:
+    """Take a package out of the cache at once, or at least what rattler cannot link it without."""
+    for path in (directory, directory / "info"):
+        with (
+            contextlib.suppress(OSError),
+            tempfile.TemporaryDirectory(prefix=".refused.", dir=path.parent) as aside,
+        ):
+            path.rename(Path(aside, "package"))
+            with contextlib.suppress(CondainerError):
+                removal.remove_tree(Path(aside, "package"))
+            return
 
 
 def _tidy(prefix: Path, workplace: Workplace) -> None:
     """Take out of a prefix what rattler leaves there and no other installer does."""
     # A mark for backup programs to skip the directory.
     (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
-    # Its records are closed to everybody else, which an image that others use must not be.
-    for record in (prefix / "conda-meta").glob("*.json"):
-        if not record.is_symlink():  # a package may hold anything there
-            record.chmod(0o644)
     # The losers where two packages own one path.
     losers = prefix / "__clobbers__"
-    for loser in sorted(losers.glob("*/**/*")):
-        if not loser.is_dir() or loser.is_symlink():
-            package, *path = loser.relative_to(losers).parts
-            workplace.on_line(f"warning: {'/'.join(path)} of {package} is left out: another has it")
-    shutil.rmtree(losers, ignore_errors=True)
+    if not losers.is_symlink() and losers.is_dir():
+        for path in sorted(
+            e.path for e in tree.walk(losers) if not e.is_dir(follow_symlinks=False)
+        ):
+            package, _, name = path[len(str(losers)) + 1 :].partition("/")
+            workplace.on_line(f"warning: {name} of {package} is left out: another has it")
+    if os.path.lexists(losers):
+        removal.remove_tree(losers)
 
 
 def _package(record: RepoDataRecord) -> Package:

@@ -21,6 +21,7 @@ import anyio
 import anyio.to_thread
 
 from condainer import files
+from condainer.pipeline import tree
 from condainer.pipeline.installers import Final, unpacked
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def cached(directory: Path, python: str, *, is_linked: bool) -> Iterator[Final]:
     is_for_any = bool(index) and index[0].get("noarch") == "python"
     listed = entries(directory, "info/paths.json", "paths")
     replaced = {str(e.get("_path"))[:-3] for e in listed if e.get("prefix_placeholder")}
+    known: dict[str, bool] = {}
     for entry in listed:
         name, checksum = entry.get("_path"), entry.get("sha256")
         is_plain = entry.get("path_type") == "hardlink" and not entry.get("no_link")
@@ -97,6 +99,11 @@ def cached(directory: Path, python: str, *, is_linked: bool) -> Iterator[Final]:
         if entry.get("prefix_placeholder") or _source_of(name) in replaced:
             continue
         if is_for_any and not name.startswith("site-packages/"):
+            continue
+        above = os.path.dirname(name)  # noqa: PTH120  (thousands)
+        if above not in known:
+            known[above] = files.leads_out(directory / above, within=directory)
+        if known[above]:
             continue
         path = f"{directory}/{name}"
         name = f"{python}{name.removeprefix('site-packages')}" if is_for_any else name
@@ -176,7 +183,14 @@ class CacheWatch:
             directory = None if name in self._told else self._source(some, is_over=is_over)
             if directory is not None and self._can_link(directory.parent):
                 self._told.add(name)
+                tree.close_own(directory)
                 self._on_ready(name, self._listing(directory))
+
+    def close(self) -> None:
+        """Let nobody else write to what is there, from where it comes into other environments."""
+        for some in self._found.values():
+            for found in some:
+                tree.close_own(found.directory)
 
     def kept(self) -> dict[Package, list[Path]]:
         """The packages that have been in a cache before, as they are noted there, and where.
