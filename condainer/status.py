@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from condainer import image, users
+from condainer import files, image, users
 from condainer.errors import CondainerError
 from condainer.mounting import backends, lifetime, live, mountpoint
 from condainer.units import human
@@ -134,7 +133,8 @@ def _users(project: Project) -> list[dict[str, Any]]:
 def _is_of_another_image(project: Project) -> bool:
     """Whether the manifest in the mount is another than that in the image; False if unknown."""
     try:
-        mounted = json.loads((project.prefix / image.MANIFEST).read_bytes())
-        return bool(mounted != image.read_manifest(project.image))
-    except (CondainerError, OSError, ValueError):
+        path = project.prefix / image.MANIFEST
+        mounted = files.read(path, within=project.prefix, most=image.MANIFEST_MAX)
+        return mounted != image.read_inside(project.image, image.MANIFEST)
+    except (CondainerError, OSError):
         return False

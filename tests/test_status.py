@@ -89,6 +89,19 @@ def test_of_a_mount(mounted: Workshop) -> None:
     assert "used by     nobody" in told
 
 
+def test_of_a_mount_of_another_image_with_a_pipe_in_the_place_of_the_manifest(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    (tmp_path / "tree" / ".condainer").mkdir(parents=True)
+    os.mkfifo(tmp_path / "tree" / ".condainer" / "manifest.json")
+    subprocess.run(
+        ["mksquashfs", tmp_path / "tree", workshop.image], check=True, capture_output=True
+    )
+    workshop.run("mount")
+    assert "is no file" in json.loads(workshop.run("status", "--json").stdout)["image"]["problem"]
+    workshop.run("umount")
+
+
 def test_names_who_uses_the_mount(mounted: Workshop) -> None:
     with mounted.start("exec", "--", "cat", stdin=-1) as user:
         support.wait_for(lambda: f"used by     cat ({user.pid})" in mounted.run("status").stdout)

@@ -7,7 +7,6 @@ in the directory of that file, then requirements.txt.
 from __future__ import annotations
 
 import email.parser
-import json
 import re
 import shlex
 import tempfile
@@ -78,7 +77,10 @@ async def install(
             raise BuildError(f"pip failed ({answer.verdict}) for {origin}:\n{last}")
         if not report.exists():
             return None
-        return _installed(json.loads(report.read_bytes()))
+        try:
+            return _installed(files.read_json(report))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BuildError(f"pip does not tell what it has installed: {error!r}") from error
 
 
 def list_installed(prefix: Path) -> list[tuple[str, str]]:
@@ -152,7 +154,7 @@ def _matter(tail: Sequence[str]) -> list[str]:
     return (errors or list(tail))[-_LAST_LINES:]
 
 
-def _installed(report: dict[str, Any]) -> list[PipPackage]:
+def _installed(report: Any) -> list[PipPackage]:  # noqa: ANN401  (the environment's own pip says it)
     """What was installed, by pip's report: https://pip.pypa.io/en/stable/reference/installation-report/."""
     packages = []
     for item in report.get("install", []):

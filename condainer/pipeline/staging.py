@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import locks, mounttable, users
+from condainer import files, locks, mounttable, users
 from condainer.errors import BuildError, CondainerError
 from condainer.project import METADATA
 from condainer.removal import remove_tree
@@ -320,7 +320,7 @@ def _left_over(project: Project) -> bool:
 def _noted(project: Project) -> dict[str, Any]:
     """What `Hold.note` wrote into the lock."""
     try:
-        noted = json.loads(project.build_lock.read_bytes())
+        noted = files.read_json(project.build_lock)
     except (OSError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}

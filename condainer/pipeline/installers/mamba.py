@@ -7,7 +7,6 @@ lines they print while they link.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -15,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import process, tools
+from condainer import files, process, tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import credentials, lockfile
 from condainer.pipeline.installers import (
@@ -249,7 +248,7 @@ def explanation(lines: Sequence[str]) -> str:
 
 def _actions(stdout: bytes) -> dict[str, Any] | None:
     try:
-        document = json.loads(stdout)
+        document = files.parse_json(stdout)
     except ValueError:
         return None
     if not isinstance(document, dict) or document.get("success") is False:
