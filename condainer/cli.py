@@ -146,6 +146,15 @@ def _print(text: str = "") -> None:
         raise CondainerError(f"cannot write: {error.strerror}") from error
 
 
+def _print_path(path: Path) -> None:
+    """Write a path to standard output: to a program as the bytes it is, to a terminal as text."""
+    if sys.stdout.isatty():
+        _print(f"{path}\n")
+    else:
+        sys.stdout.write(f"{path}\n")
+        _print()
+
+
 def _tell(text: str) -> None:
     """Write to standard error; controls are spelled out, here for all that commands say."""
     from condainer.units import printable
@@ -155,10 +164,14 @@ def _tell(text: str) -> None:
 
 def warn(text: str) -> None:
     """Tell what a user should know, and that nothing fails for."""
-    _tell(f"condainer: warning: {text}\n")
+    from condainer.units import foreign
+
+    _tell(f"condainer: warning: {foreign(text)}\n")
 
 
 def _say_error(error: CondainerError, *, verbose: bool) -> None:
+    from condainer.units import indented
+
     colour = (
         sys.stderr.isatty()
         and not os.environ.get("NO_COLOR")
@@ -170,9 +183,9 @@ def _say_error(error: CondainerError, *, verbose: bool) -> None:
 
         _tell("".join(traceback.format_exception(error)))
     sys.stderr.write(f"condainer: {word} ")
-    _tell(f"{error.message}\n")
+    _tell(f"{indented(error.message)}\n")
     if error.hint:
-        _tell(f"condainer: {error.hint}\n")
+        _tell(f"condainer: {indented(error.hint)}\n")
 
 
 # The parser
@@ -441,7 +454,9 @@ def _leave_missing_directory() -> None:
 def _inform(arguments: argparse.Namespace, text: str) -> None:
     """Say something on standard error that --quiet leaves out."""
     if not arguments.quiet:
-        _tell(f"{text}\n")
+        from condainer.units import foreign
+
+        _tell(f"{foreign(text)}\n")
 
 
 def _notes(arguments: argparse.Namespace) -> Callable[[str], None] | None:
@@ -466,6 +481,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from condainer import progress, project
     from condainer.pipeline import run, schedule
     from condainer.pipeline.build import Options
+    from condainer.units import foreign
 
     projects = project.open_projects(arguments.directories or [arguments.directory])
     _leave_missing_directory()
@@ -493,7 +509,7 @@ def _build(arguments: argparse.Namespace) -> int:
         failures = run.build_all(projects, options, jobs, reporter.handle)
     for failure in failures:
         if len(projects) > 1:
-            _tell(f"condainer: {failure.project.directory}:\n")
+            _tell(f"condainer: {foreign(str(failure.project.directory))}:\n")
         _say_error(failure.error, verbose=arguments.verbose)
     return max((failure.error.exit_status for failure in failures), default=0)
 
@@ -561,7 +577,7 @@ def _mount(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.for_shell == _NO_DESCRIPTOR:
         lifetime.check_image(project)
-        _print(f"{lifetime.offer(project)}\n")
+        _print_path(lifetime.offer(project))
         return 0
     held = lifetime.use(
         project,
@@ -580,7 +596,7 @@ def _mount(arguments: argparse.Namespace) -> int:
     if arguments.verbose:
         _inform(arguments, f"{project.image} is mounted at {project.prefix} with {backend}")
     if arguments.print:
-        _print(f"{project.prefix}\n")
+        _print_path(project.prefix)
     elif not arguments.verbose:
         _inform(arguments, f"mounted at {project.prefix}")
     return 0

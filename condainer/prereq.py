@@ -22,6 +22,7 @@ from condainer.config import CONFIG_NAME, Config, load
 from condainer.errors import CondainerError, MountError
 from condainer.mounting import backends, namespace
 from condainer.pipeline import installers, schedule, staging
+from condainer.units import foreign
 
 if TYPE_CHECKING:
     import subprocess
@@ -84,9 +85,9 @@ def render(found: dict[str, Any]) -> str:
     lines = []
     for check in found["checks"]:
         mark = "ok     " if check["ok"] else "missing"
-        lines.append(f"{mark}  {check['name']}: {check['detail']}")
+        lines.append(f"{mark}  {check['name']}: {foreign(check['detail'])}")
         if check["hint"] and not check["ok"]:
-            lines.append(f"         {check['hint']}")
+            lines.append(f"         {foreign(check['hint'])}")
     lines.append("")
     lines.append(f"build: {'yes' if found['can_build'] else 'no'}")
     lines.append(f"exec: {_WAYS.get(found['exec'], 'no')}")

@@ -296,3 +296,13 @@ def test_cache_shows_progress_on_a_terminal(built: Workshop) -> None:
     assert seen.count("\r") > 1
     assert f"of {built.image}" in seen
     assert os.linesep in seen
+
+
+def test_no_path_forges_a_line_of_an_error(workshop: Workshop, tmp_path: Path) -> None:
+    directory = tmp_path / "a\ncondainer: all is well\u202e"
+    directory.mkdir()
+    words = workshop.run("-d", str(directory), "status", status=1).stderr
+    assert "\u202e" not in words
+    assert [line for line in words.splitlines() if line.startswith("condainer: all")] == []
+    told = workshop.run("-d", str(directory), "init").stderr
+    assert r"a\ncondainer: all is well\u202e/condainer.yml" in told

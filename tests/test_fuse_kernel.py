@@ -164,7 +164,7 @@ def test_the_bindings_are_told_an_error_too(
     files = Unforeseen(squashfs.Image(descriptor), threads=0)
     ask = operations.Operations(files, None, None, lambda: None)
     for name, *arguments in (("readlink", "/link"), ("read", "/noise", 10, 0, None)):
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match=name) as caught:
             ask(str(name), *arguments)
         assert caught.value.errno == errno.EIO
     os.close(descriptor)

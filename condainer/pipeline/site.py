@@ -23,6 +23,7 @@ from condainer.pipeline.events import (
     Unit,
 )
 from condainer.pipeline.installers import Workplace
+from condainer.units import printable
 from condainer.variables import FOREIGN
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Site:
         line = credentials.without(line)
         log = self._log_file
         if log is not None:  # an installer's thread may outlive a build that was cancelled
-            log.write(line + "\n")
+            log.write(printable(line) + "\n")
         self.emit(Output(self.label, line))
 
     def _variables(self) -> dict[str, str]:
@@ -183,7 +184,7 @@ class Site:
                 try:
                     yield
                 except CondainerError as error:
-                    log.write(f"error: {error.message}\n")
+                    log.write(printable(f"error: {error.message}\n"))
                     raise
                 finally:
                     self._log_file = None
