@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import condainer
-from condainer.errors import CondainerError, InterruptedBySignalError
+from condainer.errors import CondainerError, InterruptedBySignalError, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -74,18 +74,13 @@ def main(argv: Sequence[str] | None = None, failure: BaseException | None = None
             raise failure  # noqa: TRY301  (below is where errors are told)
         status: int = arguments.run(arguments)
         _print()
-    except CondainerError as error:
-        told = error
     except KeyboardInterrupt:
-        told = InterruptedBySignalError(signal.SIGINT)
-    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        told: CondainerError = InterruptedBySignalError(signal.SIGINT)
+    except _ReaderGoneError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  (the boundary: no traceback reaches a user unasked)
-        what = f"{type(error).__name__}: {error}"
-        hint = "this is a bug in condainer; run again with -v for a traceback to report"
-        told = CondainerError(what, hint)
-        told.__cause__ = error
+        told = named(error)
     else:
         return status
     _say_error(told, verbose=arguments.verbose)
@@ -104,6 +99,10 @@ def _prepare_streams() -> None:
     sys.stderr = cast("TextIO", _Words(sys.stderr or io.StringIO()))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths go out as the bytes they are
+
+
+class _ReaderGoneError(Exception):
+    """Whoever read standard output has gone, as `head` does; nobody else's pipe is meant."""
 
 
 class _Words:
@@ -132,16 +131,20 @@ def _print(text: str = "") -> None:
     """Write to standard output, all of it, now; controls in it are spelled out.
 
     Raises:
-        BrokenPipeError: where its reader has gone.
+        _ReaderGoneError: where its reader has gone.
         CondainerError: where it cannot be written for another reason.
     """
     from condainer.units import printable
 
+    _write(printable(text))
+
+
+def _write(text: str) -> None:
     try:
-        sys.stdout.write(printable(text))
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        raise
+        raise _ReaderGoneError from None
     except OSError as error:
         raise CondainerError(f"cannot write: {error.strerror}") from error
 
@@ -151,8 +154,7 @@ def _print_path(path: Path) -> None:
     if sys.stdout.isatty():
         _print(f"{path}\n")
     else:
-        sys.stdout.write(f"{path}\n")
-        _print()
+        _write(f"{path}\n")
 
 
 def _tell(text: str) -> None:

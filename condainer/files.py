@@ -143,6 +143,17 @@ def _check_depth(document: object) -> None:
     raise ValueError("its lists and objects are too deep in one another")
 
 
+def is_absent(path: str | Path) -> bool:
+    """Whether there is nothing of that name; what nobody may look at counts as there."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def is_missing(path: Path) -> bool:
     """Whether there is no such file; one that nobody may look at counts as there."""
     try:

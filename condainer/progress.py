@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from condainer.pipeline.events import (
     Built,
+    Failed,
     Note,
     Output,
     Progress,
@@ -172,7 +173,7 @@ class Board:
                 row.progress = event
         elif isinstance(event, StageFinished):
             self._rows.pop((event.project, event.stage), None)
-        elif isinstance(event, Built):
+        elif isinstance(event, (Built, Failed)):
             for project, stage in list(self._rows):
                 if project == event.project:
                     del self._rows[project, stage]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 from typing import TYPE_CHECKING, Any
 
 from condainer import files, image, users
@@ -53,7 +52,10 @@ def _names(mount: dict[str, Any]) -> str:
 
 
 def _image(project: Project) -> dict[str, Any]:
-    about: dict[str, Any] = {"path": str(project.image), "exists": os.path.lexists(project.image)}
+    about: dict[str, Any] = {
+        "path": str(project.image),
+        "exists": not files.is_absent(project.image),
+    }
     if not about["exists"]:
         return about
     try:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LAST_LINES = 8
 _PIP_VERSION = "import pip; print(pip.__version__)"
 _REPORT_SINCE = (22, 2)
+_NUMBER = re.compile("[0-9]{1,9}")
 _NAMES_A_FILE = re.compile(
     r"(?P<option>-[rcf]|--requirement|--constraint|--find-links)(\s+|\s*=\s*|(?<=-[rcf]))"
     r"(?P<quote>[\"']?)(?P<file>[^\"'\s].*?)(?P=quote)\s*"
@@ -133,7 +134,7 @@ def _absolute(line: str, base: Path) -> str:
 
 async def _version(python: Path, workplace: Workplace) -> tuple[int, ...]:
     text = await _ask(python, _PIP_VERSION, workplace)
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+    return tuple(int(part) for part in text.split(".")[:2] if _NUMBER.fullmatch(part))
 
 
 async def _ask(python: Path, code: str, workplace: Workplace) -> str:

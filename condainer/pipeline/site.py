@@ -145,12 +145,18 @@ class Site:
         return variables
 
     @contextlib.contextmanager
-    def watching(self, place: space.Place) -> Iterator[None]:
-        """Turn an error that means a full file system into one that says which."""
+    def watching(self, place: space.Place, cache: Path | None = None) -> Iterator[None]:
+        """Turn an error that means a full file system into one that says which.
+
+        Args:
+            place: what is being filled.
+            cache: where packages are put meanwhile.
+        """
+        others = [space.Place(cache, "the package cache", 0)] if cache is not None else []
         try:
             yield
         except (OSError, CondainerError) as error:
-            full = space.explain(error, [place, *self._other_places()])
+            full = space.explain(error, [place, *others, *self._other_places()])
             if full is None:
                 raise
             raise full from error
