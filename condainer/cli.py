@@ -359,7 +359,12 @@ def _add_running(commands: Any) -> None:  # noqa: ANN401
         _profile,
         "run a command once and note which files it reads, for the next build to put together",
         "  condainer profile -- python -c 'import numpy, pandas'\n"
+        "  condainer profile -- python train.py    adds what another program reads\n"
+        "  condainer profile --new -- python -V    begins the list anew\n"
         "  condainer build --repack         lay out the image anew, without installing\n",
+    )
+    profile.add_argument(
+        "--new", action="store_true", help="leave out what other commands have read before"
     )
     profile.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD", help="the command")
     mount = _add(
@@ -558,11 +563,14 @@ def _profile(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _inform(arguments, f"would run {' '.join(command)} and write {project.startup_file}")
         return 0
-    done = profiling.record(project, command, _notes(arguments) or (lambda _: None), warn)
+    on_note = _notes(arguments) or (lambda _: None)
+    done = profiling.record(project, command, on_note, warn, new=arguments.new)
     if done.problem:
         warn(done.problem)
     else:
-        told = f"{done.files:,} files; 'build --repack' puts them first"
+        told = (
+            f"{done.files:,} files read, {done.listed:,} listed; 'build --repack' puts them first"
+        )
         _inform(arguments, f"{project.startup_file}: {told}")
     return done.status
 
