@@ -5,11 +5,14 @@ rattler writes, and removes, wherever a package's list of files leads, or ends t
 
 from __future__ import annotations
 
+import stat
 from typing import TYPE_CHECKING
 
 from rattler import PathsJson
 
+from condainer import files
 from condainer.errors import BuildError
+from condainer.units import human
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +44,7 @@ def check_package(package: str, directory: Path) -> None:
     Raises:
         BuildError: where one is not.
     """
+    _check_records(package, directory / "info")
     try:
         listed = PathsJson.from_package_directory_with_deprecated_fallback(directory).paths
     except Exception:  # noqa: BLE001  (rattler reads it likewise, and says what is wrong with it)
@@ -51,6 +55,25 @@ def check_package(package: str, directory: Path) -> None:
         check_path(package, path)
         if links and not links.isdisjoint(path.parents):
             raise _error(package, path)
+
+
+def _check_records(package: str, info: Path) -> None:
+    """See that what a package says of itself can be read: rattler reads whatever is there."""
+    for path in (info, *(info / name for name in _RECORDS)):
+        try:
+            status = path.lstat()
+        except OSError:
+            continue  # rattler says whether it needs that
+        is_sound = stat.S_ISDIR(status.st_mode) if path == info else stat.S_ISREG(status.st_mode)
+        if not is_sound or status.st_size > files.MOST:
+            raise BuildError(
+                f"the package {package} has an {path.relative_to(info.parent)} that is no file, or "
+                f"is larger than {human(files.MOST)}",
+                "leave that package out, and report it to its channel",
+            )
+
+
+_RECORDS = ("index.json", "paths.json", "files", "has_prefix", "no_link", "link.json")
 
 
 def _error(package: str, path: Path) -> BuildError:
