@@ -7,7 +7,6 @@ scripts `activate` and `deactivate` for interactive shells are in `shell`.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 
 SNAPSHOT = f"{METADATA}/activation.json"
 """Path of the snapshot inside an image."""
+
+_MOST = 16 << 20
+"""Bytes of a snapshot: no program can be given more variables than fit into a few of them."""
 
 _REBUILD = "build it again with 'condainer build --force'"
 _REFERENCE = re.compile(r"\0([A-Za-z_][A-Za-z0-9_]*)\0")
@@ -155,7 +157,7 @@ def load(mounted: Path, prefix: Path | None = None) -> Snapshot:
     prefix = prefix or mounted
     path = mounted / SNAPSHOT
     try:
-        data = json.loads(files.read(path, within=mounted))
+        data = files.read_json(path, within=mounted, most=_MOST)
     except FileNotFoundError:
         raise ImageError(
             f"the image at {prefix} has no {SNAPSHOT}: it was not built by this condainer",
@@ -163,7 +165,7 @@ def load(mounted: Path, prefix: Path | None = None) -> Snapshot:
         ) from None
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror}", _REBUILD) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ImageError(f"cannot read {path}: {error}", _REBUILD) from error
     snapshot = from_json(data, f"the image at {prefix}")
     if snapshot.prefix != str(prefix):

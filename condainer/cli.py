@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import condainer
-from condainer.errors import CondainerError, InterruptedBySignalError
+from condainer.errors import CondainerError, InterruptedBySignalError, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -74,18 +74,13 @@ def main(argv: Sequence[str] | None = None, failure: BaseException | None = None
             raise failure  # noqa: TRY301  (below is where errors are told)
         status: int = arguments.run(arguments)
         _print()
-    except CondainerError as error:
-        told = error
     except KeyboardInterrupt:
-        told = InterruptedBySignalError(signal.SIGINT)
-    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        told: CondainerError = InterruptedBySignalError(signal.SIGINT)
+    except _ReaderGoneError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  (the boundary: no traceback reaches a user unasked)
-        what = f"{type(error).__name__}: {error}"
-        hint = "this is a bug in condainer; run again with -v for a traceback to report"
-        told = CondainerError(what, hint)
-        told.__cause__ = error
+        told = named(error)
     else:
         return status
     _say_error(told, verbose=arguments.verbose)
@@ -104,6 +99,10 @@ def _prepare_streams() -> None:
     sys.stderr = cast("TextIO", _Words(sys.stderr or io.StringIO()))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths go out as the bytes they are
+
+
+class _ReaderGoneError(Exception):
+    """Whoever read standard output has gone, as `head` does; nobody else's pipe is meant."""
 
 
 class _Words:
@@ -132,18 +131,30 @@ def _print(text: str = "") -> None:
     """Write to standard output, all of it, now; controls in it are spelled out.
 
     Raises:
-        BrokenPipeError: where its reader has gone.
+        _ReaderGoneError: where its reader has gone.
         CondainerError: where it cannot be written for another reason.
     """
     from condainer.units import printable
 
+    _write(printable(text))
+
+
+def _write(text: str) -> None:
     try:
-        sys.stdout.write(printable(text))
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        raise
+        raise _ReaderGoneError from None
     except OSError as error:
         raise CondainerError(f"cannot write: {error.strerror}") from error
+
+
+def _print_path(path: Path) -> None:
+    """Write a path to standard output: to a program as the bytes it is, to a terminal as text."""
+    if sys.stdout.isatty():
+        _print(f"{path}\n")
+    else:
+        _write(f"{path}\n")
 
 
 def _tell(text: str) -> None:
@@ -155,10 +166,14 @@ def _tell(text: str) -> None:
 
 def warn(text: str) -> None:
     """Tell what a user should know, and that nothing fails for."""
-    _tell(f"condainer: warning: {text}\n")
+    from condainer.units import foreign
+
+    _tell(f"condainer: warning: {foreign(text)}\n")
 
 
 def _say_error(error: CondainerError, *, verbose: bool) -> None:
+    from condainer.units import indented
+
     colour = (
         sys.stderr.isatty()
         and not os.environ.get("NO_COLOR")
@@ -170,9 +185,9 @@ def _say_error(error: CondainerError, *, verbose: bool) -> None:
 
         _tell("".join(traceback.format_exception(error)))
     sys.stderr.write(f"condainer: {word} ")
-    _tell(f"{error.message}\n")
+    _tell(f"{indented(error.message)}\n")
     if error.hint:
-        _tell(f"condainer: {error.hint}\n")
+        _tell(f"condainer: {indented(error.hint)}\n")
 
 
 # The parser
@@ -344,7 +359,12 @@ def _add_running(commands: Any) -> None:  # noqa: ANN401
         _profile,
         "run a command once and note which files it reads, for the next build to put together",
         "  condainer profile -- python -c 'import numpy, pandas'\n"
+        "  condainer profile -- python train.py    adds what another program reads\n"
+        "  condainer profile --new -- python -V    begins the list anew\n"
         "  condainer build --repack         lay out the image anew, without installing\n",
+    )
+    profile.add_argument(
+        "--new", action="store_true", help="leave out what other commands have read before"
     )
     profile.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD", help="the command")
     mount = _add(
@@ -445,7 +465,9 @@ def _leave_missing_directory() -> None:
 def _inform(arguments: argparse.Namespace, text: str) -> None:
     """Say something on standard error that --quiet leaves out."""
     if not arguments.quiet:
-        _tell(f"{text}\n")
+        from condainer.units import foreign
+
+        _tell(f"{foreign(text)}\n")
 
 
 def _notes(arguments: argparse.Namespace) -> Callable[[str], None] | None:
@@ -470,6 +492,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from condainer import progress, project
     from condainer.pipeline import run, schedule
     from condainer.pipeline.build import Options
+    from condainer.units import foreign
 
     projects = project.open_projects(arguments.directories or [arguments.directory])
     _leave_missing_directory()
@@ -497,7 +520,7 @@ def _build(arguments: argparse.Namespace) -> int:
         failures = run.build_all(projects, options, jobs, reporter.handle)
     for failure in failures:
         if len(projects) > 1:
-            _tell(f"condainer: {failure.project.directory}:\n")
+            _tell(f"condainer: {foreign(str(failure.project.directory))}:\n")
         _say_error(failure.error, verbose=arguments.verbose)
     return max((failure.error.exit_status for failure in failures), default=0)
 
@@ -544,11 +567,14 @@ def _profile(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _inform(arguments, f"would run {' '.join(command)} and write {project.startup_file}")
         return 0
-    done = profiling.record(project, command, _notes(arguments) or (lambda _: None), warn)
+    on_note = _notes(arguments) or (lambda _: None)
+    done = profiling.record(project, command, on_note, warn, new=arguments.new)
     if done.problem:
         warn(done.problem)
     else:
-        told = f"{done.files:,} files; 'build --repack' puts them first"
+        told = (
+            f"{done.files:,} files read, {done.listed:,} listed; 'build --repack' puts them first"
+        )
         _inform(arguments, f"{project.startup_file}: {told}")
     return done.status
 
@@ -565,7 +591,7 @@ def _mount(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.for_shell == _NO_DESCRIPTOR:
         lifetime.check_image(project)
-        _print(f"{lifetime.offer(project)}\n")
+        _print_path(lifetime.offer(project))
         return 0
     held = lifetime.use(
         project,
@@ -587,7 +613,7 @@ def _mount(arguments: argparse.Namespace) -> int:
     if arguments.verbose:
         _inform(arguments, f"{project.image} is mounted at {project.prefix} with {backend}")
     if arguments.print:
-        _print(f"{project.prefix}\n")
+        _print_path(project.prefix)
     elif not arguments.verbose:
         _inform(arguments, f"mounted at {project.prefix}")
     return 0

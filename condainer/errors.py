@@ -5,6 +5,8 @@ How they are printed is `cli`'s business; nothing here prints.
 
 from __future__ import annotations
 
+import errno
+
 
 class CondainerError(Exception):
     """Something that went wrong and that a user can act on.
@@ -68,3 +70,47 @@ class InterruptedBySignalError(CondainerError):
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by signal {signum}; what was unfinished is removed")
         self.exit_status = 128 + signum
+
+
+_HINTS = {
+    errno.EAGAIN: "no more processes or threads may be started: see 'ulimit -u', and the limits of "
+    "this job or container",
+    errno.ENOMEM: "there is too little memory: see 'ulimit -v', and the limits of this job",
+    errno.EMFILE: "too many files are open: see 'ulimit -n'",
+    errno.ENFILE: "too many files are open on this machine: ask an administrator",
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there: a quota is reached",
+    errno.ESTALE: "the file server has lost or replaced it: try again",
+    errno.EIO: "the disk or the file server behind it fails: ask an administrator",
+}
+
+
+def named(error: BaseException) -> CondainerError:
+    """What a user is told of any exception.
+
+    Args:
+        error: one of condainer's own, which stays as it is; one of the operating system, which
+            names the file; or one that nobody has foreseen.
+    """
+    if isinstance(error, CondainerError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        files = [_name_of(name) for name in (error.filename, error.filename2) if name is not None]
+        told = CondainerError(
+            ": ".join([*files, error.strerror or str(error)]), _HINTS.get(error.errno, "")
+        )
+    elif isinstance(error, MemoryError):
+        told = CondainerError("out of memory", _HINTS[errno.ENOMEM])
+    elif isinstance(error, RuntimeError) and "start new thread" in str(error):
+        told = CondainerError("no thread can be started", _HINTS[errno.EAGAIN])
+    else:
+        what = f"{type(error).__name__}: {error}"
+        hint = "this is a bug in condainer; run again with -v for a traceback to report"
+        told = CondainerError(what, hint)
+    told.__cause__ = error
+    return told
+
+
+def _name_of(name: object) -> str:
+    """The name of a file as the operating system has it: a text, bytes, or a descriptor."""
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)

@@ -16,6 +16,7 @@ from condainer.errors import ConfigError
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 MOST = 64_000_000
 """Bytes: more than any file has that condainer or an installer writes."""
@@ -24,6 +25,15 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _MOST_OF_PEOPLE = 4_000_000
 """Bytes of a file that people write: larger ones are something else, and take long to parse."""
+
+_MOST_VALUES = 4_000_000
+"""Values of a JSON document: the record of a package with 300,000 files has as many."""
+
+_DEEPEST = 100
+"""Lists and objects in one another: a document that is written again needs more of the stack."""
+
+_LONGEST_NUMBER = 400
+"""Digits: more than those of the largest fraction."""
 
 
 def read(path: str | Path, *, within: Path | None = None, most: int = MOST) -> bytes:
@@ -62,6 +72,83 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+
+
+def read_json(
+    path: str | Path,
+    *,
+    within: Path | None = None,
+    most: int = MOST,
+    most_values: int = _MOST_VALUES,
+) -> object:
+    """Read a small JSON file.
+
+    Args:
+        path: the file.
+        within: as in `read`.
+        most: as in `read`.
+        most_values: as in `parse_json`.
+
+    Raises:
+        OSError: as `read` does.
+        ValueError: where it is no JSON, or more than a program can take.
+    """
+    return parse_json(read(path, within=within, most=most), most_values=most_values)
+
+
+def parse_json(text: str | bytes, *, most_values: int = _MOST_VALUES) -> object:
+    """Read a JSON document that costs no more memory and no more time than its like should.
+
+    Args:
+        text: the document.
+        most_values: that it may have; an empty list of three bytes takes seventy in memory.
+
+    Raises:
+        ValueError: where it is no JSON, has too many values, too long numbers, or too many lists
+            and objects in one another.
+    """
+    import json
+
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if sum(data.count(mark) for mark in (b"[", b"{", b",", b":")) > most_values:
+        raise ValueError(f"it has more than {most_values:,} values")
+    try:
+        document = json.loads(text, parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("its lists and objects are too deep in one another") from None
+    _check_depth(document)
+    return document
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError("a number in it is too long")
+    return int(digits)
+
+
+def _check_depth(document: object) -> None:
+    level: list[Any] = [document] if isinstance(document, (dict, list)) else []
+    for _ in range(_DEEPEST):
+        level = [
+            value
+            for holder in level
+            for value in (holder.values() if isinstance(holder, dict) else holder)
+            if isinstance(value, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError("its lists and objects are too deep in one another")
+
+
+def is_absent(path: str | Path) -> bool:
+    """Whether there is nothing of that name; what nobody may look at counts as there."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def is_missing(path: Path) -> bool:

@@ -7,17 +7,19 @@ superblock says is checked against the file before anybody mounts it.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from condainer import files
 from condainer.errors import ImageError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from condainer.fuse.vfs import FileSystem
 
 MANIFEST = ".condainer/manifest.json"
 """Path of the manifest inside an image."""
@@ -29,7 +31,12 @@ _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _MIN_BLOCK_LOG, _MAX_BLOCK_LOG = 12, 20
 _TABLES = 64 << 10
 """Bytes at the end of an image."""
-_MANIFEST_MAX = 64 << 20
+MANIFEST_MAX = 16 << 20
+"""Bytes of a manifest at the most."""
+_MANIFEST_VALUES = 500_000
+"""What a manifest may hold: one of 5,000 packages has a quarter of that."""
+_DIRECTORY_MAX = 4 << 20
+"""Bytes of a directory's listing: 100,000 names or more."""
 _KINDS = {"name": str, "built": str, "packages": list, "pip": list, "tools": dict}
 """What others read of a manifest, and of which type it is."""
 
@@ -59,17 +66,29 @@ def read_superblock(path: Path) -> Superblock:
             is shorter than its own superblock says.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe
+        descriptor = open_image(path)
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"the image {path} is not a regular file")
             data = os.pread(descriptor, _SUPERBLOCK.size, 0)
+            size = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
     except OSError as error:
         raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
-    return _checked(path, data, status.st_size)
+    return _checked(path, data, size)
+
+
+def open_image(path: Path) -> int:
+    """A descriptor of an image, which may be a pipe.
+
+    Raises:
+        ImageError: where it is something else than a regular file.
+        OSError: where it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ImageError(f"the image {path} is not a regular file")
+    return descriptor
 
 
 def fingerprint(path: Path) -> str:
@@ -84,7 +103,7 @@ def fingerprint(path: Path) -> str:
     import hashlib
 
     try:
-        with path.open("rb") as file:
+        with open(open_image(path), "rb") as file:
             digest = hashlib.sha256(file.read(_SUPERBLOCK.size))
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TABLES))
@@ -101,20 +120,62 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ImageError: where the image is damaged, was not built by condainer, or uses a
             compression this interpreter cannot read.
     """
-    superblock = read_superblock(path)
-    if superblock.compression == "lzma":
-        raise ImageError(f"cannot read inside {path}: it is compressed with lzma")
     try:
-        manifest: dict[str, Any] = json.loads(_read_file(path, MANIFEST))
-    except ImportError as error:
-        raise ImageError(f"cannot read inside {path}: {error}") from error
-    except ImageError:
-        raise
-    except Exception as error:  # a damaged image fails in as many ways as it has bytes
-        raise ImageError(f"the image {path} is damaged: {error}", _REBUILD) from error
+        manifest = files.parse_json(read_inside(path, MANIFEST), most_values=_MANIFEST_VALUES)
+    except ValueError as error:
+        raise ImageError(f"the image {path} is damaged: {MANIFEST}: {error}", _REBUILD) from error
     if not _is_manifest(manifest):
         raise ImageError(f"the manifest of {path} is not what it should be", _REBUILD)
-    return manifest
+    return cast("dict[str, Any]", manifest)
+
+
+def read_inside(path: Path, name: str) -> bytes:
+    """Read a small file inside an image, such as the manifest, without mounting it.
+
+    Args:
+        path: of the image.
+        name: path of the file inside; no links are followed.
+
+    Raises:
+        ImageError: where the image is damaged or has no such file, where that is too large, or
+            where the image uses a compression this interpreter cannot read.
+    """
+    from condainer.fuse import codecs, squashfs, vfs
+
+    read_superblock(path)
+    try:
+        descriptor = open_image(path)
+        try:
+            inside = vfs.FileSystem(squashfs.Image(descriptor), threads=0)
+            return _content(inside, os.fsencode(name))
+        finally:
+            os.close(descriptor)
+    except codecs.CodecError as error:
+        raise ImageError(f"cannot read inside {path}: {error}") from error
+    except (squashfs.FormatError, MemoryError) as error:
+        reason = str(error) or "it needs too much memory"
+        raise ImageError(f"the image {path} is damaged: {reason}", _REBUILD) from error
+    except vfs.NotFoundError:
+        raise ImageError(f"{path} was not built by condainer: it has no {name}") from None
+    except vfs.WrongKindError:
+        raise ImageError(f"{path} was not built by condainer: {name} is no file") from None
+    except OSError as error:
+        raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
+
+
+def _content(inside: FileSystem, name: bytes) -> bytes:
+    """What a file holds, however large the directories are that it lies in."""
+    from condainer.fuse.squashfs import FormatError
+
+    place = inside.root
+    for part in name.split(b"/"):
+        if inside.inode(place).size > _DIRECTORY_MAX:
+            raise FormatError(f"a directory above {os.fsdecode(name)} is larger than it can be")
+        place = inside.lookup(place, part)
+    inode = inside.inode(place)
+    if inode.size > MANIFEST_MAX:
+        raise FormatError(f"{os.fsdecode(name)} is larger than it can be")
+    return b"".join(inside.read(inode, 0, inode.size))
 
 
 _STARTUP = struct.Struct("<24sQQ")
@@ -146,9 +207,12 @@ def read_startup(path: Path) -> tuple[int, int]:
         ImageError: where it is no image.
     """
     superblock = read_superblock(path)
-    with path.open("rb") as file:
-        file.seek(_behind(superblock))
-        data = file.read(_STARTUP.size)
+    try:
+        with open(open_image(path), "rb") as file:
+            file.seek(_behind(superblock))
+            data = file.read(_STARTUP.size)
+    except OSError as error:
+        raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
     if len(data) < _STARTUP.size:
         return 0, 0
     mark, start, end = _STARTUP.unpack(data)
@@ -192,38 +256,3 @@ def _checked(path: Path, data: bytes, size: int) -> Superblock:
     if not sane:
         raise ImageError(f"the superblock of {path} is damaged", _REBUILD)
     return Superblock(inodes, block_size, _COMPRESSORS[compression], bytes_used)
-
-
-def _read_file(path: Path, name: str) -> bytes:
-    """One small file of an image, found by walking only the directories above it."""
-    import PySquashfsImage
-    from PySquashfsImage.const import Type
-
-    class LazyImage(PySquashfsImage.SquashFsImage):  # type: ignore[misc]
-        """Reads directories when they are asked for: the base class scans the whole tree."""
-
-        def _dir_scan(self, start_block: int, offset: int) -> Any:  # noqa: ANN401
-            return self._opendir(start_block, offset)
-
-        def find_inode(self, parts: list[str]) -> Any:  # noqa: ANN401
-            directory = self.root
-            for depth, part in enumerate(parts):
-                wanted = part.encode()
-                entry = next((e for e in directory.entries if e["name"] == wanted), None)
-                if entry is None:
-                    raise ImageError(f"{path} was not built by condainer: it has no {name}")
-                last = depth == len(parts) - 1
-                if entry["type"] != (Type.FILE if last else Type.DIR):
-                    raise ImageError(f"{path} was not built by condainer: {name} is no file")
-                if last:
-                    return self._read_inode(entry["start_block"], entry["offset"])
-                directory = self._opendir(entry["start_block"], entry["offset"])
-            raise AssertionError(name)
-
-    with path.open("rb") as file:
-        image = LazyImage(file, closefd=False)
-        inode = image.find_inode(name.split("/"))
-        if inode.data > _MANIFEST_MAX:
-            raise ImageError(f"{path}: {name} is larger than it can be", _REBUILD)
-        data: bytes = image.read_file(inode)
-        return data

@@ -1,7 +1,8 @@
 """`prereq`: tries out what this machine can do, and says how to get what is missing.
 
-It mounts a tiny image with each backend and reads from it, since a program that is there may
-still not be allowed to mount. The image, `mounting/probe.squashfs`, holds one file `probe`:
+It mounts a tiny image with each backend where images are to be mounted, reads from it and runs a
+program from it, since a program that is there may still not be allowed to mount. The image,
+`mounting/probe.squashfs`, holds one script `probe`:
 
     mksquashfs DIR probe.squashfs -comp zstd -all-root -no-xattrs -all-time 0 -mkfs-time 0
 """
@@ -17,18 +18,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from condainer import files, mounttable, process, tools
+from condainer import files, mounttable, process, removal, tools, trust
 from condainer.config import CONFIG_NAME, Config, load
-from condainer.errors import CondainerError, MountError
+from condainer.errors import CondainerError
 from condainer.mounting import backends, namespace
 from condainer.pipeline import installers, schedule, staging
 from condainer.project import Project
+from condainer.units import foreign
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable, Iterator
 
 _IMAGE = Path(__file__).parent / "mounting" / "probe.squashfs"
-_CONTENT = b"condainer\n"
+_SAYS = "condainer\n"
+_CONTENT = b"#!/bin/sh\necho condainer\n"
 _PATIENCE = 5.0
 _NO_PROJECT = "00000000-0000-4000-8000-000000000000"
 
@@ -66,14 +70,15 @@ def probe(directory: Path) -> dict[str, Any]:
     """
     there = not files.is_missing(directory / CONFIG_NAME)
     config = load(directory) if there else Config(uuid=_NO_PROJECT)
-    building = [_mksquashfs(), _installer(config), _base_directory(Project(directory, config))]
+    project = Project(directory, config)
+    building = [_mksquashfs(), _installer(config), _base_directory(project)]
     helpers = [_device(), _fusermount()]
-    mounting = [_backend(name) for name in backends.AUTOMATIC]
-    others = [_namespace(), _unpacking(building[-1])]
+    mounting = [_backend(name, project) for name in backends.AUTOMATIC]
+    others = [_namespace(project), _unpacking(project)]
     ways = (any(check.ok for check in mounting), *(check.ok for check in others))
     return {
         "can_build": all(check.ok for check in building),
-        "can_mount": building[-1].ok and ways[0],
+        "can_mount": ways[0],
         "exec": next((way for way, ok in zip(_WAYS, ways, strict=True) if ok), "no"),
         "processors": schedule.default_jobs(),
         "checks": [asdict(check) for check in (*building, *helpers, *mounting, *others)],
@@ -85,9 +90,9 @@ def render(found: dict[str, Any]) -> str:
     lines = []
     for check in found["checks"]:
         mark = "ok     " if check["ok"] else "missing"
-        lines.append(f"{mark}  {check['name']}: {check['detail']}")
+        lines.append(f"{mark}  {check['name']}: {foreign(check['detail'])}")
         if check["hint"] and not check["ok"]:
-            lines.append(f"         {check['hint']}")
+            lines.append(f"         {foreign(check['hint'])}")
     lines.append("")
     lines.append(f"build: {'yes' if found['can_build'] else 'no'}")
     lines.append(f"exec: {_WAYS.get(found['exec'], 'no')}")
@@ -159,57 +164,113 @@ def _fusermount() -> Check:
     return Check("fusermount", ok=True, detail=str(path))
 
 
-def _namespace() -> Check:
+def _namespace(project: Project) -> Check:
     """Where nobody may mount for all to see, `exec` mounts in a namespace of its own."""
-    directory = tempfile.mkdtemp(prefix="condainer-")
-    try:
-        made = namespace.make("fuse.condainer", "probe", directory)
-        os.close(made.device)
-        made.leave()
-        made.close()
-    except MountError as error:
-        hint = "an administrator can allow it: sysctl user.max_user_namespaces=100000"
-        return Check("namespace", ok=False, detail=error.message, hint=hint)
-    finally:
-        Path(directory).rmdir()
-    return Check("namespace", ok=True, detail="a mount in a namespace of its own is possible")
+    problems = []
+    for backend in backends.candidates("auto"):
+        try:
+            with _directory(project) as directory:
+                _try_privately(backend, directory)
+        except CondainerError as error:
+            problems.append(error.message)
+        else:
+            detail = f"{backend.executable} mounts in a namespace of its own, and programs run"
+            return Check("namespace", ok=True, detail=detail)
+    hint = "an administrator can allow it: sysctl user.max_user_namespaces=100000"
+    detail = "; ".join(dict.fromkeys(problems))
+    return Check("namespace", ok=False, detail=detail, hint=hint)
 
 
-def _unpacking(base: Check) -> Check:
+def _try_privately(backend: backends.Backend, directory: Path) -> None:
+    made = namespace.make(f"fuse.{backend.name}", "probe", str(directory))
+    inside = Path(f"{made.root}{directory}")
+    helper = contextlib.ExitStack()  # which has the device open as well
+    helper.callback(made.leave)
+    with contextlib.ExitStack() as last, tempfile.TemporaryFile() as log:
+        try:
+            try:
+                command = backend.mount_command(_IMAGE, Path(f"/dev/fd/{made.device}"))
+                variables, descriptors = dict(os.environ), (made.device,)
+                daemon = process.spawn(
+                    command, log=log.fileno(), env=variables, descriptors=descriptors
+                )
+            finally:
+                os.close(made.device)
+            last.callback(process.end, daemon)  # which ends by itself when the mount has gone
+            _read(backend, inside, daemon, give_up=helper.close)
+        finally:
+            helper.close()
+            made.close()
+
+
+def _unpacking(project: Project) -> Check:
     """Where nothing can be mounted, images are unpacked."""
     program = tools.which("unsquashfs")
     how = f"{program} unpacks" if program is not None else "unpacking in Python"
-    return Check("extract", ok=base.ok, detail=f"{how}, where nothing can be mounted")
+    try:
+        with _directory(project) as directory:
+            tree = directory / "tree"
+            command = process.own_program("condainer.fuse.unpack", str(_IMAGE), str(tree))
+            try:
+                answer = process.call(command)
+                if answer.returncode != 0:
+                    raise CondainerError(f"cannot unpack: {answer.stderr.strip()}")
+                _run(tree)
+            finally:
+                removal.remove_tree(tree)
+    except CondainerError as error:
+        return Check("extract", ok=False, detail=error.message, hint=error.hint)
+    return Check("extract", ok=True, detail=f"{how}, where nothing can be mounted")
 
 
-def _backend(name: str) -> Check:
+def _backend(name: str, project: Project) -> Check:
     try:
         backend = backends.choose(name)
-        _try(backend)
+        with _directory(project) as directory:
+            _try(backend, directory)
     except CondainerError as error:
         return Check(name, ok=False, detail=error.message, hint=error.hint)
-    return Check(name, ok=True, detail=f"{backend.executable} mounts and reads")
+    detail = f"{backend.executable} mounts and reads, and programs run"
+    return Check(name, ok=True, detail=detail)
 
 
-def _try(backend: backends.Backend) -> None:
-    """Mount the tiny image, read it, and unmount it again.
+@contextlib.contextmanager
+def _directory(project: Project) -> Iterator[Path]:
+    """An empty directory where images are mounted; it goes again.
+
+    Raises:
+        CondainerError: where there can be none.
+    """
+    trust.check_base(project)
+    base = project.config.mount_base_directory
+    try:
+        made = Path(tempfile.mkdtemp(prefix="condainer-", dir=base))
+    except OSError as error:
+        raise CondainerError(
+            f"no directory can be made in {base}: {error.strerror}",
+            "choose another mount_base_directory in condainer.yml",
+        ) from error
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):  # whatever may be mounted there still
+            made.rmdir()
+
+
+def _try(backend: backends.Backend, mountpoint: Path) -> None:
+    """Mount the tiny image, read it, run a program from it, and unmount it again.
 
     Raises:
         CondainerError: says which of these failed.
     """
-    mountpoint = Path(tempfile.mkdtemp(prefix="condainer-"))
-    try:
-        with tempfile.TemporaryFile() as log:
-            command = backend.mount_command(_IMAGE, mountpoint)
-            daemon = process.spawn(command, log=log.fileno(), env=dict(os.environ))
-            try:
-                _wait_for_mount(backend, mountpoint, daemon, log)
-                _read(backend, mountpoint, daemon)
-            finally:
-                _unmount(mountpoint, daemon)
-    finally:
-        with contextlib.suppress(OSError):  # whatever may be mounted there still
-            mountpoint.rmdir()
+    with tempfile.TemporaryFile() as log:
+        command = backend.mount_command(_IMAGE, mountpoint)
+        daemon = process.spawn(command, log=log.fileno(), env=dict(os.environ))
+        try:
+            _wait_for_mount(backend, mountpoint, daemon, log)
+            _read(backend, mountpoint, daemon)
+        finally:
+            _unmount(mountpoint, daemon)
 
 
 def _wait_for_mount(
@@ -227,19 +288,41 @@ def _wait_for_mount(
         raise CondainerError(f"{backend.executable} cannot mount: {words}")
 
 
-def _read(backend: backends.Backend, mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
-    # A daemon that does not answer can be waited for for ever; once it has ended, reading fails.
-    timer = threading.Timer(_PATIENCE, process.end, [daemon])
+def _read(
+    backend: backends.Backend,
+    mountpoint: Path,
+    daemon: subprocess.Popen[bytes],
+    give_up: Callable[[], None] = lambda: None,
+) -> None:
+    # A daemon that does not answer can be waited for for ever; once nobody has the device open any
+    # more, reading fails.
+    def end() -> None:
+        give_up()
+        process.end(daemon)
+
+    timer = threading.Timer(_PATIENCE, end)
     timer.start()
     try:
-        content = (mountpoint / "probe").read_bytes()
+        content = files.read(mountpoint / "probe", within=mountpoint)
+        if content != _CONTENT:
+            raise CondainerError(f"{backend.executable} reads something else")
+        _run(mountpoint)
     except OSError as error:
         message = f"{backend.executable} mounts but does not read: {error.strerror}"
         raise CondainerError(message) from error
     finally:
         timer.cancel()
-    if content != _CONTENT:
-        raise CondainerError(f"{backend.executable} reads something else")
+
+
+def _run(directory: Path) -> None:
+    """Run the program of the tiny image.
+
+    Raises:
+        CondainerError: where that cannot be done, as below what is mounted noexec.
+    """
+    answer = process.call([str(directory / "probe")], timeout=_PATIENCE)
+    if answer.stdout != _SAYS:
+        raise CondainerError(f"what runs from {directory} does not do what it should")
 
 
 def _unmount(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:

@@ -28,7 +28,7 @@ _DID_NOT_RUN = {125, 126, 127}
 """Exit statuses of `exec` where there is no such command; a shell's, where there is none in it."""
 
 _HEAD = """\
-# What a program reads when it starts, in that order; 'condainer profile' wrote it.
+# What programs read when they start, in that order; 'condainer profile' wrote it.
 # 'condainer build --force' and 'condainer build --repack' put these files next to each other.
 """
 
@@ -40,11 +40,13 @@ class Profile:
     Attributes:
         status: the command's exit status.
         files: how many it read.
+        listed: how many the list has now.
         problem: why that was not written down, and a list that was there stays; else empty.
     """
 
     status: int
     files: int
+    listed: int
     problem: str
 
 
@@ -53,14 +55,17 @@ def record(
     command: Sequence[str],
     on_note: Callable[[str], None],
     on_warning: Callable[[str], None],
+    *,
+    new: bool = False,
 ) -> Profile:
-    """Run a command, and note what it reads of the environment.
+    """Run a command, and add what it reads of the environment to the list.
 
     Args:
         project: whose environment.
         command: program and arguments.
         on_note: takes lines about mounting.
         on_warning: is told who else uses the mount in the end.
+        new: leave out what other commands have read before.
 
     Raises:
         CondainerError: where the image cannot be mounted for this alone.
@@ -71,11 +76,14 @@ def record(
             f"{project.prefix} is mounted already, so nobody can see what one program reads",
             "end what uses it, run 'condainer umount', then try again",
         )
+    before = startup.read(project.startup_file)
     status, names = _watch(project, command, on_note, on_warning)
-    problem = _problem(project, status, len(names))
+    problem = _problem(status, len(names), len(before))
+    listed: Sequence[str] = before
     if not problem:
-        _write(project, names)
-    return Profile(status, len(names), problem)
+        listed = startup.joined(() if new else before, names)
+        _write(project, listed)
+    return Profile(status, len(names), len(listed), problem)
 
 
 def _watch(
@@ -136,10 +144,9 @@ def _names(noted: Path, image: Path) -> list[str]:
     return [name for name in answer.stdout.split("\0") if name and name.isprintable()]
 
 
-def _problem(project: Project, status: int, count: int) -> str:
+def _problem(status: int, count: int, before: int) -> str:
     if status in _DID_NOT_RUN:
         return f"it did not run (exit status {status}): nothing is noted"
-    before = len(startup.read(project.startup_file))
     if status and count < before:
         read = f"it failed (exit status {status}) and read {count:,} files"
         return f"{read}: the list of {before:,} that is there stays"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from condainer.pipeline.events import (
     Built,
+    Failed,
     Note,
     Output,
     Progress,
@@ -21,7 +22,7 @@ from condainer.pipeline.events import (
     StageFinished,
     StageStarted,
 )
-from condainer.units import human, printable
+from condainer.units import foreign, human, indented, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,8 +111,8 @@ class Plain(Silent):
             return
         name = f"{event.project}: " if self._several else ""
         with self._guard:
-            for line in text.splitlines():
-                self._stream.write(printable(f"{name}{line}\n"))
+            for line in printable(text).split("\n"):
+                self._stream.write(f"{foreign(name)}{line}\n")
             self._stream.flush()
 
 
@@ -119,12 +120,12 @@ def _plain(event: Event, *, verbose: bool) -> str | None:
     if isinstance(event, StageStarted):
         return f"{event.stage.value} …" if event.stage in _LONG else None
     if isinstance(event, StageFinished):
-        detail = f" ({event.detail})" if event.detail else ""
+        detail = f" ({foreign(event.detail)})" if event.detail else ""
         return f"{event.stage.value}: {event.seconds:.1f} s{detail}"
     if isinstance(event, Note):
-        return event.text
+        return indented(event.text)
     if isinstance(event, Output) and verbose:
-        return f"  | {event.line}"
+        return f"  | {foreign(event.line)}"
     if isinstance(event, Built):
         return summary(event)
     return None
@@ -138,7 +139,7 @@ def summary(built: Built) -> str:
     ratio = built.tree_bytes / max(1, built.image_bytes)
     stages = ", ".join(f"{stage.value} {seconds:.1f}" for stage, seconds in built.stages)
     return (
-        f"{built.image}\n"
+        f"{foreign(built.image)}\n"
         f"  {built.files:,} files, {human(built.tree_bytes)} -> 1 file, "
         f"{human(built.image_bytes)} ({ratio:.1f} times smaller)\n"
         f"  {built.seconds:.1f} s: {stages}"
@@ -172,7 +173,7 @@ class Board:
                 row.progress = event
         elif isinstance(event, StageFinished):
             self._rows.pop((event.project, event.stage), None)
-        elif isinstance(event, Built):
+        elif isinstance(event, (Built, Failed)):
             for project, stage in list(self._rows):
                 if project == event.project:
                     del self._rows[project, stage]
@@ -275,12 +276,14 @@ class Live:
             detail = f"  {event.detail}" if event.detail else ""
             text = Text.assemble(
                 ("✓ ", "green"),
-                printable(f"{event.project}: {event.stage.value} "),
-                (printable(f"{event.seconds:.1f} s{detail}"), "dim"),
+                foreign(f"{event.project}: {event.stage.value} "),
+                (foreign(f"{event.seconds:.1f} s{detail}"), "dim"),
             )
             self._console.print(text)
         elif isinstance(event, Note):
-            self._console.print(Text(printable(f"{event.project}: {event.text}")))
+            self._console.print(
+                Text(printable(f"{foreign(event.project)}: {indented(event.text)}"))
+            )
         elif isinstance(event, Built):
             self._console.print(Text(printable(summary(event)), style="bold"))
 

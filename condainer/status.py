@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
-import os
 from typing import TYPE_CHECKING, Any
 
-from condainer import image, runtime, users
+from condainer import files, image, runtime, users
 from condainer.errors import CondainerError
 from condainer.mounting import backends, lifetime, live, mountpoint
-from condainer.units import human
+from condainer.units import foreign, human
 
 if TYPE_CHECKING:
     from condainer.project import Project
@@ -29,31 +27,35 @@ def gather(project: Project) -> dict[str, Any]:
 
 def render(status: dict[str, Any]) -> str:
     """The same for people."""
-    lines = [f"project     {status['project']}", *_image_lines(status["image"])]
+    lines = [f"project     {foreign(status['project'])}", *_image_lines(status["image"])]
     mount = status["mount"]
-    lines.append(f"mountpoint  {status['mountpoint']}")
+    lines.append(f"mountpoint  {foreign(status['mountpoint'])}")
     if mount["state"] == mountpoint.State.LIVE.value:
         stays = ", stays until 'condainer umount'" if mount["pinned"] else ""
-        lines.append(f"mounted     with {mount['backend']}{stays}")
+        lines.append(f"mounted     with {foreign(mount['backend'])}{stays}")
         lines.append(f"used by     {_names(mount)}")
         if "problem" in mount:
-            lines.append(f"problem     {mount['problem']}")
+            lines.append(f"problem     {foreign(mount['problem'])}")
     elif mount["state"] == mountpoint.State.DEAD.value:
         lines.append("mounted     no: its daemon has died; the next exec or mount repairs that")
     else:
-        lines.append(f"mounted     {mount.get('problem') or 'no'}")
+        lines.append(f"mounted     {foreign(mount.get('problem') or 'no')}")
     for private in mount.get("private", ()):
-        with_what = private.get("backend", "something")
+        with_what = foreign(private.get("backend", "something"))
         lines.append(f"mounted     with {with_what} in a namespace, used by {_names(private)}")
     return "\n".join(lines)
 
 
 def _names(mount: dict[str, Any]) -> str:
-    return ", ".join(f"{user['command']} ({user['pid']})" for user in mount["users"]) or "nobody"
+    users_ = (f"{foreign(user['command'])} ({user['pid']})" for user in mount["users"])
+    return ", ".join(users_) or "nobody"
 
 
 def _image(project: Project) -> dict[str, Any]:
-    about: dict[str, Any] = {"path": str(project.image), "exists": os.path.lexists(project.image)}
+    about: dict[str, Any] = {
+        "path": str(project.image),
+        "exists": not files.is_absent(project.image),
+    }
     if not about["exists"]:
         return about
     try:
@@ -75,17 +77,18 @@ def _image(project: Project) -> dict[str, Any]:
 
 def _image_lines(about: dict[str, Any]) -> list[str]:
     if not about["exists"]:
-        return [f"image       none yet ({about['path']}); make it with 'condainer build'"]
+        return [f"image       none yet ({foreign(about['path'])}); make it with 'condainer build'"]
     size = f"{human(about['bytes'])}" if "bytes" in about else "unreadable"
-    lines = [f"image       {about['path']} ({size})"]
+    lines = [f"image       {foreign(about['path'])} ({size})"]
     if "files" in about:
         packages = f", {about['packages']} packages" if "packages" in about else ""
         pip = f" and {about['pip_packages']} of pip" if about.get("pip_packages") else ""
         lines.append(f"holds       {about['files']:,} files{packages}{pip}, {about['compression']}")
     if about.get("built"):
-        lines.append(f"built       {_moment(about['built'])} as '{about['name']}'")
+        when, name = foreign(_moment(about["built"])), foreign(about["name"] or "")
+        lines.append(f"built       {when} as '{name}'")
     if "problem" in about:
-        lines.append(f"problem     {about['problem']}")
+        lines.append(f"problem     {foreign(about['problem'])}")
     return lines
 
 
@@ -134,7 +137,8 @@ def _users(project: Project) -> list[dict[str, Any]]:
 def _is_of_another_image(project: Project) -> bool:
     """Whether the manifest in the mount is another than that in the image; False if unknown."""
     try:
-        mounted = json.loads((project.prefix / image.MANIFEST).read_bytes())
-        return bool(mounted != image.read_manifest(project.image))
-    except (CondainerError, OSError, ValueError):
+        path = project.prefix / image.MANIFEST
+        mounted = files.read(path, within=project.prefix, most=image.MANIFEST_MAX)
+        return mounted != image.read_inside(project.image, image.MANIFEST)
+    except (CondainerError, OSError):
         return False

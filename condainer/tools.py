@@ -72,7 +72,7 @@ def find_mksquashfs() -> Mksquashfs:
             f"install or load {PACKAGE_HINTS['mksquashfs']}",
         )
     version = process.call([str(path), "-version"])
-    match = re.search(r"version (\d+)\.(\d+)", version.stdout + version.stderr)
+    match = re.search(r"version ([0-9]{1,9})\.([0-9]{1,9})", version.stdout + version.stderr)
     if not match:
         raise ToolError(f"{path} does not say its version", "is it really squashfs-tools?")
     return Mksquashfs(path, (int(match[1]), int(match[2])), _compressors(path))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condainer.units import foreign
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -62,7 +64,7 @@ def claimants(mountpoint: Path) -> list[str]:
 
 def describe(users: list[User], most: int = 8) -> str:
     """Processes in words, for a message."""
-    words = [f"{user.command} ({user.pid})" for user in users[:most]]
+    words = [f"{foreign(user.command)} ({user.pid})" for user in users[:most]]
     if len(users) > most:
         words.append(f"{len(users) - most} more")
     return ", ".join(words)
@@ -91,6 +93,6 @@ def _paths(process: Path) -> Iterator[str]:
 
 def _command(process: Path) -> str:
     try:
-        return (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+        return (process / "comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
     except OSError:
         return "?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -23,23 +24,34 @@ def read_all(path: Path, on_progress: Callable[[int, int], None]) -> int:
         on_progress: called with bytes read and bytes there are.
 
     Returns:
-        the bytes read.
+        the bytes there are; a hole counts as read, however large it is.
 
     Raises:
         ImageError: where it cannot be read.
     """
     done = 0
     try:
-        with path.open("rb", buffering=0) as file:
+        with os.fdopen(image.open_image(path), "rb", buffering=0) as file:
             total = os.fstat(file.fileno()).st_size
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             start, end = image.read_startup(path)
             if start < end:  # what programs want first
                 os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
             buffer = bytearray(_CHUNK)
-            while count := file.readinto(buffer):
-                done += count
+            while done < total:
+                done = _next_data(file.fileno(), done, total)
+                done += file.readinto(buffer) or total - done  # it has become shorter
                 on_progress(done, total)
     except OSError as error:
         raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
     return done
+
+
+def _next_data(descriptor: int, place: int, total: int) -> int:
+    """Go to where a file has data again, from a place on; to its end where there are none."""
+    try:
+        return os.lseek(descriptor, place, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return os.lseek(descriptor, total, os.SEEK_SET)
+        return os.lseek(descriptor, place, os.SEEK_SET)  # not every file system knows

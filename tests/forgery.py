@@ -10,6 +10,8 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
+import zstandard
+
 from condainer.fuse import squashfs, vfs
 
 if TYPE_CHECKING:
@@ -249,3 +251,39 @@ LIES: dict[str, tuple[Change, Question]] = {
         xattrs(b"text"),
     ),
 }
+
+
+def with_hole(original: bytes, name: bytes, blocks: int) -> bytes:
+    """An image with a file of nothing but holes, and of as many blocks as nobody ever packs.
+
+    Args:
+        original: an image made with `-noI -no-exports -no-xattrs -no-fragments`.
+        name: of the file, which has to be the only one in its directory.
+        blocks: how many.
+    """
+    (block_size,) = struct.unpack_from("<12xI", original)
+    size = blocks * block_size
+    nothing = squashfs.NOTHING
+    inode = struct.pack(
+        "<4H2I3Q4I", *(9, 0o644, 0, 0, 0, 77, 96, size, size, 1, nothing, 0, nothing)
+    )
+    head = inode + bytes(8192 - len(inode))
+    words = 8192 // 4
+    hole = zstandard.ZstdCompressor().compress(bytes(8192))
+    chain = struct.pack("<H", 0x8000 | 8192) + head
+    chain += (struct.pack("<H", len(hole)) + hole) * (blocks // words + 1)
+    ids, _, inodes, directories = struct.unpack_from("<4Q", original, 48)
+    with opened(original) as files:
+        directory = files.inode(files.resolve(name.rpartition(b"/")[0]))
+    data = bytearray(original)
+    listing = directories + directory.start + 2 + directory.offset
+    struct.pack_into("<I", data, listing + 4, directories - inodes)
+    struct.pack_into("<H", data, listing + 12, 0)
+    data[directories:directories] = chain
+    for place in (40, 48, 72, 80, 88):  # size, owners, directories, fragments, exports
+        (value,) = struct.unpack_from("<Q", data, place)
+        if value != (1 << 64) - 1:
+            struct.pack_into("<Q", data, place, value + len(chain))
+    (index,) = struct.unpack_from("<Q", data, ids + len(chain))
+    struct.pack_into("<Q", data, ids + len(chain), index + len(chain))
+    return bytes(data)

@@ -33,6 +33,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, NoReturn
 
 from condainer.fuse import codecs, kernel, operations, squashfs, vfs
+from condainer.fuse.log import Log
 from tests import damage, images
 
 if TYPE_CHECKING:
@@ -64,6 +65,14 @@ _ENTRY = 128
 """Bytes that an answer of READDIRPLUS has before each entry."""
 
 
+class _Strict(Log):
+    """Whatever is told of a damaged image, it is damage: all else is a fault of our own."""
+
+    def failed(self, operation: str, error: BaseException) -> None:
+        if not isinstance(error, squashfs.FormatError):
+            raise AssertionError(operation) from error  # noqa: TRY004
+
+
 class Client:
     """Asks as the kernel does.
 
@@ -74,6 +83,7 @@ class Client:
     def __init__(self, files: vfs.FileSystem) -> None:
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._session = kernel.Session(self._theirs.fileno(), files)
+        self._session.log = _Strict()
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -274,7 +284,8 @@ def examine_mounted(data: bytes, directory: Path) -> int:
         assert words.startswith(f"condainer.fuse: {image}: "), words
         assert len(words.splitlines()) == 1, words
         return 0
-    assert (status, words) == (0, "")
+    assert status == 0
+    assert all(": FormatError: " in line for line in words.splitlines()), words
     assert used.ru_maxrss << 10 < RESIDENT
     return seen
 

@@ -105,8 +105,19 @@ def test_nobody_imports_the_command_line() -> None:
     assert importers("condainer.start") == {"condainer.__main__"}
 
 
-def test_nobody_imports_the_file_system() -> None:
-    assert not {m for m in importers("condainer.fuse") if not within(m, "condainer.fuse")}
+def test_only_the_image_is_read_with_the_file_system_and_nothing_mounts_for_that() -> None:
+    assert {m for m in importers("condainer.fuse") if not within(m, "condainer.fuse")} == {
+        "condainer.image"
+    }
+    used = {name for name in imports(MODULES["condainer.image"]) if within(name, "condainer.fuse")}
+    assert {name.split(".")[2] for name in used} == {"codecs", "squashfs", "vfs"}
+
+
+def test_the_file_system_imports_nothing_of_the_rest() -> None:
+    inside = {module: path for module, path in MODULES.items() if within(module, "condainer.fuse")}
+    for path in inside.values():
+        ours = {name for name in imports(path) if within(name, "condainer")}
+        assert {name for name in ours if not within(name, "condainer.fuse")} <= {"condainer"}
 
 
 def test_errors_import_nothing_of_the_house() -> None:
@@ -122,7 +133,7 @@ def test_errors_import_nothing_of_the_house() -> None:
         ("condainer.places", set()),
         ("condainer.variables", set()),
         ("condainer.project", {"config", "errors", "places"}),
-        ("condainer.image", {"errors"}),
+        ("condainer.image", {"errors", "files", "fuse"}),
         ("condainer.process", {"errors"}),
         ("condainer.tools", {"process", "errors"}),
         ("condainer.locks", {"errors", "runtime"}),
@@ -169,7 +180,8 @@ def test_only_the_command_line_and_progress_write_to_the_user() -> None:
         for module, path in MODULES.items()
         if {"sys.stdout", "sys.stderr"} & names(path) or "print" in _called(path)
     }
-    programs = {f"condainer.fuse.{name}" for name in ("__main__", "locate", "record", "unpack")}
+    names_of_programs = ("__main__", "locate", "program", "record", "unpack")
+    programs = {f"condainer.fuse.{name}" for name in names_of_programs}
     assert writers <= {"condainer.cli", "condainer.progress", *programs}
     assert "condainer.cli" in writers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import pytest
 import condainer
 from condainer.units import human
 from tests import support
-from tests.support import CONDAINER
+from tests.support import CONDAINER, REPOSITORY
 
 if TYPE_CHECKING:
     from tests.support import Workshop
@@ -296,3 +297,29 @@ def test_cache_shows_progress_on_a_terminal(built: Workshop) -> None:
     assert seen.count("\r") > 1
     assert f"of {built.image}" in seen
     assert os.linesep in seen
+
+
+def test_no_path_forges_a_line_of_an_error(workshop: Workshop, tmp_path: Path) -> None:
+    directory = tmp_path / "a\ncondainer: all is well\u202e"
+    directory.mkdir()
+    words = workshop.run("-d", str(directory), "status", status=1).stderr
+    assert "\u202e" not in words
+    assert [line for line in words.splitlines() if line.startswith("condainer: all")] == []
+    told = workshop.run("-d", str(directory), "init").stderr
+    assert r"a\ncondainer: all is well\u202e/condainer.yml" in told
+
+
+def test_cache_reads_no_holes(workshop: Workshop) -> None:
+    """An image that claims to be of exabytes takes no longer than what is in it."""
+    shutil.copy(REPOSITORY / "condainer/mounting/probe.squashfs", workshop.image)
+    os.truncate(workshop.image, 1 << 42)
+    done = subprocess.run(
+        [*CONDAINER, "cache"],
+        cwd=workshop.directory,
+        env=workshop.variables,
+        capture_output=True,
+        text=True,
+        timeout=support.PATIENCE,
+        check=True,
+    )
+    assert "read 4398.0 GB of" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -37,6 +38,30 @@ def test_links_are_followed_unless_a_file_has_to_lie_within(tmp_path: Path) -> N
         with pytest.raises(OSError, match="is a symbolic link"):
             files.read(top / path, within=top)
     assert files.read(tmp_path / "way" / "real" / "file", within=tmp_path / "way") == b"x"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 200 + "]" * 200, "too deep in one another"),
+        ("[" * 999 + "]" * 999, "too deep in one another"),
+        ("[" + "9" * 500 + "]", "a number in it is too long"),
+        ("[" + "[]," * 1000 + "[]]", "more than 1,000 values"),
+        ('{"a": 1', "Expecting"),
+        (b"\xff", "decode"),
+    ],
+)
+def test_json_beyond_reason(text: str | bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        files.parse_json(text, most_values=1000)
+
+
+def test_json(tmp_path: Path) -> None:
+    document = {"a": [1, 2.5, None, {"\ud800": "[[[["}], "b": "x" * 1000}
+    (tmp_path / "file").write_text(json.dumps(document))
+    assert files.read_json(tmp_path / "file", within=tmp_path) == document
+    with pytest.raises(OSError, match="larger"):
+        files.read_json(tmp_path / "file", most=100)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

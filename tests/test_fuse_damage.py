@@ -21,7 +21,7 @@ from condainer.fuse import squashfs, vfs
 from condainer.fuse.codecs import CodecError
 from condainer.fuse.squashfs import FormatError
 from tests import images, support
-from tests.forgery import BEYOND, LIES, Forgery, content, names, opened, xattrs
+from tests.forgery import BEYOND, LIES, Forgery, content, names, opened, with_hole, xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -289,6 +289,67 @@ def test_a_damaged_inode_is_still_listed(originals: list[Path], tmp_path: Path) 
             expected = [os.fsdecode(entry.name) for _, entry in files.listing(files.root)]
         assert os.listdir(mountpoint) == expected  # noqa: PTH208  (in their order)
         assert use(mountpoint / "pipe") == errno.EIO
+
+
+# No end
+
+
+@pytest.mark.parametrize("target", [b"", b"directory", b"large"], ids=["itself", "above", "twice"])
+def test_directories_that_have_no_end(originals: list[Path], tmp_path: Path, target: bytes) -> None:
+    """One that is in itself, or is there twice: a few of these make more names than atoms."""
+    forgery = Forgery(originals[0])
+    forgery.lead(b"directory", target)
+    with opened(bytes(forgery.data)) as files, pytest.raises(FormatError, match="have no end"):
+        list(files.walk())
+    image = tmp_path / "image.squashfs"
+    image.write_bytes(forgery.data)
+    (tmp_path / "record").write_bytes(bytes(8))
+    programs = (["record", str(tmp_path / "record"), str(image)], ["unpack", str(image)])
+    for name, *arguments in programs:
+        done = subprocess.run(
+            [sys.executable, "-m", f"condainer.fuse.{name}", *arguments],
+            cwd=support.REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=support.PATIENCE,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (1, f"{image}: its directories have no end\n")
+
+
+@pytest.fixture(scope="module")
+def hole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An image that is small, and that holds a file of 13 TB."""
+    top = tmp_path_factory.mktemp("hole")
+    (top / "tree/hole").mkdir(parents=True)
+    (top / "tree/hole/file").touch()
+    (top / "tree/text").write_text("text")
+    images.pack(top / "tree", top / "image", *HOLLOW)
+    return with_hole((top / "image").read_bytes(), b"hole/file", 100_000_000)
+
+
+HOLLOW = ("-noI", "-no-exports", "-no-xattrs", "-no-fragments", "-comp", "zstd")
+
+
+def test_a_far_place_in_a_hole_keeps_nobody_waiting(hole: bytes) -> None:
+    """It takes a while to find, so that another thread does; then it is known."""
+    with opened(hole) as files:
+        inode = files.inode(files.resolve(b"hole/file"))
+        place = inode.size - 10
+        assert files.ready(inode, place, 10) is None
+        assert b"".join(files.read(inode, place, 20)) == bytes(10)
+        assert files.ready(inode, place, 10) is not None
+        assert list(files.places(inode)) == []
+
+
+def test_a_file_has_no_more_blocks_than_it_can_have(hole: bytes) -> None:
+    forged = bytearray(hole)
+    place = forged.index(struct.pack("<2Q", 96, 100_000_000 << 17))
+    struct.pack_into("<2Q", forged, place + 8, 1 << 60, 1 << 60)
+    with opened(bytes(forged)) as files:
+        inode = files.inode(files.resolve(b"hole/file"))
+        with pytest.raises(FormatError, match="more blocks"):
+            files.read(inode, inode.size - 10, 10)
 
 
 def use(path: Path) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.fuse import kernel, squashfs, vfs
+from condainer.fuse import kernel, operations, squashfs, vfs
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
@@ -52,9 +52,16 @@ class Kernel:
 @pytest.fixture
 def old(collection: images.Collection) -> Iterator[Kernel]:
     """A kernel with a mount of the small tree."""
+    with serving(collection, vfs.FileSystem) as kernel:
+        yield kernel
+
+
+@contextlib.contextmanager
+def serving(collection: images.Collection, kind: type[vfs.FileSystem]) -> Iterator[Kernel]:
+    """A kernel with a mount of a file system of some kind."""
     descriptor = os.open(collection.image("small", "-comp", "zstd"), os.O_RDONLY)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    files = vfs.FileSystem(squashfs.Image(descriptor), threads=0)
+    files = kind(squashfs.Image(descriptor), threads=0)
     session = kernel.Session(theirs.fileno(), files)
     thread = threading.Thread(target=session.serve)
     with contextlib.closing(theirs):
@@ -108,8 +115,57 @@ def test_another_protocol(old: Kernel) -> None:
         assert old.ask(INIT, 0, request) == (errno.EPROTO, b"")
 
 
+class Unforeseen(vfs.FileSystem):
+    """A file system with a fault that nobody has thought of."""
+
+    def target(self, inode: squashfs.Inode) -> bytes:
+        raise ZeroDivisionError(f"inode\n{inode.number}")
+
+    def _read(
+        self, inode: squashfs.Inode, offset: int, size: int, *, wait: bool
+    ) -> list[memoryview] | None:
+        if wait:
+            raise LookupError("at a distance")
+        return super()._read(inode, offset, size, wait=wait)
+
+
+def test_what_nobody_has_foreseen_fails_one_request(
+    collection: images.Collection, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On the thread that waits, and on another; the log tells it once."""
+    with serving(collection, Unforeseen) as old:
+        old.init(31)
+        for name, operation, body in ((b"link", 5, b""), (b"noise", READ, _SOME)):
+            (node,) = struct.unpack_from("<Q", old.ask(LOOKUP, 1, name + b"\0")[1])
+            for _ in range(100):
+                assert old.ask(operation, node, body) == (errno.EIO, b"")
+        assert old.ask(GETATTR, 1, bytes(16))[0] == 0
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("condainer.fuse: operation 5: ZeroDivisionError: inode ")
+    assert told[1].startswith("condainer.fuse: operation 15: LookupError: at a distance (")
+
+
+_SOME = struct.pack("<QQI20x", 0, 0, 100)
+
+
 @pytest.mark.parametrize("node", [0, (1 << 64) - 1, 1 << 48])
 def test_a_node_that_is_none(old: Kernel, node: int) -> None:
     old.init(31)
     assert old.ask(GETATTR, node, bytes(16))[0] == errno.EIO
     assert old.ask(GETATTR, 1, bytes(16))[0] == 0
+
+
+def test_the_bindings_are_told_an_error_too(
+    collection: images.Collection, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is not an OSError would be another number to them, or the end."""
+    descriptor = os.open(collection.image("small", "-comp", "zstd"), os.O_RDONLY)
+    files = Unforeseen(squashfs.Image(descriptor), threads=0)
+    ask = operations.Operations(files, None, None, lambda: None)
+    for name, *arguments in (("readlink", "/link"), ("read", "/noise", 10, 0, None)):
+        with pytest.raises(OSError, match=name) as caught:
+            ask(str(name), *arguments)
+        assert caught.value.errno == errno.EIO
+    os.close(descriptor)
+    assert len(capfd.readouterr().err.splitlines()) == 2

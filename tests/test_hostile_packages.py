@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,8 @@ import pytest
 from rattler.index import index_fs
 
 from condainer import image
+from condainer.errors import BuildError
+from condainer.pipeline.installers import contents
 from tests import building
 from tests.localchannel.package import PLACEHOLDER, Package, put, subdir, write
 
@@ -322,3 +325,12 @@ def test_script_that_puts_a_link_in_the_place_of_the_prefix(
     assert building.picture(outside) == before
     assert not (tmp_path / "ran").exists()
     assert project.left_over() == []
+
+
+@pytest.mark.parametrize("name", ["paths.json", "index.json", "files"])
+def test_a_package_with_a_pipe_in_the_place_of_its_record(tmp_path: Path, name: str) -> None:
+    """Rattler would wait for somebody to write."""
+    (tmp_path / "info").mkdir()
+    os.mkfifo(tmp_path / "info" / name)
+    with pytest.raises(BuildError, match=f"has an info/{name} that is no file"):
+        contents.check_package("a-1-0", tmp_path)

@@ -36,7 +36,9 @@ def test_all_is_there(workshop: Workshop) -> None:
 
 def test_for_people(workshop: Workshop) -> None:
     told = workshop.run("prereq").stdout
-    assert "ok       squashfuse_ll: /usr/bin/squashfuse_ll mounts and reads" in told
+    assert (
+        "ok       squashfuse_ll: /usr/bin/squashfuse_ll mounts and reads, and programs run" in told
+    )
     assert "build: yes\nexec: yes\nmount and activate: yes\n" in told
 
 
@@ -163,3 +165,34 @@ def test_a_program_that_is_there_but_does_not_mount(workshop: Workshop) -> None:
     assert not found["can_mount"]
     assert found["exec"] == "extract"
     assert "cannot mount" in checks(found)["squashfuse_ll"]["detail"]
+
+
+@needs_root
+@pytest.mark.parametrize("device", ["/dev/fuse", "/dev/null"])
+def test_a_base_directory_that_is_mounted_noexec(
+    workshop: Workshop, built: Workshop, device: str
+) -> None:
+    """What is mounted there runs; what is unpacked there does not. `exec` does as was said."""
+    script = (
+        f"mount -t tmpfs -o noexec none {built.base}; mount --bind {device} /dev/fuse; "
+        '"$@" prereq --json; "$@" exec -- hard-activated; echo $?; '
+        f"umount -l {built.prefix} 2>/dev/null; sleep 1"
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", *CONDAINER],
+        cwd=built.directory,
+        env=workshop.variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found, end = json.JSONDecoder().raw_decode(done.stdout)
+    rest = done.stdout[end:].split()
+    assert not found["can_build"]
+    assert not checks(found)["extract"]["ok"]
+    if device == "/dev/fuse":
+        assert (found["exec"], found["can_mount"]) == ("mount", True)
+        assert rest == ["activated", "0"]
+    else:
+        assert (found["exec"], found["can_mount"]) == ("no", False)
+        assert rest == ["125"]

@@ -183,7 +183,7 @@ def test_a_log_has_plain_lines_with_times() -> None:
 
 def test_a_log_of_several_projects_names_them() -> None:
     told = plain(Note("a", "one\ntwo"), Note("b", "three"), several=True)
-    assert told == "a: one\na: two\nb: three\n"
+    assert told == "a: one\na:   two\nb: three\n"
 
 
 def test_the_output_of_programs_on_request() -> None:
@@ -193,7 +193,7 @@ def test_the_output_of_programs_on_request() -> None:
 def test_what_a_terminal_would_obey_is_spelled_out() -> None:
     events = Note("a", "\x1b[2J\ttwo\nlines"), Output("a", "\x9b1m\x7fü")
     text = plain(*events, verbose=True, several=True)
-    assert text == "a: \\x1b[2J\ttwo\na: lines\na:   | \\x9b1m\\x7fü\n"
+    assert text == "a: \\x1b[2J\ttwo\na:   lines\na:   | \\x9b1m\\x7fü\n"
 
 
 def test_the_summary() -> None:

@@ -73,6 +73,28 @@ def test_files_are_noted_in_the_order_of_their_first_reads(noisy: Workshop) -> N
     noisy.wait_until_clean()
 
 
+def test_what_several_programs_read_adds_up(noisy: Workshop) -> None:
+    profile(noisy, "cat f b >/dev/null")
+    first = listed(noisy)
+    profile(noisy, "cat b a f h >/dev/null")
+    second = listed(noisy)
+    assert second[: len(first)] == first
+    assert [name for name in second if "noise" in name] == [f"share/noise/{n}" for n in "fbah"]
+    noisy.run("profile", "--new", "--", "sh", "-c", 'cat "$CONDA_PREFIX/share/noise/g" >/dev/null')
+    assert [name for name in listed(noisy) if "noise" in name] == ["share/noise/g"]
+    noisy.wait_until_clean()
+
+
+def test_a_list_has_no_more_than_a_build_takes(tmp_path: Path) -> None:
+    many = startup.joined(["first"], [f"x{number}" for number in range(100_000)])
+    assert many[:2] == ["first", "x0"]
+    assert len(many) == 65_534
+    long = startup.joined((), [f"{number}{'y' * 4000}" for number in range(2000)])
+    (tmp_path / "list").write_text("".join(f"{name}\n" for name in long))
+    assert startup.read(tmp_path / "list") == tuple(long)
+    assert 900 < len(long) < 1000
+
+
 def test_what_does_not_run_leaves_the_list(noisy: Workshop) -> None:
     profile(noisy, "cat a >/dev/null")
     before = listed(noisy)

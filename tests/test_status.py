@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import uuid
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,9 @@ def test_of_an_image_that_is_a_dangling_link(workshop: Workshop) -> None:
     ("manifest", "words"),
     [
         ({"name": "\x1b[2Jx\r\x9b\ud800 \udc9b"}, r"\x1b[2Jx\r\x9b\ud800 \udc9b"),
+        ({"name": "x\nmounted     no\u2028\x85"}, r"x\nmounted     no\u2028\x85'"),
+        ({"name": "\u202ex\u2066\u200b\u061c\ufeff"}, r"'\u202ex\u2066\u200b\u061c\ufeff'"),
+        ({"built": "\nproblem", "name": "x\ty"}, r"built       \nproblem as 'x\ty'"),
         ({"name": "x", "built": "yesterday\x07"}, r"built       yesterday\x07 as 'x'"),
         ({"name": "x", "built": "0001-01-01T00:00:00+23:59"}, "built       0001-01-01"),
         ({"packages": "many"}, "problem     the manifest of"),
@@ -89,10 +93,33 @@ def test_of_a_mount(mounted: Workshop) -> None:
     assert "used by     nobody" in told
 
 
+def test_of_a_mount_of_another_image_with_a_pipe_in_the_place_of_the_manifest(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    (tmp_path / "tree" / ".condainer").mkdir(parents=True)
+    os.mkfifo(tmp_path / "tree" / ".condainer" / "manifest.json")
+    subprocess.run(
+        ["mksquashfs", tmp_path / "tree", workshop.image], check=True, capture_output=True
+    )
+    workshop.run("mount")
+    assert "is no file" in json.loads(workshop.run("status", "--json").stdout)["image"]["problem"]
+    workshop.run("umount")
+
+
 def test_names_who_uses_the_mount(mounted: Workshop) -> None:
     with mounted.start("exec", "--", "cat", stdin=-1) as user:
         support.wait_for(lambda: f"used by     cat ({user.pid})" in mounted.run("status").stdout)
         user.communicate()
+
+
+def test_a_program_cannot_forge_a_line_with_its_name(mounted: Workshop) -> None:
+    code = "open('/proc/self/comm', 'w').write('x\\nimage  \\x1b'); input()"
+    with mounted.start("exec", "--", sys.executable, "-c", code, stdin=-1) as user:
+        words = rf"used by     x\nimage  \x1b ({user.pid})"
+        support.wait_for(lambda: words in mounted.run("status").stdout)
+        error = mounted.run("umount", status=1).stderr
+        assert rf"in use by x\nimage  \x1b ({user.pid})" in error
+        user.communicate("\n")
 
 
 def test_of_a_copy_whose_mountpoint_shows_the_other_image(

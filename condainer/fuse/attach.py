@@ -145,8 +145,16 @@ def detach(mount: Mount, *, in_use: bool = False) -> bool:
 
 def _survives_detaching() -> bool:
     """Whether the kernel does: it is said that those before 5.2 do not always."""
-    major, minor = os.uname().release.split(".")[:2]
-    return (int(major), int(minor)) >= (5, 2)
+    return kernel_version(os.uname().release) >= (5, 2)
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """Major and minor number of a kernel; 0 for what a release such as `6.1-rc3` does not tell."""
+    numbers = []
+    for part in [*release.split("."), ""][:2]:
+        digits = len(part) - len(part.lstrip("0123456789"))
+        numbers.append(int(part[: min(digits, 9)] or 0))
+    return numbers[0], numbers[1]
 
 
 def _inherited(mountpoint: str) -> int:

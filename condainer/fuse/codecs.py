@@ -5,8 +5,8 @@ raises `CodecError`: a block of a few bytes that claims to be a gigabyte costs n
 release the interpreter lock while they work, but for what has no library here and is done in
 Python. The numbers of the compressors are those of the superblock: SquashFS 4.0, "compression id".
 
-PySquashfsImage's own compressors are not used: they decompress without a bound, take blocks of lz4
-for frames, and know no lzma.
+PySquashfsImage's compressors are not used: they decompress without a bound, take blocks of lz4 for
+frames, and know no lzma.
 """
 
 from __future__ import annotations

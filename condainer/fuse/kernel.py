@@ -17,9 +17,11 @@ import _thread
 import errno
 import os
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from condainer.fuse import operations
+from condainer.fuse.log import Log
 from condainer.fuse.vfs import NotFoundError
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ _REQUEST = 32768
 _FOREVER = 1 << 31
 _ROOT = 1
 _BACKGROUND = 64
+_PAUSE = 0.01
 _KEEP_CACHE = 2
 _DOTS = 2
 _DT_DIR = 4
@@ -78,8 +81,9 @@ or has given up rights since."""
 
 _NO_REQUEST = {errno.ENOENT, errno.EINTR, errno.EAGAIN}
 
-_Slow = tuple[int, "Inode", int, int]
-"""A read that takes decompressing: the request's number, inode, offset and size."""
+if TYPE_CHECKING:
+    _Slow = tuple[int, int, Callable[[], None]]
+    """What takes a while: the request's number, its operation, and what answers it."""
 
 
 def caller(request: bytes) -> int:
@@ -107,6 +111,7 @@ class Session:
 
     Attributes:
         requests: how many have been answered.
+        log: takes what nobody who asks can know of.
     """
 
     def __init__(
@@ -128,6 +133,7 @@ class Session:
             self._wanted &= ~(_NO_OPEN | _NO_OPENDIR)
         self._on_ready = on_ready
         self._watch = watch
+        self.log = Log()
         self._turn = _thread.allocate_lock()
         self._root_ref = files.root
         self.requests = 0
@@ -167,13 +173,11 @@ class Session:
                 turn.release()
             if slow is None:
                 return
-            unique, inode, offset, size = slow
+            unique, opcode, answer = slow
             try:
-                pieces = self._files.read(inode, offset, size)
-            except operations.ERRORS as error:
-                self._fail(unique, operations.number_of(error))
-            else:
-                self._answer(unique, *pieces)
+                answer()
+            except Exception as error:  # noqa: BLE001  (of this request; all others are served on)
+                self._failed(unique, opcode, error)
 
     def _serve_quick_ones(self) -> _Slow | None:
         """Answer requests until one takes longer, which is given back; None at the end."""
@@ -185,8 +189,8 @@ class Session:
                 if watch is not None:
                     watch(opcode, request)
                 slow = handlers.get(opcode, self._unknown)(unique, node, request)
-            except operations.ERRORS as error:
-                self._fail(unique, operations.number_of(error))
+            except Exception as error:  # noqa: BLE001  (of this request; all others are served on)
+                self._failed(unique, opcode, error)
             else:
                 if slow is not None:
                     return slow
@@ -197,6 +201,9 @@ class Session:
         while True:
             try:
                 return os.read(self._descriptor, _REQUEST) or None
+            except MemoryError as error:  # there may be some again
+                self.log.failed("reading a request", error)
+                time.sleep(_PAUSE)
             except OSError as error:
                 if error.errno == errno.ENODEV:  # unmounted
                     return None
@@ -210,6 +217,15 @@ class Session:
         for piece in pieces:
             size += len(piece)
         self._write((_OUT.pack(size, 0, unique), *pieces))
+
+    def _failed(self, unique: int, opcode: int, error: Exception) -> None:
+        """Answer that a request has failed: that ends neither the file system nor the thread."""
+        if operations.is_failure(error):
+            self.log.failed(f"operation {opcode}", error)
+        try:
+            self._fail(unique, operations.number_of(error))
+        except OSError as problem:  # where /dev/fuse has failed, so does reading from it
+            self.log.failed("answering", problem)
 
     def _fail(self, unique: int, number: int) -> None:
         self._write((_OUT.pack(_OUT.size, -number, unique),))
@@ -240,7 +256,8 @@ class Session:
         """An entry for a listing; what cannot be read is listed without its attributes."""
         try:
             return self._entry(ref) if ref is not None else _NO_ENTRY
-        except operations.ERRORS:
+        except Exception as error:  # noqa: BLE001  (who wants to know will ask again)
+            self.log.failed("listing", error)
             return _NO_ENTRY
 
     def _ref(self, node: int) -> int:
@@ -267,11 +284,18 @@ class Session:
     def _open(self, unique: int, _node: int, _request: bytes) -> None:
         self._answer(unique, _OPEN_OUT.pack(0, _KEEP_CACHE))
 
-    def _lookup(self, unique: int, node: int, request: bytes) -> None:
+    def _lookup(self, unique: int, node: int, request: bytes) -> _Slow | None:
         name = request[_HEADER:-1]
         operations.check_name(name)
+        directory = self._ref(node)
+        if self._files.takes_long(directory):
+            return unique, 1, lambda: self._look_up(unique, directory, name)
+        self._look_up(unique, directory, name)
+        return None
+
+    def _look_up(self, unique: int, directory: int, name: bytes) -> None:
         try:
-            ref = self._files.lookup(self._ref(node), name)
+            ref = self._files.lookup(directory, name)
         except NotFoundError:
             self._answer(unique, _NO_ENTRY)  # remembered, too
             return
@@ -294,15 +318,21 @@ class Session:
         inode = self._files.inode(self._ref(node))
         pieces = self._files.ready(inode, offset, size)
         if pieces is None:
-            return unique, inode, offset, size
+            return unique, 15, lambda: self._answer(unique, *self._files.read(inode, offset, size))
         self._answer(unique, *pieces)
         return None
 
-    def _readdir(self, unique: int, node: int, request: bytes) -> None:
-        self._list(unique, node, request, plus=False)
+    def _readdir(self, unique: int, node: int, request: bytes) -> _Slow | None:
+        return self._list_or_wait(unique, node, request, plus=False)
 
-    def _readdirplus(self, unique: int, node: int, request: bytes) -> None:
-        self._list(unique, node, request, plus=True)
+    def _readdirplus(self, unique: int, node: int, request: bytes) -> _Slow | None:
+        return self._list_or_wait(unique, node, request, plus=True)
+
+    def _list_or_wait(self, unique: int, node: int, request: bytes, *, plus: bool) -> _Slow | None:
+        if self._files.takes_long(self._ref(node)):
+            return unique, 28, lambda: self._list(unique, node, request, plus=plus)
+        self._list(unique, node, request, plus=plus)
+        return None
 
     def _list(self, unique: int, node: int, request: bytes, *, plus: bool) -> None:
         _, cookie, size = _READ.unpack_from(request, _HEADER)

@@ -6,11 +6,9 @@ image that they need, and the one behind the last; `0 0` where they need none.
 
 from __future__ import annotations
 
-import os
 import sys
 
-from condainer.fuse import squashfs, vfs
-from condainer.fuse.codecs import CodecError
+from condainer.fuse import program, squashfs, vfs
 
 _GAP = 1 << 20
 """Bytes between two files that are read with them: fewer than it takes to go elsewhere."""
@@ -26,18 +24,12 @@ def main(arguments: list[str]) -> int:
         the exit status.
     """
     (image,) = arguments
-    try:
-        descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-        files = vfs.FileSystem(squashfs.Image(descriptor), threads=0)
+
+    def show(files: vfs.FileSystem) -> None:
         start, end = extent(files, sys.stdin.buffer.read().split(b"\0"))
-    except OSError as error:
-        sys.stderr.write(f"{error.filename or image}: {error.strerror}\n")
-        return 1
-    except (squashfs.FormatError, CodecError) as error:
-        sys.stderr.write(f"{image}: {error}\n")
-        return 1
-    sys.stdout.write(f"{start} {end}\n")
-    return 0
+        sys.stdout.write(f"{start} {end}\n")
+
+    return program.with_image(image, show)
 
 
 def extent(files: vfs.FileSystem, paths: list[bytes]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, TypeVar
 
+from condainer.fuse.log import Log
 from condainer.fuse.squashfs import (
     BLOCK,
     CHARACTER,
@@ -21,7 +22,6 @@ from condainer.fuse.squashfs import (
     NOTHING,
     REGULAR,
     XATTR_PREFIXES,
-    FormatError,
 )
 from condainer.fuse.vfs import NotFoundError, WrongKindError
 
@@ -36,18 +36,29 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_log = Log()
+
 BLKSIZE = 1024
 """`st_blksize`, as the kernel's own squashfs gives it."""
-
-ERRORS = (NotFoundError, WrongKindError, FormatError, OSError, MemoryError)
-"""What the file system raises, and what any request may meet."""
 
 NAME_MAX = 256
 """The longest name, in bytes."""
 
 
+_ANSWERS = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENODATA, errno.EOPNOTSUPP),
+    *(errno.ENAMETOOLONG, errno.ENOSYS),
+}
+"""What is no failure, but an answer to what was asked."""
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether what was raised says that something is wrong, here or with the image."""
+    return number_of(error) not in _ANSWERS
+
+
 def number_of(error: Exception) -> int:
-    """The errno of what the file system raises."""
+    """The errno of what a request has raised; EIO for what nobody has foreseen."""
     if isinstance(error, NotFoundError):
         return errno.ENOENT
     if isinstance(error, WrongKindError):
@@ -143,7 +154,9 @@ def _answers(method: Callable[_P, _T]) -> Callable[_P, _T]:
     def answer(*arguments: _P.args, **named: _P.kwargs) -> _T:
         try:
             return method(*arguments, **named)
-        except ERRORS as error:
+        except Exception as error:
+            if is_failure(error):
+                _log.failed(method.__name__, error)
             raise OSError(number_of(error), method.__name__) from error
 
     return answer
@@ -186,6 +199,7 @@ class Operations:
         check_name(name.rpartition(b"/")[2])
         return self._files.inode(self._files.resolve(name))
 
+    @_answers
     def init(self, _path: str) -> None:
         """The kernel has agreed to the protocol."""
         self._on_ready()
@@ -236,6 +250,7 @@ class Operations:
         """A range of a file's content."""
         return b"".join(self._files.read(self._inode(path), offset, size))
 
+    @_answers
     def statfs(self, _path: str) -> dict[str, int]:
         """Of the whole file system."""
         size, count, inodes = totals(self._files)

@@ -16,14 +16,13 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
-from condainer.fuse.codecs import CodecError
-from condainer.fuse.squashfs import DIRECTORY, FormatError, Image
+from condainer.fuse import program
 from condainer.fuse.vfs import FileSystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from condainer.fuse.squashfs import Inode
+    from condainer.fuse.squashfs import Image, Inode
 
 _PLACE = struct.Struct("<Q")
 
@@ -63,19 +62,13 @@ def main(arguments: list[str]) -> int:
         the exit status.
     """
     record, image = arguments
-    try:
+
+    def show(files: FileSystem) -> None:
         with open(record, "rb") as file:  # noqa: PTH123  (pathlib is slow to import)
             noted = file.read()
-        descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-        names = read(noted, FileSystem(Image(descriptor), threads=0))
-        sys.stdout.buffer.writelines(name + b"\0" for name in names)
-    except OSError as error:
-        sys.stderr.write(f"{error.filename or image}: {error.strerror}\n")
-        return 1
-    except (FormatError, CodecError) as error:
-        sys.stderr.write(f"{image}: {error}\n")
-        return 1
-    return 0
+        sys.stdout.buffer.writelines(name + b"\0" for name in read(noted, files))
+
+    return program.with_image(image, show)
 
 
 def read(record: bytes, files: FileSystem) -> Iterator[bytes]:
@@ -95,17 +88,8 @@ def read(record: bytes, files: FileSystem) -> Iterator[bytes]:
 
 
 def _names(files: FileSystem, wanted: dict[int, None]) -> dict[int, bytes]:
-    names: dict[int, bytes] = {}
-    waiting = [(b"", files.root)]
-    while waiting:
-        above, directory = waiting.pop()
-        for _, entry in files.listing(directory):
-            name = above + entry.name
-            if entry.kind == DIRECTORY:
-                waiting.append((name + b"/", entry.ref))
-            elif entry.ref in wanted:
-                names[entry.ref] = name
-    return names
+    """Where what is wanted is in the image; a file with several names has the last one here."""
+    return {entry.ref: name for name, entry in files.walk() if entry.ref in wanted}
 
 
 if __name__ == "__main__":

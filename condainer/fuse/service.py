@@ -9,15 +9,14 @@ programs have open is served until the last of them has closed it.
 from __future__ import annotations
 
 import _thread
-import contextlib
 import errno
 import os
-import select
 import signal
 import time
 from typing import TYPE_CHECKING
 
 from condainer.fuse import attach, kernel
+from condainer.fuse.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,36 +133,13 @@ def _words(options: Options) -> tuple[str, ...]:
 def _watcher(options: Options) -> Callable[[int, bytes], None] | None:
     """What `debug` and `allow_root` need to see of each request."""
     users = {0, os.getuid()}
-    trace = _Trace()
+    log = Log()
 
     def watch(operation: int, request: bytes) -> None:
         if options.debug:
-            trace.add(f"operation {operation}, {len(request)} bytes\n")
+            log.add(f"operation {operation}, {len(request)} bytes")
         is_asking = options.allow_root and operation not in kernel.OF_OPEN_FILES
         if is_asking and kernel.caller(request) not in users:
             raise PermissionError(errno.EACCES, "only for the owner and root")
 
     return watch if options.debug or options.allow_root else None
-
-
-class _Trace:
-    """Lines on standard error, for which no request ever waits: where nobody reads, they are lost.
-
-    The descriptor may be others' as well, so it must not be made one that never blocks.
-    """
-
-    def __init__(self) -> None:
-        self._ready = select.poll()
-        self._ready.register(2, select.POLLOUT)
-        self._lost = 0
-
-    def add(self, line: str) -> None:
-        """Print a line, after the number of those that were lost before it."""
-        text = f"{self._lost} lines were lost\n{line}" if self._lost else line
-        # A pipe with room for a byte has room for 4096 at least: pipe(7), PIPE_BUF.
-        if [event for _, event in self._ready.poll(0)] == [select.POLLOUT]:
-            with contextlib.suppress(OSError):
-                os.write(2, text.encode())
-                self._lost = 0
-                return
-        self._lost += 1

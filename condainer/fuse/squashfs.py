@@ -37,6 +37,7 @@ _STARTUP = struct.Struct("<24sQQ")
 _STARTUP_MARK = b"condainer startup part 1"
 _PAGE = 4096
 _META = 8192
+_NO_WORDS = bytes(_META)
 _META_CACHE = 4096
 """Metadata blocks that are kept: 32 MiB, the tables of a million files."""
 
@@ -453,6 +454,27 @@ class Image:
         position, offset = self._skip(*location)
         words = struct.unpack(f"<{count}I", self._take(position, offset, 4 * count))
         return words, (position, offset + 4 * count)
+
+    def skip_words(self, location: Location, count: int) -> tuple[int, Location]:
+        """Go past such words.
+
+        Args:
+            location: of the first of them.
+            count: how many.
+
+        Returns:
+            the bytes on disk of all their blocks, and where the next one is.
+
+        Raises:
+            FormatError: where the inode table ends before.
+        """
+        position, offset = self._skip(*location)
+        data = self._take(position, offset, 4 * count)
+        size = 0
+        if data != _NO_WORDS[: len(data)]:  # else nothing but a hole
+            # The mark of a word is its highest byte; one that is larger is no size that can be.
+            size = sum(struct.unpack(f"<{count}I", data)) - UNCOMPRESSED * data[3::4].count(1)
+        return size, (position, offset + 4 * count)
 
     # Directories
 

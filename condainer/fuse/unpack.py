@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer.fuse import squashfs, vfs
-from condainer.fuse.codecs import CodecError
+from condainer.fuse import program, squashfs, vfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _KEPT = 0o755
 """Permissions: no setuid, setgid or sticky bit, and nobody but the owner writes."""
-_DEEPEST = 1000
-"""Directories in one another: an image may claim to have no end of them."""
 
 
 def main(arguments: list[str]) -> int:
@@ -36,20 +33,14 @@ def main(arguments: list[str]) -> int:
         the exit status.
     """
     image, *directory = arguments
-    try:
-        descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-        files = vfs.FileSystem(squashfs.Image(descriptor))
+
+    def do(files: vfs.FileSystem) -> None:
         if directory:
             unpack(files, os.fsencode(directory[0]))
         else:
             sys.stdout.write("{} {}\n".format(*measure(files)))
-    except OSError as error:
-        sys.stderr.write(f"{error.filename or image}: {error.strerror}\n")
-        return 1
-    except (squashfs.FormatError, CodecError) as error:
-        sys.stderr.write(f"{image}: {error}\n")
-        return 1
-    return 0
+
+    return program.with_image(image, do, threads=2)
 
 
 def measure(files: vfs.FileSystem) -> tuple[int, int]:
@@ -103,16 +94,9 @@ def unpack(files: vfs.FileSystem, top: bytes) -> None:
 
 def walk(files: vfs.FileSystem) -> Iterator[tuple[bytes, Inode]]:
     """All paths of an image, a directory before what is in it, each with its inode."""
-    waiting = [(b"", files.root, 0)]
-    while waiting:
-        name, ref, depth = waiting.pop()
-        inode = files.inode(ref)
-        yield name, inode
-        if inode.kind == squashfs.DIRECTORY:
-            if depth > _DEEPEST:
-                raise squashfs.FormatError("its directories have no end")
-            for _, entry in files.listing(ref):
-                waiting.append((name + b"/" + entry.name, entry.ref, depth + 1))
+    yield b"", files.inode(files.root)
+    for name, entry in files.walk():
+        yield b"/" + name, files.inode(entry.ref)
 
 
 def _write(files: vfs.FileSystem, inode: Inode, path: Path) -> None:

@@ -54,6 +54,16 @@ _WINDOW = 2048
 _WITHIN = 14
 """Bits for a place within a segment, which has fewer than 15,000 entries. Programs of 32 bits take
 no larger cookies than they have bits."""
+_NAMES_OF_AN_IMAGE = 4_000_000
+"""An image with more files than this is of no environment."""
+_LONGEST_PATH = 4096
+"""Bytes: no program can open what has a longer one."""
+_NEAR = 16
+"""Windows that it takes no time to go through."""
+_MOST_BLOCKS = 1 << 28
+"""Blocks of a file: 32 TiB in such of 128 KiB."""
+_LARGE_LISTING = 1 << 20
+"""Bytes of a listing that it takes a while to go through: 30,000 names."""
 _MARKS = 512
 """Windows of a file of which it is kept where they begin."""
 
@@ -112,8 +122,19 @@ class _Layout:
         self._stride = 1
         self._window: tuple[int, tuple[int, ...], list[int]] = (-1, (), [])
 
+    def is_near(self, index: int) -> bool:
+        """Whether it takes no time to find out where a block is."""
+        number = index // _WINDOW
+        return number == self._window[0] or number - self._mark_before(number)[0] < _NEAR
+
     def place(self, index: int) -> Place:
-        """Where a block is; its word is 0 where it holds nothing but zeros."""
+        """Where a block is; its word is 0 where it holds nothing but zeros.
+
+        Raises:
+            FormatError: where the image is damaged, or the file is larger than any can be.
+        """
+        if index >= _MOST_BLOCKS:
+            raise FormatError("a file has more blocks than it can have")
         number, within = divmod(index, _WINDOW)
         window = self._window
         if window[0] != number:
@@ -121,19 +142,37 @@ class _Layout:
         most = min(self.block_size, self._inode.size - index * self.block_size)
         return Place(window[2][within], window[1][within], most)
 
-    def _read(self, number: int) -> tuple[int, tuple[int, ...], list[int]]:
+    def places(self) -> Iterator[Place]:
+        """Where all blocks are that do not hold zeros only."""
+        for first in range(0, self.count, _WINDOW):
+            self.place(first)
+            _, words, positions = self._window
+            if any(words):
+                for word, position in zip(words, positions, strict=False):
+                    if word & ~UNCOMPRESSED:
+                        yield Place(position, word, self.block_size)
+
+    def _mark_before(self, number: int) -> tuple[int, tuple[int, Location]]:
         marks = list(self._marks.items())  # at once: other threads may add and drop some
-        current, (start, location) = max(mark for mark in marks if mark[0] <= number)
-        while True:
-            count = min(_WINDOW, self.count - current * _WINDOW)
-            words, location = self._image.words(location, count)
-            positions = list(accumulate((word & ~UNCOMPRESSED for word in words), initial=start))
-            if current == number:
-                window = self._window = (number, words, positions)
-            current, start = current + 1, positions[-1]
+        return max(mark for mark in marks if mark[0] <= number)
+
+    def _read(self, number: int) -> tuple[int, tuple[int, ...], list[int]]:
+        current, (start, location) = self._mark_before(number)
+        while current < number:
+            size, location = self._image.skip_words(location, _WINDOW)
+            current, start = current + 1, start + size
+            if start > self._image.bytes_used:
+                raise FormatError("the blocks of a file lie outside of the image")
             self._mark(current, (start, location))
-            if current > number:
-                return window
+        count = min(_WINDOW, self.count - number * _WINDOW)
+        words, location = self._image.words(location, count)
+        if any(words):
+            positions = list(accumulate((word & ~UNCOMPRESSED for word in words), initial=start))
+        else:
+            positions = [start] * (count + 1)
+        window = self._window = (number, words, positions)
+        self._mark(number + 1, (positions[-1], location))
+        return window
 
     def _mark(self, number: int, begin: tuple[int, Location]) -> None:
         """Keep where a window begins; of a very large file only where every so manieth does."""
@@ -204,6 +243,10 @@ class FileSystem:
 
     # Names
 
+    def takes_long(self, directory: int) -> bool:
+        """Whether it takes a while to find something in a directory for the first time."""
+        return directory not in self._folders and self.inode(directory).size > _LARGE_LISTING
+
     def lookup(self, directory: int, name: bytes) -> int:
         """The inode of a name.
 
@@ -262,6 +305,38 @@ class FileSystem:
             for index in range(within, len(entries)):
                 yield number << _WITHIN | index + 1, entries[index]
             within = 0
+
+    def walk(self) -> Iterator[tuple[bytes, Entry]]:
+        """All names below the root, a directory's own before those in it.
+
+        No directory of a sound image is in two others, or in itself.
+
+        Yields:
+            a path from the root on, without a slash before it, and the entry.
+
+        Raises:
+            FormatError: where the image is damaged, or claims to have no end.
+        """
+        seen = {self.root}
+        left = _NAMES_OF_AN_IMAGE
+        waiting = [(b"", self.listing(self.root))]
+        while waiting:
+            above, entries = waiting[-1]
+            try:
+                _, entry = next(entries, (0, None))
+            except WrongKindError:
+                raise FormatError("a directory names as one what is none") from None
+            if entry is None:
+                waiting.pop()
+                continue
+            name = above + entry.name
+            left -= 1
+            if left < 0 or len(name) >= _LONGEST_PATH or entry.ref in seen:
+                raise FormatError("its directories have no end")
+            yield name, entry
+            if entry.kind == DIRECTORY:
+                seen.add(entry.ref)
+                waiting.append((name + b"/", self.listing(entry.ref)))
 
     def _folder(self, directory: int) -> _Folder:
         folder = self._folders.get(directory)
@@ -330,9 +405,7 @@ class FileSystem:
         Raises:
             FormatError: where the image is damaged.
         """
-        layout = self._layout(inode)
-        for index in range(layout.count):
-            place = layout.place(index)
+        for place in self._layout(inode).places():
             yield place.position, place.position + (place.word & ~UNCOMPRESSED)
         if inode.fragment != NOTHING:
             position, word = self.image.fragment(inode.fragment)
@@ -372,6 +445,8 @@ class FileSystem:
         return block
 
     def _block(self, inode: Inode, layout: _Layout, index: int, *, wait: bool) -> bytes | None:
+        if not wait and not layout.is_near(index):
+            return None
         place = layout.place(index)
         if not place.word & ~UNCOMPRESSED:
             return self._zeros

@@ -10,6 +10,7 @@ that nothing meant for the command that needed the mount reaches it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from condainer import activation, image, locks, mounttable, process, runtime, trust
-from condainer.errors import CondainerError, MountError
+from condainer.errors import CondainerError, MountError, named
 from condainer.mounting import asking, backends, live, mountpoint, namespace
 
 if TYPE_CHECKING:
@@ -101,7 +102,12 @@ def adopt(project: Project) -> None:
 def _begin(project: Project, backend: Backend | None) -> bytes:
     """Start a keeper, and give its answer."""
     receiver, sender = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:
+        os.close(receiver)
+        os.close(sender)
+        raise
     if child == 0:
         _detach_and_keep(project, backend, sender)
     os.close(sender)
@@ -132,11 +138,16 @@ def _detach_and_keep(project: Project, backend: Backend | None, sender: int) -> 
     """In the child: become a daemon, keep the mount, and end without returning."""
     status = 1
     try:
-        os.setsid()
-        if os.fork() != 0:
-            os._exit(0)
-        _keep(project, backend, _shed(project, sender))
-        status = 0
+        try:
+            os.setsid()
+            if os.fork() != 0:
+                os._exit(0)
+            shed = _shed(project, sender)
+        except Exception as error:  # noqa: BLE001  (the parent has to hear of it)
+            os.write(sender, _encoded(f"its keeper cannot start: {named(error).message}"))
+        else:
+            _keep(project, backend, shed)
+            status = 0
     finally:
         os._exit(status)
 
@@ -192,7 +203,12 @@ def _lift_limits() -> None:
 
 def _high(descriptor: int) -> int:
     """The same file under a number that is in nobody's way; any of 0, 1, 2 may be closed."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # no number may be so high
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -223,16 +239,21 @@ def _keep(project: Project, backend: Backend | None, sender: int) -> None:
             locks.discard(project.keeper_lock, keeper)
             raise
     except CondainerError as error:
-        os.write(sender, error.message.encode())
+        os.write(sender, _encoded(error.message))
         return
     except Exception as error:  # noqa: BLE001  (the parent has to hear of it)
-        os.write(sender, repr(error).encode())
+        os.write(sender, _encoded(repr(error)))
         return
     with contextlib.suppress(BrokenPipeError):  # whoever asked was killed: it goes like any other
         os.write(sender, _READY)
     os.close(sender)
     process.show_as(f"condainer-keep {project.image} at {project.prefix}")
     _serve(project, kept, keeper)
+
+
+def _encoded(text: str) -> bytes:
+    """A text as it is sent; in a path there may be what is no UTF-8."""
+    return text.encode(errors="backslashreplace")
 
 
 def _adopted(project: Project) -> _Kept:

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from condainer import image, locks, runtime, trust
+from condainer import files, image, locks, runtime, trust
 from condainer.errors import CondainerError, ImageError, MountError
 from condainer.mounting import backends, live, mountpoint, namespace
 from condainer.mounting.mountpoint import RefusedError, State
@@ -338,7 +338,7 @@ def check_image(project: Project) -> image.Superblock:
     Raises:
         ImageError: where it is not.
     """
-    if not os.path.lexists(project.image) and os.access(project.directory, os.X_OK):
+    if files.is_absent(project.image):
         raise ImageError(f"there is no image {project.image}", "make one with 'condainer build'")
     return image.read_superblock(project.image)
 

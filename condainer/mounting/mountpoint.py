@@ -24,6 +24,7 @@ from condainer import locks, mounttable, runtime, trust, users
 from condainer.errors import CondainerError, MountError
 from condainer.mounting import asking, backends, live
 from condainer.mounttable import Mount
+from condainer.units import foreign
 
 if TYPE_CHECKING:
     from condainer.project import Project
@@ -69,7 +70,8 @@ def look(project: Project) -> Situation:
         return _look_for_unpacked(project)
     if mount.kind not in _IMAGE_KINDS:
         raise RefusedError(
-            f"something else is mounted at {project.prefix}: {mount.source} ({mount.kind})",
+            f"something else is mounted at {project.prefix}: {foreign(mount.source)} "
+            f"({foreign(mount.kind)})",
             "it is left alone; unmount it yourself, or choose another mount_base_directory",
         )
     if mount.owner not in {None, os.getuid()}:

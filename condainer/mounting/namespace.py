@@ -66,16 +66,18 @@ class Place:
         """
         if here() != self.home:
             raise MountError("its namespace belongs to another one", "a container, maybe")
+        mount = user = -1
         try:
             mount = os.open(f"/proc/{self.pid}/fd/{self.mount}", os.O_RDONLY | os.O_CLOEXEC)
-            if os.fstat(mount).st_ino != self.inode:
-                os.close(mount)
-                raise MountError("its namespace has gone", "try again")
-            user = -1
-            if self.user >= 0:
+            is_it = os.fstat(mount).st_ino == self.inode
+            if is_it and self.user >= 0:
                 user = os.open(f"/proc/{self.pid}/fd/{self.user}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            self.close(mount)
             raise MountError(f"its namespace cannot be entered: {error.strerror}") from error
+        if not is_it:
+            self.close(mount)
+            raise MountError("its namespace has gone", "try again")
         return user, mount
 
     def enter(self) -> None:
@@ -87,12 +89,13 @@ class Place:
         if self.is_here():
             return
         user, mount = self.open()
-        where = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        where = -1
         try:
             path = os.getcwd()
         except OSError:
             path = ""  # it has been removed
         try:
+            where = os.open(".", os.O_PATH | os.O_CLOEXEC)
             if user >= 0:
                 _call("setns", user, _NEW_USER)
             _call("setns", mount, _NEW_MOUNT)
@@ -134,10 +137,17 @@ class Made:
         self._helper = helper
         self._control = control
         self.device = device
-        flags = os.O_RDONLY | os.O_CLOEXEC
-        self.mount = os.open(f"/proc/{helper}/ns/mnt", flags)
-        self.user = os.open(f"/proc/{helper}/ns/user", flags) if os.getuid() != 0 else -1
+        self.mount = self.user = -1
         self.root = f"/proc/{helper}/root"
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        try:
+            self.mount = os.open(f"/proc/{helper}/ns/mnt", flags)
+            if os.getuid() != 0:
+                self.user = os.open(f"/proc/{helper}/ns/user", flags)
+        except OSError as error:
+            self.leave()
+            Place.close(self.mount, self.device)
+            raise MountError(f"its namespace cannot be held: {error.strerror}") from error
 
     def place(self) -> Place:
         """Where others find it as long as this process lives."""
@@ -166,8 +176,16 @@ def make(kind: str, source: str, mountpoint: str) -> Made:
     """
     import socket
 
-    ours, theirs = socket.socketpair()
-    helper = os.fork()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise MountError(f"a namespace of its own: {error.strerror}") from error
+    try:
+        helper = os.fork()
+    except OSError as error:
+        ours.close()
+        theirs.close()
+        raise MountError(f"no process can be started for it: {error.strerror}") from error
     if helper == 0:
         ours.close()
         _mount_inside(theirs, kind, source, mountpoint)
@@ -196,7 +214,7 @@ def _mount_inside(control: socket.socket, kind: str, source: str, mountpoint: st
             flags = _READ_ONLY | _NO_SETUID | _NO_DEVICES
             _call("mount", source, mountpoint, kind, flags, own)
         except OSError as error:
-            control.send(f"{doing}: {error.strerror}".encode())
+            control.send(f"{doing}: {error.strerror}".encode(errors="backslashreplace"))
             return
         socket.send_fds(control, [b"mounted"], [device])
         control.recv(1)

@@ -355,12 +355,12 @@ class Build:
         for path in (project.image, project.lock_file, project.build_log):
             parts.check_replaceable(path)
         if self.options.repack:
-            if not os.path.lexists(project.image):
+            if files.is_absent(project.image):
                 raise BuildError(
                     f"there is no image {project.image}", "make one with 'condainer build'"
                 )
             image_module.read_manifest(project.image)
-        elif project.image.exists() and not self.options.force:
+        elif not files.is_missing(project.image) and not self.options.force:
             raise BuildError(
                 f"the image {project.image} is there already",
                 "'condainer build --force' replaces it once the new one is complete",
@@ -434,7 +434,8 @@ class Build:
             self._site.stage(Stage.INSTALL),
             self._site.workplace(Stage.INSTALL) as workplace,
         ):
-            with self._site.watching(space.Place(prefix, "the installation", needed)):
+            place = space.Place(prefix, "the installation", needed)
+            with self._site.watching(place, solution.cache):
                 hold.check()
                 own = replace(workplace, on_ready=overlap.ready) if overlap else workplace
                 ran = await installer.install(plan.request, solution, own)

@@ -79,6 +79,8 @@ _OURS = struct.pack("<I", 1)
 _DONE = "+"
 _HEADER = struct.Struct("<4sIII")
 _REPORT_EVERY = 50
+_LARGEST = 16 << 20
+"""Bytes of a source: to compile a larger one takes gigabytes, if it is one at all."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def uncompiled(interpreter: Interpreter, latest: int) -> list[Path]:
         if entry.name.endswith(".py") and entry.is_file(follow_symlinks=False)
         if not _is_up_to_date(entry, interpreter, latest)
     ]
+    found = [(size, path) for size, path in found if size <= _LARGEST]
     return [path for _, path in sorted(found, key=lambda item: (-item[0], item[1]))]
 
 

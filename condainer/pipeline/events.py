@@ -101,6 +101,13 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """A build has not come to its end; why is told when all have ended."""
+
+    project: str
+
+
+@dataclass(frozen=True)
 class Built:
     """A build is complete and its image is in place.
 
@@ -125,5 +132,5 @@ class Built:
     seconds: float
 
 
-Event: TypeAlias = StageStarted | Progress | StageFinished | Note | Output | Built
+Event: TypeAlias = StageStarted | Progress | StageFinished | Note | Output | Failed | Built
 Emit: TypeAlias = Callable[[Event], None]

@@ -168,7 +168,7 @@ def package_from_line(line: str) -> Package:
     match = _URL.fullmatch(url)
     if match is None or (checksum and not _CHECKSUM.fullmatch(checksum)):
         raise BuildError(f"'{line}' in the lock file is not the URL of a conda package")
-    number = re.search(r"(\d+)$", match["build"])
+    number = re.search(r"([0-9]{1,9})$", match["build"])
     is_md5 = len(checksum) == 32  # noqa: PLR2004  (hexadecimal digits of an MD5)
     return Package(
         name=match["name"],

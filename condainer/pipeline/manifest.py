@@ -12,7 +12,7 @@ import os
 import platform
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import condainer
 from condainer import files, image
@@ -84,6 +84,9 @@ def clean_records(prefix: Path, epoch: Epoch) -> None:
     Args:
         prefix: the environment; what installers note there are records and their history.
         epoch: the time of the build.
+
+    Raises:
+        BuildError: names what cannot be read.
     """
     for path in notes(prefix):
         try:
@@ -104,14 +107,21 @@ def clean_records(prefix: Path, epoch: Epoch) -> None:
         files.write(path, bare.encode("utf-8", "surrogateescape"), within=prefix)
 
 
+def _text_of(path: Path, prefix: Path) -> str:
+    try:
+        return files.read(path, within=prefix).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise BuildError(f"cannot read {path}: {error.strerror}") from error
+
+
 def _settled(text: str) -> str:
     """A record without what only the machine it was made on explains, in an order of its own.
 
     rattler lists files as it has linked them, and those that another package has got instead.
     """
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
+        document = files.parse_json(text)
+    except ValueError:
         return text  # whoever reads it will say so
     if not isinstance(document, dict):
         return text
@@ -202,7 +212,7 @@ def note_startup(prefix: Path, startup: Iterable[str]) -> None:
     """
     path = prefix / image.MANIFEST
     try:
-        document = json.loads(files.read(path, within=prefix))
+        document = cast("dict[str, Any]", files.read_json(path, within=prefix))
         document["startup"] = list(startup)
     except (OSError, ValueError, TypeError) as error:
         raise BuildError(f"the image has no manifest: {error}", "build it again") from error

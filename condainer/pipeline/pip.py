@@ -7,7 +7,6 @@ in the directory of that file, then requirements.txt.
 from __future__ import annotations
 
 import email.parser
-import json
 import os
 import re
 import shlex
@@ -34,6 +33,7 @@ for name in ("data", "purelib", "platlib", "scripts", "include"):
     print(sysconfig.get_path(name))
 """
 _REPORT_SINCE = (22, 2)
+_NUMBER = re.compile("[0-9]{1,9}")
 _NAMES_A_FILE = re.compile(
     r"(?P<option>-[rcf]|--requirement|--constraint|--find-links)(\s+|\s*=\s*|(?<=-[rcf]))"
     r"(?P<quote>[\"']?)(?P<file>[^\"'\s].*?)(?P=quote)\s*"
@@ -94,7 +94,10 @@ async def install(
             raise BuildError(f"pip failed ({answer.verdict}) for {origin}:\n{last}")
         if not report.exists():
             return None
-        return _installed(json.loads(report.read_bytes()))
+        try:
+            return _installed(files.read_json(report))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BuildError(f"pip does not tell what it has installed: {error!r}") from error
 
 
 def list_installed(prefix: Path) -> list[tuple[str, str]]:
@@ -187,7 +190,7 @@ def _absolute(line: str, base: Path) -> str:
 
 async def _version(python: Path, workplace: Workplace) -> tuple[int, ...]:
     text = await _ask(python, _PIP_VERSION, workplace)
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+    return tuple(int(part) for part in text.split(".")[:2] if _NUMBER.fullmatch(part))
 
 
 async def _ask(python: Path, code: str, workplace: Workplace) -> str:
@@ -208,7 +211,7 @@ def _matter(tail: Sequence[str]) -> list[str]:
     return (errors or list(tail))[-_LAST_LINES:]
 
 
-def _installed(report: dict[str, Any]) -> list[PipPackage]:
+def _installed(report: Any) -> list[PipPackage]:  # noqa: ANN401  (the environment's own pip says it)
     """What was installed, by pip's report: https://pip.pypa.io/en/stable/reference/installation-report/."""
     packages = []
     for item in report.get("install", []):

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import anyio
 
 from condainer import process
-from condainer.errors import CondainerError, InterruptedBySignalError
+from condainer.errors import CondainerError, InterruptedBySignalError, named
 from condainer.pipeline import schedule
 from condainer.pipeline.build import Build, Options
+from condainer.pipeline.events import Failed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,12 +66,9 @@ async def _build_all(
     async def build(project: Project) -> None:
         try:
             await Build(project, labels[project.directory], options, budget, emit).run()
-        except CondainerError as error:
-            failures.append(Failure(project, error))
         except Exception as error:  # noqa: BLE001  (the other builds go on)
-            bug = CondainerError(f"{type(error).__name__}: {error}", "this is a bug in condainer")
-            bug.__cause__ = error
-            failures.append(Failure(project, bug))
+            failures.append(Failure(project, named(error)))
+            emit(Failed(labels[project.directory]))
 
     # What the caller has this process ignore, as nohup does, ends nothing.
     heeded = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]

@@ -86,7 +86,10 @@ def default_jobs() -> int:
 def usable() -> int:
     """How many processors this process may use, by its affinity and its control group."""
     allowed = len(os.sched_getaffinity(0))
-    membership = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+    try:
+        membership = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # a container may have no /proc
+        return allowed
     quota = cgroup_quota(membership, Path("/sys/fs/cgroup"))
     if quota is not None:
         allowed = min(allowed, max(1, int(quota)))
@@ -102,7 +105,7 @@ def cgroup_quota(membership: str, root: Path) -> float | None:
     """
     quotas = []
     for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:
             tops = [root, root / "unified"]
             read = _quota_v2

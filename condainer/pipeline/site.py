@@ -25,6 +25,7 @@ from condainer.pipeline.events import (
     Unit,
 )
 from condainer.pipeline.installers import Workplace
+from condainer.units import printable
 from condainer.variables import FOREIGN
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Site:
         line = credentials.without(line)
         log = self._log_file
         if log is not None:  # an installer's thread may outlive a build that was cancelled
-            log.write(line + "\n")
+            log.write(printable(line) + "\n")
         self.emit(Output(self.label, line))
 
     def _variables(self) -> dict[str, str]:
@@ -151,12 +152,18 @@ class Site:
         return variables
 
     @contextlib.contextmanager
-    def watching(self, place: space.Place) -> Iterator[None]:
-        """Turn an error that means a full file system into one that says which."""
+    def watching(self, place: space.Place, cache: Path | None = None) -> Iterator[None]:
+        """Turn an error that means a full file system into one that says which.
+
+        Args:
+            place: what is being filled.
+            cache: where packages are put meanwhile.
+        """
+        others = [space.Place(cache, "the package cache", 0)] if cache is not None else []
         try:
             yield
         except (OSError, CondainerError) as error:
-            full = space.explain(error, [place, *self._other_places()])
+            full = space.explain(error, [place, *others, *self._other_places()])
             if full is None:
                 raise
             raise full from error
@@ -190,7 +197,7 @@ class Site:
                 try:
                     yield
                 except CondainerError as error:
-                    log.write(f"error: {error.message}\n")
+                    log.write(printable(f"error: {error.message}\n"))
                     raise
                 finally:
                     self._log_file = None

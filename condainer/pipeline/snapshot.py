@@ -76,8 +76,8 @@ def package_variables(prefix: Path) -> list[tuple[str, str]]:
     pairs: dict[str, str] = {}
     for path in _listed(prefix, "etc/conda/env_vars.d", ".json"):
         try:
-            found = json.loads(files.read(path, within=prefix))
-        except (OSError, ValueError, RecursionError) as error:
+            found = files.read_json(path, within=prefix)
+        except (OSError, ValueError) as error:
             raise BuildError(f"{path} does not hold variables: {error}") from error
         if not isinstance(found, dict) or not all(
             _is_variable(key, value) for key, value in found.items()

@@ -74,18 +74,25 @@ def explain(error: BaseException, places: Iterable[Place]) -> NoSpaceError | Non
     if not full:
         return None
     places = list(places)
-    place = min(places, key=lambda place: free_bytes(place.path))
+    place = _named(error, places) or min(places, key=lambda place: free_bytes(place.path))
     free = free_bytes(place.path)
     if free < max(_ALMOST_NOTHING, place.needed):
         return _error(place, free)
     # Whoever ran out of space has taken its file away again, or it is a quota.
-    place = places[0]
+    place = _named(error, places) or places[0]
     free = free_bytes(place.path)
     return NoSpaceError(
         f"no space left for {place.what} in {place.path}: the {human(free)} that are free now "
         f"do not suffice, or a quota is reached ({str(error).splitlines()[-1].strip()})",
         _HINT,
     )
+
+
+def _named(error: BaseException, places: Iterable[Place]) -> Place | None:
+    """The place of the file that an error names, however it does."""
+    words = f"{getattr(error, 'filename', None) or ''} {error}"
+    found = [place for place in places if str(place.path) in words]
+    return max(found, key=lambda place: len(str(place.path)), default=None)
 
 
 def free_bytes(path: Path) -> int:

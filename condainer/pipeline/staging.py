@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import locks, mounttable, runtime, trust, users
+from condainer import files, locks, mounttable, runtime, trust, users
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import tree
 from condainer.project import METADATA
@@ -356,7 +356,7 @@ def _left_over(project: Project) -> bool:
 def _noted(project: Project) -> dict[str, Any]:
     """What `Hold.note` wrote into the lock."""
     try:
-        noted = json.loads(runtime.read(project.build_lock))
+        noted = files.parse_json(runtime.read(project.build_lock))
     except (OSError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _HIGHEST = 32767
 """Priority that mksquashfs gives a file at the most."""
+_MOST = 2 * _HIGHEST
+"""Files: mksquashfs knows so many priorities."""
+_LONGEST_LIST = 3_900_000
+"""Bytes of a list."""
 
 
 def read(path: Path) -> tuple[str, ...]:
@@ -33,6 +37,18 @@ def read(path: Path) -> tuple[str, ...]:
     lines = (line.strip() for line in files.read_text(path).splitlines())
     names = (line for line in lines if line and not line.startswith(("#", "/")))
     return tuple(dict.fromkeys(name for name in names if ".." not in name.split("/")))
+
+
+def joined(before: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A list and what another command has read, behind it; as much as `read` and a build take."""
+    kept: list[str] = []
+    left = _LONGEST_LIST
+    for name in dict.fromkeys((*before, *names)):
+        left -= len(os.fsencode(name)) + 1
+        if left < 0 or len(kept) == _MOST:
+            break
+        kept.append(name)
+    return kept
 
 
 def write_order(names: Sequence[str], prefix: Path, directory: Path | None) -> Path | None:
@@ -50,7 +66,7 @@ def write_order(names: Sequence[str], prefix: Path, directory: Path | None) -> P
         return None
     path = directory / "order"
     with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        for place, name in enumerate(names[: 2 * _HIGHEST]):
+        for place, name in enumerate(names[:_MOST]):
             if not any(letter.isspace() for letter in name) and os.path.lexists(prefix / name):
                 file.write(f"{prefix / name} {_HIGHEST - place}\n")
     return path

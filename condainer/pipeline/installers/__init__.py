@@ -6,7 +6,6 @@ Both install at the very prefix the image will be mounted at.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from dataclasses import asdict, dataclass
@@ -144,10 +143,10 @@ def notes(prefix: Path) -> list[Path]:
 
 def _read_record(path: Path, prefix: Path) -> Record:
     try:
-        return _record(json.loads(files.read(path, within=prefix)))
+        return _record(files.read_json(path, within=prefix))
     except OSError as error:
         raise BuildError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BuildError(
             f"{path} is not the record of a package: {error}",
             "leave out the package that put it there",

@@ -20,10 +20,13 @@ from rattler import PathsJson
 
 from condainer import files
 from condainer.errors import BuildError
+from condainer.units import human
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_RECORDS = ("index.json", "paths.json", "files", "has_prefix", "no_link", "link.json")
+"""What rattler reads of a package, whatever is there."""
 _MOST_LINKS = 40
 """Links after one another that a path leads through: as many as the kernel follows."""
 _FOR_ANY_PYTHON = ("site-packages/", "python-scripts/")
@@ -193,12 +196,19 @@ def check_package(package: str, directory: Path) -> None:
 
 def _check_list(package: str, directory: Path) -> None:
     """See that the list of files is one of the package itself."""
-    for name in ("paths.json", "files", "has_prefix", "index.json", "link.json"):
+    for name in _RECORDS:
+        path = Path("info", name)
         try:
-            files.read(directory / "info" / name, within=directory)
+            files.read(directory / path, within=directory)
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise _foreign(package, Path("info", name)) from error
+                raise _foreign(package, path) from error
+            if error.errno != errno.ENOENT:  # rattler says whether it needs that
+                raise BuildError(
+                    f"the package {package} has an {path} that is no file, or is larger than "
+                    f"{human(files.MOST)}",
+                    "leave that package out, and report it to its channel",
+                ) from error
 
 
 def _stamp(directory: Path) -> tuple[object, ...]:

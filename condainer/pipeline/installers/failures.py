@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _LINES = 25
+_OF_THIS_MACHINE = re.compile(
+    r"Resource temporarily unavailable|Cannot allocate memory|Too many open files"
+    r"|os error (11|12|23|24)\b|spawn.* thread"
+)
+"""What tells that no process, memory or descriptor is to be had, which is no channel's fault."""
 
 
 def excerpt(lines: Iterable[str]) -> str:
@@ -43,6 +49,11 @@ def unreadable(why: str, channels: Iterable[str]) -> BuildError:
         channels: those that were to be read; which of them it was stands in the explanation.
     """
     why = credentials.without(why)
+    if _OF_THIS_MACHINE.search(why):
+        return BuildError(
+            f"this machine or job does not let channels be read:\n{why}",
+            "see 'ulimit -u', 'ulimit -n' and 'ulimit -v', and the limits of this job or container",
+        )
     channels = [credentials.without(channel) for channel in channels]
     named = [channel for channel in channels if f"{channel}/" in why] or channels
     which = f"the channel {' or '.join(named)}" if named else "a channel"

@@ -8,7 +8,6 @@ nothing while they fetch, so progress comes from the lines they print while they
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import tempfile
 from functools import partial
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from condainer import process, tools
+from condainer import files, process, tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline.installers import (
     Package,
@@ -337,7 +336,7 @@ def _without_url(spec: str) -> str:
 
 def _actions(stdout: bytes) -> dict[str, Any] | None:
     try:
-        document = json.loads(stdout)
+        document = files.parse_json(stdout)
     except ValueError:
         return None
     if not isinstance(document, dict) or document.get("success") is False:

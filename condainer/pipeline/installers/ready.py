@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import tempfile
 import time
@@ -119,8 +118,8 @@ def _source_of(name: str) -> str:
 def entries(within: Path, file: str, *keys: str) -> list[dict[str, Any]]:
     """The objects in a list of a JSON file, or the object that it is itself; none in any other."""
     try:
-        document = json.loads(files.read(within / file, within=within))
-    except (OSError, ValueError, RecursionError):
+        document = files.read_json(within / file, within=within)
+    except (OSError, ValueError):
         return []
     for key in keys:
         document = document.get(key) if isinstance(document, dict) else None

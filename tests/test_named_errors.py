@@ -1,0 +1,212 @@
+"""Faults of the machine: each is told by its own name, with the file, and as nobody else's."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from condainer import errors
+from condainer.errors import BuildError, MountError
+from condainer.fuse import attach
+from condainer.mounting import namespace
+from condainer.pipeline import space
+from condainer.pipeline.events import Failed, Progress, Stage, StageStarted, Unit
+from condainer.pipeline.installers import failures
+from condainer.progress import Board
+from tests import support
+from tests.support import CONDAINER, REPOSITORY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support import Workshop
+
+PROBE = REPOSITORY / "condainer/mounting/probe.squashfs"
+FAILING = """\
+import errno, mfusepy, os, stat, sys
+class Failing(mfusepy.Operations):
+    use_ns = True
+    text = open(sys.argv[1], "rb").read()
+    def getattr(self, path, fh=None):
+        if path.endswith(".squashfs"):
+            raise mfusepy.FuseOSError(int(sys.argv[3]))
+        if path == "/":
+            return {"st_mode": stat.S_IFDIR | 0o755}
+        if path == "/condainer.yml":
+            return {"st_mode": stat.S_IFREG | 0o644, "st_size": len(self.text)}
+        raise mfusepy.FuseOSError(errno.ENOENT)
+    def read(self, path, size, offset, fh):
+        return self.text[offset : offset + size]
+mfusepy.FUSE(Failing(), sys.argv[2], foreground=True, ro=True)
+"""
+
+
+def image_that_fails(workshop: Workshop, number: int, where: Path) -> Iterator[Path]:
+    """A project on a file system that fails where the image is looked at."""
+    where.mkdir()
+    config = str(workshop.directory / "condainer.yml")
+    argv = [sys.executable, "-c", FAILING, config, str(where), str(number)]
+    with subprocess.Popen(argv) as server:
+        support.wait_for(lambda: (where / "condainer.yml").exists() or server.poll() is not None)
+        yield where
+        subprocess.run(["fusermount3", "-u", str(where)], check=True)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_an_image_that_cannot_be_looked_at_is_not_missing(
+    workshop: Workshop, tmp_path: Path, number: int
+) -> None:
+    for project in image_that_fails(workshop, number, tmp_path / "project"):
+        words = os.strerror(number)
+        found = json.loads(workshop.run("-d", str(project), "status", "--json").stdout)["image"]
+        assert found["exists"]
+        assert words in found["problem"]
+        for command, status in ((("exec", "--", "true"), 125), (("cache",), 1), (("mount",), 1)):
+            told = workshop.run("-d", str(project), *command, status=status).stderr
+            assert f"{workshop.uuid}.squashfs: {words}" in told
+            assert "there is no image" not in told
+
+
+def test_a_path_that_is_not_utf_8_is_no_reason_to_blame_the_keeper(workshop: Workshop) -> None:
+    directory = workshop.directory.parent / "odd\udcff"
+    directory.mkdir()
+    shutil.copy(workshop.directory / "condainer.yml", directory)
+    data = bytearray(PROBE.read_bytes())
+    data[96:] = bytes(len(data) - 96)
+    (directory / f"{workshop.uuid}.squashfs").write_bytes(data)
+    told = subprocess.run(
+        [*CONDAINER, "mount", "--backend", "extract"],
+        cwd=directory,
+        env=workshop.variables,
+        capture_output=True,
+        check=False,
+    )
+    assert told.returncode == 1
+    assert b"cannot read " in told.stderr
+    assert b"was killed" not in told.stderr
+
+
+@pytest.mark.parametrize("most", [7, 10])
+@pytest.mark.parametrize("command", [("status",), ("exec", "--", "true")])
+def test_too_few_descriptors_are_named(
+    workshop: Workshop, command: tuple[str, ...], most: int
+) -> None:
+    shutil.copy(PROBE, workshop.image)
+    limit = f'ulimit -n {most}; exec "$@"'
+    done = subprocess.run(
+        ["bash", "-c", limit, "bash", *CONDAINER, *command],
+        cwd=workshop.directory,
+        env=workshop.variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "bug in condainer" not in done.stderr
+    assert "was killed" not in done.stderr
+    if command[0] == "exec":
+        assert "Too many open files" in done.stderr
+
+
+def test_what_the_system_says_is_named() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/a/b")
+    assert errors.named(full).message == "/a/b: No space left on device"
+    again = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    assert "ulimit -u" in errors.named(again).hint
+    assert "ulimit -u" in errors.named(RuntimeError("can't start new thread")).hint
+    assert errors.named(MemoryError()).message == "out of memory"
+    pipe = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    assert errors.named(pipe).message == "Broken pipe"
+    assert "bug in condainer" in errors.named(ZeroDivisionError()).hint
+    own = MountError("x")
+    assert errors.named(own) is own
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        "  OS can't spawn worker thread: Resource temporarily unavailable (os error 11)",
+        "  error sending request: Too many open files (os error 24)",
+    ],
+)
+def test_what_this_machine_refuses_is_not_the_fault_of_a_channel(why: str) -> None:
+    told = failures.unreadable(why, ["https://example.org/channel"])
+    assert "the channel" not in told.message
+    assert "ulimit" in told.hint
+    other = failures.unreadable("  404 Not Found", ["https://example.org/channel"])
+    assert "cannot read the channel https://example.org/channel" in other.message
+
+
+def test_what_is_full_is_the_place_of_the_file_that_is_named(tmp_path: Path) -> None:
+    places = [space.Place(tmp_path / name, name, 1 << 62) for name in ("prefix", "cache", "tmp")]
+    error = BuildError(f"failed to unpack {tmp_path}/cache/x: No space left on device")
+    told = space.explain(error, places)
+    assert told is not None
+    assert f"no space left for cache in {tmp_path}/cache" in told.message
+    named = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "tmp" / "y"))
+    told = space.explain(named, places)
+    assert told is not None
+    assert f"no space left for tmp in {tmp_path}/tmp" in told.message
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [
+        ("6.1.0-18-amd64", (6, 1)),
+        ("6.1-rc3", (6, 1)),
+        ("6", (6, 0)),
+        ("5.2+", (5, 2)),
+        ("odd", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_the_release_of_a_kernel(release: str, version: tuple[int, int]) -> None:
+    assert attach.kernel_version(release) == version
+
+
+@pytest.mark.parametrize(("user", "inode"), [(9999, 0), (-1, 1)])
+def test_a_namespace_that_cannot_be_entered_takes_no_descriptors(user: int, inode: int) -> None:
+    """It is looked for again and again."""
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    try:
+        place = namespace.Place(
+            os.getpid(), user, own, inode or os.fstat(own).st_ino, namespace.here()
+        )
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        for _ in range(5):
+            with pytest.raises(MountError):
+                place.open()
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    finally:
+        os.close(own)
+
+
+def test_a_failed_project_is_on_the_board_no_more() -> None:
+    board = Board()
+    for project in ("a", "b"):
+        board.update(StageStarted(project, Stage.SOLVE), 1.0)
+        board.update(Progress(project, Stage.SOLVE, 1, 2, Unit.PACKAGES), 2.0)
+    board.update(Failed("a"), 3.0)
+    lines = board.render(4.0, 80)
+    assert len(lines) == 1
+    assert " b: " in lines[0]
+
+
+def test_a_build_that_fails_leaves_the_board_while_others_go_on(workshop: Workshop) -> None:
+    from condainer import project
+    from condainer.pipeline import run
+    from condainer.pipeline.build import Options
+
+    (workshop.directory / "environment.yml").write_text("dependencies: [[]]\n")
+    seen: list[object] = []
+    code = project.open_projects([workshop.directory])
+    failed = run.build_all(code, Options(), os.cpu_count() or 1, seen.append)
+    assert [each.project.directory for each in failed] == [workshop.directory]
+    assert Failed(workshop.directory.name) in seen
