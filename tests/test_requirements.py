@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -57,3 +58,23 @@ def test_the_installed_program_imports_nothing_before_condainer(name: str) -> No
     after_site = names[names.index("site") + 1 :]
     assert after_site.index("condainer") == 0
     assert "exec needs a command" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["", ":", "{here}", "{here}/missing:.", "nothing:{here}/"])
+def test_the_installed_program_imports_nothing_of_the_working_directory(
+    tmp_path: Path, path: str
+) -> None:
+    for name in ("fcntl", "argparse", "condainer", "_posixsubprocess", "yaml"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('it was imported')\n")
+    variables = {**os.environ, "PYTHONPATH": path.format(here=tmp_path)}
+    for command in (("exec", "true"), ("status",), ("init", "--dry-run")):
+        done = subprocess.run(
+            [Path(sys.prefix, "bin", "condainer"), *command],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "it was imported" not in done.stderr
+        assert done.returncode in {0, 1, 125}
