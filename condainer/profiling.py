@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from condainer import process, runtime
 from condainer.errors import MountError
 from condainer.mounting import lifetime, mountpoint
-from condainer.pipeline import startup
+from condainer.pipeline import parts, startup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -155,9 +155,6 @@ def _problem(status: int, count: int, before: int) -> str:
 
 def _write(project: Project, names: Sequence[str]) -> None:
     text = "".join(f"{name}\n" for name in names)
-    part = project.startup_file.with_name(f".{project.startup_file.name}.{os.getpid()}.part")
-    try:
-        part.write_text(_HEAD + text, encoding="utf-8")
-        part.replace(project.startup_file)
-    finally:
-        part.unlink(missing_ok=True)
+    umask = os.umask(0o022)
+    os.umask(umask)
+    parts.publish({project.startup_file: _HEAD + text}, 0o644 & ~umask)

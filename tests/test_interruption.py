@@ -318,8 +318,10 @@ def test_part_that_a_living_process_writes_is_left_alone(
     workshop: Workshop, hard_channel: Path
 ) -> None:
     node = os.uname().nodename
-    living = workshop.directory / f".{workshop.image.name}.{node}.{os.getpid()}.part"
-    elsewhere = workshop.directory / f".{workshop.image.name}.another-node.1.part"
+    living = (
+        workshop.directory / f".{workshop.image.name}.{node}.{os.getpid()}.0123456789abcdef.part"
+    )
+    elsewhere = workshop.directory / f".{workshop.image.name}.another-node.1.0123456789abcdef.part"
     for part in (living, elsewhere):
         part.touch()
     workshop.environment("hard-text", channel=hard_channel)

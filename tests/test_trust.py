@@ -10,7 +10,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -340,20 +339,72 @@ def test_root_is_led_nowhere_by_what_a_user_has_planted(place: Place) -> None:
         target.unlink()
 
 
+_SWAP = """
+import os, sys
+directory, private = sys.argv[1:]
+print("ready", flush=True)
+while True:
+    for name in os.listdir(directory):
+        path = f"{directory}/{name}"
+        if name.endswith(".part") and not os.path.islink(path):
+            try:
+                os.rename(path, f"{path}.away")
+                os.symlink(private, path)
+            except OSError:
+                continue
+"""
+"""Puts a link in the place of each file that is being written, as soon as it is there."""
+
+
+@pytest.mark.parametrize("swaps", [False, True])
+def test_no_link_in_a_project_directory_is_written_through(place: Place, *, swaps: bool) -> None:
+    """Others may write to it: they plant names that could be guessed, or exchange what is new."""
+    directory = place.project(ANN, f"shared-{swaps}")
+    directory.chmod(0o777)
+    identity = str(uuid.uuid4())
+    configure(place, directory, place.directory / "base", identity)
+    private = place.directory / f"home-{ANN}" / "private"
+    private.write_text("mine")
+    private.chmod(0o600)
+    os.chown(private, ANN, ANN)
+    names = ("activate", "deactivate", f"{identity}.squashfs", f"{identity}.build.log")
+    last = int(Path("/proc/loadavg").read_text().split()[-1])
+    for name in names:
+        for pid in range(last, last + 2000):
+            (directory / f".{name}.{os.uname().nodename}.{pid}.part").symlink_to(private)
+    with place.start(
+        *(BOB, users.PYTHON, "-c", _SWAP, str(directory), str(private)),
+        stdin=subprocess.DEVNULL,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        if not swaps:
+            other.kill()
+        done = place.run(ANN, "build", "-q", cwd=directory, status=None)
+        other.kill()
+    assert private.read_text() == "mine"
+    assert private.stat().st_mode & 0o777 == 0o600
+    if swaps:
+        assert "has been replaced while it was being written" in done.stderr
+    else:
+        assert done.returncode == 0
+
+
 def kill_all_of(place: Place, user: int) -> None:
-    """End a job: all that its user runs from this place."""
-    words = str(place.directory).encode()
+    """End a job: all that its user runs from this place, and what takes its place meanwhile."""
+    support.wait_for(lambda: not _kill(user, str(place.directory).encode()))
+
+
+def _kill(user: int, words: bytes) -> bool:
+    """Kill what a user runs with certain words; gives whether there was any."""
+    found = False
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
                 mine = process.stat().st_uid == user
                 if mine and words in (process / "cmdline").read_bytes():
                     os.kill(int(process.name), signal.SIGKILL)
+                    found = True
             except OSError:
                 continue
-    deadline = time.monotonic() + support.PATIENCE
-    while time.monotonic() < deadline:
-        listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
-        if b"condainer-keep" not in listing or words not in listing:
-            return
-        time.sleep(0.05)
+    return found

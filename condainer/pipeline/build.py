@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from condainer.pipeline.epoch import Epoch
     from condainer.pipeline.installers import Solution, Workplace
     from condainer.pipeline.lockfile import Lock, PipPackage
+    from condainer.pipeline.parts import Part
     from condainer.pipeline.schedule import Budget
     from condainer.pipeline.staging import Hold
     from condainer.project import Project
@@ -222,26 +223,23 @@ class Build:
         self._note(f"would write {self.project.image}")
 
     async def _build(self, plan: Plan, hold: Hold) -> None:
-        part = parts.part_of(plan.image)
         source = image_module.fingerprint(plan.image) if self.options.repack else ""
-        try:
+        with parts.writing(plan.image) as part:
             installed, counted = await self._make(plan, hold, part)
             async with (
                 self._site.stage(Stage.VERIFY),
                 self._site.workplace(Stage.VERIFY, 1) as workplace,
             ):
-                await anyio.to_thread.run_sync(squash.verify, part, counted)
+                await anyio.to_thread.run_sync(squash.verify, part.content, counted)
                 if plan.startup:
                     await startup.mark(part, plan.startup, workplace)
-            size = part.stat().st_size
+            size = part.size
             async with self._site.stage(Stage.PUBLISH):
                 if source and image_module.fingerprint(plan.image) != source:  # on another node
                     raise BuildError(
                         f"{plan.image} has been built anew meanwhile", "it stays; repack it again"
                     )
                 await self._publish((part, plan.image), installed, plan.created)
-        finally:
-            part.unlink(missing_ok=True)
         self.emit(
             Built(
                 project=self.label,
@@ -255,7 +253,7 @@ class Build:
             )
         )
 
-    async def _make(self, plan: Plan, hold: Hold, part: Path) -> tuple[Installed | None, tree.Tree]:
+    async def _make(self, plan: Plan, hold: Hold, part: Part) -> tuple[Installed | None, tree.Tree]:
         """Install the environment and compress it, both at once where that can be done.
 
         Returns:
@@ -539,7 +537,7 @@ class Build:
                 manifest.write(project, described, plan.epoch)
         return described
 
-    async def _squash(self, plan: Plan, part: Path, source: Path) -> tree.Tree:
+    async def _squash(self, plan: Plan, part: Part, source: Path) -> tree.Tree:
         """Compress the finished environment, which is in a directory."""
         async with self._site.stage(Stage.SQUASH) as stage:
             counted = await anyio.to_thread.run_sync(tree.survey, source)
@@ -550,10 +548,10 @@ class Build:
                     await squash.write(
                         *(plan.mksquashfs, source, part, plan.compression, workplace), order=order
                     )
-            stage.detail = f"{plan.compression.algorithm}, {human(part.stat().st_size)}"
+            stage.detail = f"{plan.compression.algorithm}, {human(part.size)}"
         return counted
 
-    def _stream(self, plan: Plan, solution: Solution, part: Path) -> Streaming:
+    def _stream(self, plan: Plan, solution: Solution, part: Part) -> Streaming:
         """Have the environment compressed as far as it is there already."""
         fetched = sum(package.size for package in solution.packages)
         place = self._place_of_image(part, fetched * space.UNPACKED_RATIO, fetched)
@@ -569,7 +567,7 @@ class Build:
                         *(plan.mksquashfs, reader, part, plan.compression, workplace),
                         aside=installed,
                     )
-                stage.detail = f"{plan.compression.algorithm}, {human(part.stat().st_size)}"
+                stage.detail = f"{plan.compression.algorithm}, {human(part.size)}"
 
         return Streaming(
             Overlap(
@@ -584,17 +582,18 @@ class Build:
             write,
         )
 
-    def _place_of_image(self, part: Path, unpacked: int, expected: int) -> space.Place:
+    def _place_of_image(self, part: Part, unpacked: int, expected: int) -> space.Place:
         """Where an image is written; sees that there may be room for it."""
-        place = space.Place(part.parent, "the image", expected)
+        place = space.Place(part.path.parent, "the image", expected)
         space.require(place, unpacked // _LEAST_COMPRESSION)
         return place
 
     async def _publish(
-        self, image: tuple[Path, Path], installed: Installed | None, created: int
+        self, image: tuple[Part, Path], installed: Installed | None, created: int
     ) -> None:
         """Put everything in its place by rename, last the image: from its part to its name."""
-        _sync(image[0])
+        # On disk before its name is: a crash must not leave a name without content.
+        await anyio.to_thread.run_sync(os.fsync, image[0].descriptor)
         mode = self.options.mode
         if installed is None:
             parts.publish({}, mode, image)
@@ -683,9 +682,3 @@ def _command() -> str:
     if own.name in {"condainer", "cnd"}:
         return str(own)
     return shutil.which("condainer") or str(Path(sys.executable).parent / "condainer")
-
-
-def _sync(path: Path) -> None:
-    """Have the image on disk before its name is: a crash must not leave a name without content."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -1,7 +1,9 @@
 """Files beside a project that have another name until they are complete.
 
 The name says which process on which machine writes the file, so that what a killed build left
-can be told from what another build is writing.
+can be told from what another build is writing. The end of it is random, and the file is made anew:
+where others may write to the project's directory, a link that they have put there is not followed.
+For the same reason the file is written and read through its descriptor, not by its name.
 """
 
 from __future__ import annotations
@@ -10,19 +12,72 @@ import contextlib
 import glob
 import os
 import platform
+import secrets
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
-def part_of(path: Path) -> Path:
-    """The name of a file of this process until it is complete."""
-    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
+@dataclass(frozen=True)
+class Part:
+    """A file that is not complete yet.
+
+    Attributes:
+        path: its name until then.
+        descriptor: what it is written through; nobody else can read it before it is published.
+    """
+
+    path: Path
+    descriptor: int
+
+    @property
+    def content(self) -> Path:
+        """The file, whatever has its name, for this process and those that inherit it."""
+        return Path(f"/proc/self/fd/{self.descriptor}")
+
+    @property
+    def size(self) -> int:
+        """How long it is, in bytes."""
+        return os.fstat(self.descriptor).st_size
+
+    def publish(self, final: Path, mode: int) -> None:
+        """Give it its name.
+
+        Args:
+            final: the name.
+            mode: the permissions that it gets.
+
+        Raises:
+            BuildError: if somebody has put something else in its place.
+        """
+        os.fchmod(self.descriptor, mode)
+        there = self.path.lstat() if os.path.lexists(self.path) else None
+        if there is None or not os.path.samestat(there, os.fstat(self.descriptor)):
+            raise BuildError(
+                f"{self.path} has been replaced while it was being written: {final} stays as it is",
+                f"see who may write to {final.parent}",
+            )
+        self.path.rename(final)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Part]:
+    """Make the file that is to get a name; it goes again unless it has got it."""
+    name = f".{path.name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(8)}.part"
+    part = path.with_name(name)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(part, flags, 0o600)
+    try:
+        yield Part(part, descriptor)
+    finally:
+        os.close(descriptor)
+        part.unlink(missing_ok=True)
 
 
 def check_replaceable(path: Path) -> None:
@@ -57,36 +112,33 @@ def behind_link(path: Path) -> Path:
     return target
 
 
-def publish(texts: Mapping[Path, str], mode: int, last: tuple[Path, Path]) -> None:
+def publish(texts: Mapping[Path, str], mode: int, last: tuple[Part, Path] | None = None) -> None:
     """Write some files and put all of them in place, or none.
 
     Args:
         texts: what each is to hold.
         mode: their permissions.
         last: a file that is complete, and the name it gets after all the others.
+
+    Raises:
+        BuildError: if somebody has put something else in the place of one.
     """
-    parts = {path: part_of(path) for path in texts}
-    try:
-        for path, text in texts.items():
-            parts[path].write_text(text, encoding="utf-8")
-            parts[path].chmod(mode)
-        part, final = last
-        part.chmod(mode)
+    with contextlib.ExitStack() as stack:
+        parts = [(stack.enter_context(writing(path)), path) for path in texts]
+        for (part, _), text in zip(parts, texts.values(), strict=True):
+            with open(part.descriptor, "w", encoding="utf-8", closefd=False) as file:
+                file.write(text)
         # From here on nothing can run full.
-        for path, written in parts.items():
-            written.rename(path)
-        part.rename(final)
-    finally:
-        for written in parts.values():
-            written.unlink(missing_ok=True)
+        for part, path in [*parts, *([last] if last else [])]:
+            part.publish(path, mode)
 
 
 def remove_stale(paths: Iterable[Path]) -> None:
     """Remove the parts of some files that were left by processes of this machine."""
     node = glob.escape(platform.node())
     for path in paths:
-        for part in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.part"):
-            process = part.name.rsplit(".", 2)[1]
+        for part in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.*.part"):
+            process = part.name.rsplit(".", 3)[1]
             if process.isdigit() and not Path("/proc", process).exists():
                 with contextlib.suppress(OSError):
                     part.unlink()

@@ -188,31 +188,29 @@ class Site:
         Args:
             mode: its permissions.
         """
-        project = self.project
-        part = parts.part_of(project.build_log)
-        try:
-            with part.open("w", encoding="utf-8", errors="replace", buffering=1) as log:
-                part.chmod(mode)
+        final = self.project.build_log
+        with parts.writing(final) as part:
+            with open(
+                *(part.descriptor, "w"),
+                encoding="utf-8",
+                errors="replace",
+                buffering=1,
+                closefd=False,
+            ) as log:
                 self._log_file = log
                 try:
                     yield
                 except CondainerError as error:
                     log.write(printable(f"error: {error.message}\n"))
+                    part.publish(final, mode)
+                    hint = error.hint or f"the log is {final}"
+                    raise type(error)(error.message, hint) from error
+                except Exception:
+                    part.publish(final, mode)
                     raise
                 finally:
                     self._log_file = None
-        except CondainerError as error:
-            part.replace(project.build_log)
-            raise type(error)(
-                error.message, error.hint or f"the log is {project.build_log}"
-            ) from error
-        except Exception:
-            part.replace(project.build_log)
-            raise
-        else:
-            part.replace(project.build_log)
-        finally:
-            part.unlink(missing_ok=True)
+            part.publish(final, mode)
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:

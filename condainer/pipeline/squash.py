@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from condainer import image, tools
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from condainer.config import Config
     from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.parts import Part
     from condainer.pipeline.tree import Tree
     from condainer.tools import Mksquashfs
 
@@ -111,7 +111,7 @@ def reads_archives(mksquashfs: Mksquashfs) -> bool:
 async def write(
     mksquashfs: Mksquashfs,
     source: Path | int,
-    target: Path,
+    target: Part,
     compression: Compression,
     workplace: Workplace,
     order: Path | None = None,
@@ -136,7 +136,7 @@ async def write(
     """
     own = ["-tar", "-root-mode", "755"] if isinstance(source, int) else _MODES
     own = [*own, "-sort", str(order)] if order is not None else own
-    _make_private(target)
+    workplace = replace(workplace, pass_fds=[*workplace.pass_fds, target.descriptor])
 
     def take(line: str) -> None:
         bar = _BAR.match(line)
@@ -149,7 +149,7 @@ async def write(
         [
             str(mksquashfs.path),
             "-" if isinstance(source, int) else str(source),
-            *(str(target), "-noappend", *own),
+            *(str(target.content), "-noappend", *own),
             *compression.arguments,
             *("-processors", str(workplace.processors), "-mem", _memory(compression, workplace)),
             *("-all-root", "-no-xattrs", "-no-recovery"),
@@ -164,16 +164,6 @@ async def write(
         lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]
         last = "\n".join(f"  {line}" for line in lines)
         raise BuildError(f"mksquashfs failed ({answer.verdict}):\n{last}")
-
-
-def _make_private(path: Path) -> None:
-    """Make the file that mksquashfs writes to: until it is published nobody else reads it."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
 
 
 def _memory(compression: Compression, workplace: Workplace) -> str:

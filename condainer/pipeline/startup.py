@@ -7,6 +7,7 @@ system looks, so that whoever wants can read that part ahead: `image` says how.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from condainer import files, image, process
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.parts import Part
 
 _HIGHEST = 32767
 """Priority that mksquashfs gives a file at the most."""
@@ -72,20 +74,21 @@ def write_order(names: Sequence[str], prefix: Path, directory: Path | None) -> P
     return path
 
 
-async def mark(path: Path, names: Sequence[str], workplace: Workplace) -> None:
+async def mark(part: Part, names: Sequence[str], workplace: Workplace) -> None:
     """Note behind an image which part of it has some files.
 
     Raises:
         BuildError: where the image cannot be read.
     """
-    answer = await workplace.run(
-        process.own_program("condainer.fuse.locate", str(path)),
+    place = replace(workplace, pass_fds=[*workplace.pass_fds, part.descriptor])
+    answer = await place.run(
+        process.own_program("condainer.fuse.locate", str(part.content)),
         stdin=b"\0".join(os.fsencode(name) for name in names),
         capture=True,
     )
     if answer.returncode != 0:
         last = answer.tail[-1] if answer.tail else answer.verdict
-        raise BuildError(f"cannot see where files lie in {path}: {last}")
+        raise BuildError(f"cannot see where files lie in {part.path}: {last}")
     start, end = map(int, answer.stdout.split())
     if start < end:
-        image.write_startup(path, start, end)
+        image.write_startup(part.content, start, end)
