@@ -412,3 +412,18 @@ def test_explanation_leaves_out_the_table_of_packages() -> None:
 def test_explanation_of_another_program_is_what_it_said_last() -> None:
     lines = ["PackagesNotFoundError: The following packages are missing:", "  - nowhere"]
     assert mamba.explanation(lines) == "\n".join(f"  {line}" for line in lines)
+
+
+# Nothing, and less than usual
+
+
+def test_an_environment_of_nothing(workshop: Workshop, build: Callable[[Workshop], None]) -> None:
+    write(workshop, "name: nothing\ncategory: main\n")
+    build(workshop)
+    assert packages(workshop) == {}
+
+
+def test_what_is_passed_over_is_said_once(workshop: Workshop) -> None:
+    write(workshop, "name: nothing\ncategory: main\ndependencies: []\n")
+    answer = workshop.run("build", "--installer", "rattler")
+    assert answer.stderr.count("environment.yml, line 2: the key 'category' is passed over") == 1
