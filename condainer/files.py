@@ -22,6 +22,8 @@ MOST = 64_000_000
 """Bytes: more than any file has that condainer or an installer writes."""
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""What a file in UTF-16 begins with; editors of Windows write it, and conda reads it."""
 
 _MOST_OF_PEOPLE = 4_000_000
 """Bytes of a file that people write: larger ones are something else, and take long to parse."""
@@ -61,13 +63,14 @@ def read(path: str | Path, *, within: Path | None = None, most: int = MOST) -> b
 
 
 def read_text(path: Path) -> str:
-    """Read a file a user wrote.
+    """Read a file a user wrote: in UTF-8, or in UTF-16 where it begins with the mark of that.
 
     Raises:
-        ConfigError: where it cannot be read, is too large for one, or is not UTF-8.
+        ConfigError: where it cannot be read, is too large for one, or is neither.
     """
     try:
-        return read(path, most=_MOST_OF_PEOPLE).decode()
+        content = read(path, most=_MOST_OF_PEOPLE)
+        return content.decode("utf-16" if content[:2] in _UTF_16 else "utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _DEEPEST = 30
+_MERGE = "tag:yaml.org,2002:merge"
 
 # The C parser is five times as fast, but not every PyYAML was built with it.
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -37,9 +38,9 @@ class YamlFile:
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
+        self._mappings: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = {}
         try:
-            self._check_depth(text)
-            node = yaml.compose(text, Loader=_Loader)
+            node = self._composed(text)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             line = mark.line + 1 if mark else 1
@@ -51,6 +52,18 @@ class YamlFile:
         if node is None:
             node = yaml.MappingNode("tag:yaml.org,2002:map", [])
         self.items = self.mapping(node, "the file")
+
+    def _composed(self, text: str) -> yaml.Node | None:
+        """Parse it; mamba's parser takes a tab wherever a blank may stand, ours does not."""
+        try:
+            self._check_depth(text)
+            return yaml.compose(text, Loader=_Loader)
+        except yaml.MarkedYAMLError:
+            spaced = re.sub(r"(?<=\S)\t+", " ", re.sub(r"(?m)^[ \t]+$", "", text))
+            if spaced == text:
+                raise
+        self._check_depth(spaced)
+        return yaml.compose(spaced, Loader=_Loader)
 
     def _check_depth(self, text: str) -> None:
         """Refuse what is nested so deeply that the parser itself would run out of stack."""
@@ -78,16 +91,20 @@ class YamlFile:
             ConfigError: with the line, and with the known key that looks most like it.
         """
         known = list(known)
-        for name, (key, _) in self.items.items():
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-                raise self.error(key, f"unknown key '{name}'", hint)
+        for name, (key, _) in self.unknown(known).items():
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+            raise self.error(key, f"unknown key '{name}'", hint)
+
+    def unknown(self, known: Iterable[str]) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """The keys of the file that nobody reads, as `mapping` gives them."""
+        known = set(known)
+        return {name: pair for name, pair in self.items.items() if name not in known}
 
     def value(self, name: str) -> yaml.Node | None:
         """The node below a key of the file, or None where there is none or it is empty."""
         pair = self.items.get(name)
-        if pair is None or _is_null(pair[1]):
+        if pair is None or is_null(pair[1]):
             return None
         return pair[1]
 
@@ -95,12 +112,21 @@ class YamlFile:
         """The items of a mapping: key text to key node and value node."""
         if not isinstance(node, yaml.MappingNode):
             raise self.error(node, f"{what} must be a mapping of 'key: value' lines")
-        items: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        if id(node) in self._mappings:  # an alias of one that has been read, or is just being read
+            return self._mappings[id(node)]
+        items = self._mappings[id(node)] = {}
+        merged: list[yaml.Node] = []
         for key, value in node.value:
+            if key.tag == _MERGE:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+                continue
             name = self.scalar(key, "a key")
             if name in items:
                 raise self.error(key, f"key '{name}' stands here a second time")
             items[name] = (key, value)
+        for other in merged:  # what stands here itself goes before what is merged
+            for name, pair in list(self.mapping(other, "what '<<:' merges").items()):
+                items.setdefault(name, pair)
         return items
 
     def sequence(self, node: yaml.Node, what: str) -> list[yaml.Node]:
@@ -113,7 +139,7 @@ class YamlFile:
         """The text of a scalar as it stands in the file (so `3.10` stays `3.10`)."""
         if not isinstance(node, yaml.ScalarNode):
             raise self.error(node, f"{what} must be one plain value")
-        return "" if _is_null(node) else str(node.value)
+        return "" if is_null(node) else str(node.value)
 
     def line(self, node: yaml.Node, what: str) -> str:
         """The text of a scalar that people see or that goes into a file name or a script."""
@@ -123,5 +149,6 @@ class YamlFile:
         return text
 
 
-def _is_null(node: yaml.Node) -> bool:
+def is_null(node: yaml.Node) -> bool:
+    """Whether there is nothing, or `null`, or `~`."""
     return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"

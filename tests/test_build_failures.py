@@ -94,9 +94,8 @@ def test_lock_file_that_is_missing(workshop: Workshop, hard_channel: Path) -> No
     ("text", "words"),
     [
         ("name: x\ndependencies:\n  - a: [\n", "environment.yml, line 4: not valid YAML"),
-        ("dependencis:\n  - a\n", "line 1: unknown key 'dependencis'"),
-        ("name: x\n", "there is nothing under 'dependencies'"),
-        ("dependencies:\n  - pip:\n    - a\n  - pop:\n    - b\n", "line 4: 'pop:'"),
+        ("dependencies: a\n", "line 1: 'dependencies' must be a list"),
+        ("dependencies:\n  - pip:\n    - a\n  - sel(x): b\n", "line 4: 'sel(x):'"),
     ],
 )
 def test_broken_environment_yml_is_named_with_its_line(

@@ -508,3 +508,18 @@ error    libmamba Failed to download package from http://host/x.conda (status 40
 )
 def test_explanation_is_what_matters(said: str, expected: list[str]) -> None:
     assert complaints.explanation(said.splitlines()).splitlines() == [f"  {x}" for x in expected]
+
+
+# Nothing, and less than usual
+
+
+def test_an_environment_of_nothing(workshop: Workshop, build: Callable[[Workshop], None]) -> None:
+    write(workshop, "name: nothing\ncategory: main\n")
+    build(workshop)
+    assert packages(workshop) == {}
+
+
+def test_what_is_passed_over_is_said_once(workshop: Workshop) -> None:
+    write(workshop, "name: nothing\ncategory: main\ndependencies: []\n")
+    answer = workshop.run("build", "--installer", "rattler")
+    assert answer.stderr.count("environment.yml, line 2: the key 'category' is passed over") == 1

@@ -306,6 +306,8 @@ class Build:
         image = self._check_places()
         conda = not config.non_conda_application and not self.options.repack
         environment = environment_module.load(project.environment_file) if conda else None
+        for warning in environment.warnings if environment else ():
+            self._note(warning)
         lock = lockfile.read(project.lock_file) if self.options.locked and conda else None
         self._site.epoch = epoch.of_build(lock.created if lock else None)
         staging.check_base_directory(project)
@@ -649,7 +651,7 @@ class Build:
         config = self.project.config
         specs = environment.specs if environment else ()
         wants_pip = wants_pip or bool(environment and environment.pip)
-        if wants_pip and not lock and not any(_is_pip(spec) for spec in specs):
+        if wants_pip and not lock and not any(map(environment_module.names_pip, specs)):
             specs = (*specs, "pip")  # as conda does where it is not listed
         cache = config.package_cache
         return Request(
@@ -669,11 +671,6 @@ class Build:
                 f"{path} is a directory", "change the key requirements_txt of condainer.yml"
             )
         return path
-
-
-def _is_pip(spec: str) -> bool:
-    name = spec.rpartition("::")[2]
-    return name == "pip" or (name.startswith("pip") and name[3] in " =<>!~[")
 
 
 def _command() -> str:
