@@ -58,7 +58,12 @@ class Hold:
 
     def note(self) -> None:
         """Write into the lock who holds it, and what has to be removed if it gets killed."""
-        text = {"process": os.getpid(), "temporary": str(self.temporary), "made": self.made}
+        identity = _identity(self.temporary.lstat())
+        text = {
+            "process": os.getpid(),
+            "temporary": [str(self.temporary), *identity],
+            "made": self.made,
+        }
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, json.dumps(text).encode(), 0)
 
@@ -324,13 +329,27 @@ def _wait_for_mounting(project: Project) -> None:
 @contextlib.contextmanager
 def _holding(project: Project, descriptor: int) -> Iterator[Hold]:
     """Make the directory for temporary files; a killed build's is removed first."""
-    stale = _noted(project).get("temporary")
-    if isinstance(stale, str):
-        _remove_ours(Path(stale))
-    hold = Hold(descriptor, Path(tempfile.mkdtemp(prefix="condainer-")), project.prefix)
+    start = f"condainer-{project.config.uuid}-"
+    _remove_temporary(start, _noted(project).get("temporary"))
+    hold = Hold(descriptor, Path(tempfile.mkdtemp(prefix=start)), project.prefix)
     with removing(hold.temporary):
         hold.note()
         yield hold
+
+
+def _remove_temporary(start: str, noted: object) -> None:
+    """Remove a killed build's temporary files: by what they are, not only because a file says so.
+
+    Args:
+        start: how the name of their directory begins.
+        noted: its path, device and inode.
+    """
+    match noted:
+        case [str(name), int(device), int(inode)]:
+            path = Path(name)
+            with contextlib.suppress(OSError):
+                if path.name.startswith(start) and _identity(path.lstat()) == (device, inode):
+                    _remove_ours(path)
 
 
 def _another(project: Project) -> BuildError:
