@@ -57,8 +57,10 @@ def check_prefix(project: Project) -> None:
 def _check(path: str, project: Project) -> None:
     problem = find_stranger(path, trusted(project))
     if problem:
+        where, lacks_bit, _ = problem.partition(" is writable for ")
         raise ExposedError(
-            f"{path} is not safe to run programs from: {problem}", other_base(project)
+            f"{path} is not safe to run programs from: {problem}",
+            (f"'chmod +t {where}' mends that; or " if lacks_bit else "") + other_base(project),
         )
 
 

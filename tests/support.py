@@ -213,8 +213,9 @@ def daemons_of(workshop: Workshop) -> list[int]:
 def compressing(workshop: Workshop) -> list[int]:
     """The mksquashfs that write a workshop's image, whether from its prefix or from a pipe."""
     found = running("mksquashfs", "-noappend")
-    lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in found}
-    return [pid for pid, line in lines.items() if workshop.uuid in _text_of(line)]
+    # The image is only a descriptor to them; their place for temporary files has its name.
+    variables = {pid: Path(f"/proc/{pid}/environ") for pid in found}
+    return [pid for pid, path in variables.items() if workshop.uuid in _text_of(path)]
 
 
 def _text_of(path: Path) -> str:

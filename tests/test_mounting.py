@@ -695,6 +695,7 @@ def test_a_base_directory_where_everybody_may_replace_what_is_there(ready: Works
         for command, status in ((("mount",), 1), (("exec", "--", "true"), 125)):
             answer = ready.run(*command, status=status)
             assert f"{ready.base} is writable for all and has no sticky bit" in answer.stderr
+            assert f"chmod +t {ready.base}" in answer.stderr
             assert ready.left_over() == []
     finally:
         ready.base.chmod(0o700)
