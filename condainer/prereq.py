@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from condainer import files, mounttable, process, removal, tools, trust
+from condainer import files, mounttable, process, removal, runtime, tools, trust
 from condainer.config import CONFIG_NAME, Config, load
 from condainer.errors import CondainerError
-from condainer.mounting import backends, namespace
+from condainer.mounting import backends, mountpoint, namespace
 from condainer.pipeline import installers, schedule, staging
 from condainer.project import Project
 from condainer.units import foreign
@@ -126,6 +126,8 @@ def _base_directory(project: Project) -> Check:
     base = project.config.mount_base_directory
     try:
         staging.check_base_directory(project)
+        runtime.check(project.places.runtime_directory)
+        mountpoint.check_unoccupied(project)
     except CondainerError as error:
         return Check("mount base directory", ok=False, detail=error.message, hint=error.hint)
     return Check("mount base directory", ok=True, detail=f"{base} is writable, programs can run")
@@ -242,6 +244,7 @@ def _directory(project: Project) -> Iterator[Path]:
         CondainerError: where there can be none.
     """
     trust.check_base(project)
+    runtime.check(project.places.runtime_directory)
     base = project.config.mount_base_directory
     try:
         made = Path(tempfile.mkdtemp(prefix="condainer-", dir=base))

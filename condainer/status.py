@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
-from condainer import files, image, runtime, users
+from condainer import files, image, runtime, trust, users
 from condainer.errors import CondainerError
 from condainer.mounting import backends, lifetime, live, mountpoint
 from condainer.units import foreign, human
@@ -101,24 +101,25 @@ def _moment(text: str) -> str:
 
 
 def _mount(project: Project) -> dict[str, Any]:
-    problem = ""
+    situation = mountpoint.Situation(mountpoint.State.ABSENT, None)
+    about: dict[str, Any] = {}
+    private: list[Project] = []
     try:
+        trust.check_base(project)
+        private = lifetime.private_mounts(project)
+        mountpoint.check_unoccupied(project)
         situation = mountpoint.look(project)
     except CondainerError as error:
-        situation = mountpoint.Situation(mountpoint.State.ABSENT, None)
-        problem = str(error)
-    about: dict[str, Any] = {"state": situation.state.value}
-    if problem:
-        about["problem"] = problem
+        about["problem"] = error.message
+    about = {"state": situation.state.value, **about}
     if situation.mount is not None:
         about["backend"] = backends.name_of(situation.mount.kind)
         about["pinned"] = runtime.exists(project.pin)
         if _is_of_another_image(project):
             about["problem"] = "what is mounted is not this image, but a copy's or an older one"
         about["users"] = _users(project)
-    private = [_private(each) for each in lifetime.private_mounts(project)]
     if private:
-        about["private"] = private
+        about["private"] = [_private(each) for each in private]
     return about
 
 

@@ -109,6 +109,23 @@ def is_there(project: Project) -> bool:
     return True
 
 
+def check_unoccupied(project: Project) -> None:
+    """See that no user who is not trusted has made what is at a project's mountpoint.
+
+    Raises:
+        MountError: if one has; says who, and what to do.
+    """
+    mount = mounttable.mount_at(project.prefix)
+    if mount is not None:
+        if (mount.owner or 0) not in trust.trusted(project):
+            raise _mounted_by_another(project, mount)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        status = project.prefix.lstat()
+        if status.st_uid not in trust.trusted(project):
+            raise MountError(*trust.of_another(project, status))
+
+
 def prepare(project: Project) -> None:
     """Make the directory to mount at, or see that the one there will do.
 
