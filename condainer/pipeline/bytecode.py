@@ -45,8 +45,10 @@ def write(name):
     code = compile(source, name, "exec", dont_inherit=True)
     cached = importlib.util.cache_from_source(name)
     above, last = os.path.split(cached)
-    if not os.path.lexists(above):
+    try:
         os.mkdir(above)
+    except FileExistsError:  # by another of these programs, at this very moment perhaps
+        pass
     directory = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         new = last + ".new"
