@@ -156,6 +156,15 @@ def test_more_processors_than_modules(module: Path) -> None:
     assert compile_all([module], processors=8) == (1, [])
 
 
+def test_two_that_need_the_same_directory_do_not_get_in_each_others_way(tmp_path: Path) -> None:
+    """Each module of a directory goes to another process."""
+    sources = [tmp_path / f"{number:04}" / name for number in range(1000) for name in "ab"]
+    for source in sources:
+        source.parent.mkdir(exist_ok=True)
+        source.write_text("")
+    assert compile_all(sources) == (2000, [])
+
+
 def test_module_that_cannot_be_compiled_is_named_and_left(module: Path) -> None:
     broken = module.with_name("bro ken.py")
     broken.write_text("def (:\n")
