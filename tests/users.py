@@ -150,7 +150,8 @@ def namespace(
     library.mkdir()
     for path in Path(packages).iterdir():
         (library / path.name).symlink_to(directory / "packages" / path.name)
-    (library / "condainer").symlink_to(directory / "checkout/condainer")
+    for name in ("condainer", "tests"):
+        (library / name).symlink_to(directory / "checkout" / name)
     words = [word for name, path in shown.items() for word in (str(path), name)]
     with subprocess.Popen(
         ["unshare", "-m", "sh", "-c", _PREPARE, "sh", str(directory), *words],
