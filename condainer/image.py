@@ -58,6 +58,18 @@ class Superblock:
     bytes_used: int
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file begins as an image does, whole or not."""
+    try:
+        descriptor = open_image(path)
+        try:
+            return os.pread(descriptor, 4, 0) == struct.pack("<I", _MAGIC)
+        finally:
+            os.close(descriptor)
+    except (ImageError, OSError):
+        return False
+
+
 def read_superblock(path: Path) -> Superblock:
     """Read the head of an image and compare it with the file.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from condainer.errors import CondainerError
 from condainer.trust import user_name
+from condainer.units import foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,10 @@ PATIENCE = 120.0
 _MOST = 1 << 20
 """Bytes that it may say."""
 _NOBODY = 65534
+_DONE = "\0done"
+"""The last line; no line that is said begins like it."""
+_ENDING, _POLL = 5.0, 0.02
+"""Seconds for a process that was killed to end, and between two looks."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -54,14 +59,25 @@ def run_as(uid: int, work: Callable[[Callable[[str], None]], None]) -> list[str]
         os.close(receiver)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    lines = said.decode("utf-8", "replace").splitlines()
-    if not lines or lines.pop() != "done":
+    how = _reap(child)
+    lines = said.decode("utf-8", "replace").removesuffix("\n").split("\n")
+    if lines.pop() != _DONE:
         raise CondainerError(
-            f"what was done for {user_name(uid)} did not come to its end (status {status})",
-            f"see what it does: runuser -u USER -- condainer gc, for {user_name(uid)}",
+            f"what was done for {user_name(uid)} did not come to its end: {how}",
+            "look at that user's mounts and processes on this node",
         )
-    return lines
+    return [foreign(line) for line in lines]
+
+
+def _reap(child: int) -> str:
+    """Wait for a child that was killed, but not for ever; gives what has become of it."""
+    deadline = time.monotonic() + _ENDING
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return f"process {child} ended with status {os.waitstatus_to_exitcode(status)}"
+        time.sleep(_POLL)
+    return f"process {child} waits for a mount that does not answer, and cannot be ended"
 
 
 def _receive(receiver: int, deadline: float) -> bytes:
@@ -83,11 +99,11 @@ def _work_and_end(uid: int, sender: int, work: Callable[[Callable[[str], None]],
         _become(uid)
 
         def say(text: str) -> None:
-            line = text.replace("\n", " ").encode("utf-8", "backslashreplace")
+            line = text.replace("\n", " ").replace("\0", " ").encode("utf-8", "backslashreplace")
             os.write(pipe, line + b"\n")
 
         work(say)
-        say("done")
+        os.write(pipe, f"{_DONE}\n".encode())
         status = 0
     finally:
         os._exit(status)
@@ -120,5 +136,7 @@ def _become(uid: int) -> None:
         os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
+        raise PermissionError(f"cannot become user {uid}")
     os.environ.clear()
     os.environ.update({"HOME": home, "USER": name, "LOGNAME": name, "PATH": _PATH, "LC_ALL": "C"})

@@ -34,6 +34,7 @@ _FILE = re.compile(
     r"\.(?:build|mounting|use|keeper|pin|log|reads|unpacking|(?:mount|results)(?:\.[0-9a-f]{16})?)"
 )
 _MOUNTPOINT = re.compile(rf"condainer-({_UUID})")
+_NOBODY = 65534
 _RUNTIME = re.compile(r"\.condainer-([0-9]+)")
 
 
@@ -91,26 +92,35 @@ def _words(error: CondainerError | OSError) -> str:
 def owners(base: Path | None) -> list[int]:
     """The users of whom there is any trace on this node.
 
+    Directories are looked into by a process of nobody's: what is mounted there may never answer.
+
     Args:
         base: a mount base directory to look in, as for `collect`.
     """
     found = set()
-    mounts = mounttable.mounts_at_or_below(Path("/"))
-    bases = {Path(DEFAULT_BASE), *([base] if base else [])}
-    for mount in mounts:
+    for mount in mounttable.mounts_at_or_below(Path("/")):
         if mount.owner is not None and _MOUNTPOINT.fullmatch(mount.mountpoint.name):
             found.add(mount.owner)
-            bases.add(mount.mountpoint.parent)
-    mounted = {str(mount.mountpoint) for mount in mounts}
-    for each in bases:
-        with contextlib.suppress(OSError):
-            top = each.resolve()
-            for path in each.iterdir():
-                ours = _MOUNTPOINT.fullmatch(path.name) or _RUNTIME.fullmatch(path.name)
-                if ours and str(top / path.name) not in mounted:
-                    with contextlib.suppress(OSError):
-                        found.add(path.lstat().st_uid)
-    return sorted(found)
+
+    def look(say: Callable[[str], None]) -> None:
+        for each in {Path(DEFAULT_BASE), *([base] if base else [])}:
+            with contextlib.suppress(OSError):
+                for uid in _owners_in(each):
+                    say(str(uid))
+
+    return sorted(found | set(map(int, impersonation.run_as(_NOBODY, look))))
+
+
+def _owners_in(base: Path) -> set[int]:
+    found = set()
+    mounted = {str(mount.mountpoint) for mount in mounttable.mounts_at_or_below(base)}
+    top = base.resolve()
+    for path in base.iterdir():
+        is_ours = _MOUNTPOINT.fullmatch(path.name) or _RUNTIME.fullmatch(path.name)
+        if is_ours and str(top / path.name) not in mounted:
+            with contextlib.suppress(OSError):
+                found.add(path.lstat().st_uid)
+    return found
 
 
 def collect_of(uid: int, base: Path | None, teller: Teller, *, dry_run: bool) -> None:
@@ -223,7 +233,7 @@ def _of_a_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
     left = mountpoint.traces(project)
     if left and not _is_in_use(project):
         yield f"remove the lock files of {project.prefix}", lambda: _clear(project)
-    elif not left and _is_empty(project.prefix):
+    elif not left and _is_empty(project.prefix) and not mountpoint.is_needed_by_others(project):
         text = f"remove the empty directory {project.prefix}"
         yield text, lambda: mountpoint.remove(project)
 

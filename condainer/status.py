@@ -109,6 +109,8 @@ def _mount(project: Project) -> dict[str, Any]:
         private = lifetime.private_mounts(project)
         mountpoint.check_unoccupied(project)
         situation = mountpoint.look(project)
+        if others := users.claimants(project.prefix):
+            about["problem"] = f"{others[0]} needs the mountpoint: 'build' has to wait for that"
     except CondainerError as error:
         about["problem"] = error.message
     about = {"state": situation.state.value, **about}

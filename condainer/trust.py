@@ -29,6 +29,8 @@ _MOST_LINKS = 40
 """Symbolic links on the way of one path, as the kernel counts them: path_resolution(7)."""
 _OVERFLOW = 65534
 """How the kernel shows users that a user namespace does not know: user_namespaces(7)."""
+_LAST = (1 << 32) - 2
+"""The largest number of a user; the one after it means none."""
 _ACL = "system.posix_acl_access"
 
 
@@ -64,15 +66,20 @@ def _check(path: str, project: Project) -> None:
         )
 
 
+def of_this_user(project: Project) -> set[int]:
+    """This user, root, and whom the project's settings name as trusted."""
+    return {0, os.getuid()} | _user_ids(project.config.trusted_users)
+
+
 def trusted(project: Project) -> set[int]:
     """The users who decide in any case what programs of a project do, and those it names."""
-    found = {0, os.getuid()}
+    found = of_this_user(project)
     for path in (project.image, project.directory):
         try:
             found.add(path.stat().st_uid)
         except OSError:
             continue
-    return found | _user_ids(project.config.trusted_users)
+    return found
 
 
 def of_another(project: Project, status: os.stat_result) -> tuple[str, str]:
@@ -127,13 +134,13 @@ def user_id(name: str) -> int:
     Raises:
         CondainerError: if nobody here has that name.
     """
-    if name.isdecimal() and name.isascii():
+    if name.isdecimal() and name.isascii() and len(name) <= len(str(_LAST)) and int(name) <= _LAST:
         return int(name)
     import pwd
 
     try:
         return pwd.getpwnam(name).pw_uid
-    except KeyError:
+    except (KeyError, ValueError):
         raise CondainerError(f"there is no user {name} on this machine") from None
 
 
@@ -280,7 +287,7 @@ def _knows_root() -> bool:
             maps = [line.split() for line in file]
     except OSError:
         return True
-    return any(int(first) <= 0 < int(first) + int(count) for first, _, count in maps)
+    return any(int(outside) <= 0 < int(outside) + int(count) for _, outside, count in maps)
 
 
 def _fuse_user(device: int) -> int:

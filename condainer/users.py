@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condainer.trust import describe_owner
 from condainer.units import foreign
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def users_of(mountpoint: Path, use_lock: Path) -> list[User]:
 
 
 def claimants(mountpoint: Path) -> list[str]:
-    """The other users who have mounted over a directory in a namespace of theirs.
+    """The other users who have mounted over a directory in a namespace of theirs, in words.
 
     They lock a file beside it, which has their number. One that is not theirs counts for nothing.
     """
@@ -53,10 +54,11 @@ def claimants(mountpoint: Path) -> list[str]:
         with contextlib.suppress(OSError):
             descriptor = os.open(path, OPEN_FOREIGN)
             try:
-                if str(os.fstat(descriptor).st_uid) == user:
+                status = os.fstat(descriptor)
+                if str(status.st_uid) == user:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                found.append(user)
+                found.append(describe_owner(status))
             finally:
                 os.close(descriptor)
     return found

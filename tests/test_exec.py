@@ -540,7 +540,7 @@ def test_nothing_heavy_is_imported_for_a_live_mount(built: Workshop) -> None:
     assert own == {
         *("condainer", "condainer.start", "condainer.errors", "condainer.execution"),
         *("condainer.files", "condainer.locks", "condainer.places", "condainer.variables"),
-        *("condainer.runtime", "condainer.trust", "condainer.mounting.asking"),
+        *("condainer.notes", "condainer.runtime", "condainer.trust", "condainer.mounting.asking"),
         *("condainer.mounting", "condainer.mounting.live", "condainer.mounting.namespace"),
     }
     before = {line.rpartition("|")[2].strip() for line in _imports_of_nothing(built)}

@@ -34,7 +34,12 @@ def mount_status(workshop: Workshop) -> dict[str, Any]:
 
 def wait_for_users(workshop: Workshop) -> None:
     """Wait until a command runs from the mount."""
-    wait_for(lambda: mount_status(workshop).get("users"), "nobody uses the mount")
+    own = {"python", "python3", "condainer", Path(sys.executable).resolve().name}
+
+    def commands() -> set[str]:
+        return {user["command"] for user in mount_status(workshop).get("users", ())}
+
+    wait_for(lambda: commands() - own, "nobody uses the mount")
 
 
 # mount and umount

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import trust
+from condainer import impersonation, trust
 from tests import support, users
 from tests.users import ANN, BOB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.users import Place
 
@@ -298,6 +298,139 @@ def test_a_daemon_that_is_stopped_keeps_no_command_waiting(place: Place) -> None
     place.run(ANN, "umount", cwd=anns(place))
 
 
+_SILENT = """
+import stat, sys, time, mfusepy
+class Silent(mfusepy.Operations):
+    use_ns = True
+    def getattr(self, path, fh=None):
+        return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
+    def statfs(self, path):
+        time.sleep(100000)
+mfusepy.FUSE(Silent(), sys.argv[1], foreground=True, nothreads=True)
+"""
+"""A file system that reads a request and never answers: not even SIGKILL ends who has asked."""
+
+
+@pytest.fixture
+def silent(place: Place) -> Iterator[Path]:
+    """Such a file system of Ann's."""
+    directory = make(place.directory / "silent", 0o755, ANN, ANN)
+    with place.start(ANN, users.PYTHON, "-c", _SILENT, str(directory)) as server:
+        support.wait_for(
+            lambda: f" {directory} " in place.enter(0, "cat", "/proc/self/mountinfo").stdout
+        )
+        yield directory
+        server.kill()
+    place.enter(0, "umount", str(directory))
+    directory.rmdir()
+
+
+def test_who_asks_a_silent_mount_comes_to_an_end(place: Place, silent: Path) -> None:
+    script = (
+        "import sys; from condainer.mounting import asking; asking.PATIENCE = 1\n"
+        "try:\n    asking.see_served(sys.argv[1], 0)\n"
+        "except asking.StuckError as error:\n    print(error)"
+    )
+    told = place.enter(ANN, users.PYTHON, "-c", script, str(silent))
+    assert told.stdout.startswith(f"what serves {silent} has not answered for 1 s")
+
+
+def test_root_does_not_wait_for_what_a_user_cannot_end(place: Place, silent: Path) -> None:
+    script = (
+        "import os, sys; from condainer import errors, impersonation; impersonation.PATIENCE = 1\n"
+        "try:\n    impersonation.run_as(int(sys.argv[2]), lambda _: os.statvfs(sys.argv[1]))\n"
+        "except errors.CondainerError as error:\n    print(error)"
+    )
+    told = place.enter(0, users.PYTHON, "-c", script, str(silent), str(ANN))
+    assert "waits for a mount that does not answer, and cannot be ended" in told.stdout
+
+
+@pytest.mark.parametrize("number", ["4294967295", "4294967296", "9" * 30, "nosuch", "-1", ""])
+def test_only_a_user_can_be_named(place: Place, number: str) -> None:
+    done = place.run(0, "gc", f"--user={number}", cwd=Path("/"), status=1)
+    assert f"there is no user {number} on this machine" in done.stderr
+
+
+def test_what_a_user_says_to_root_is_one_line_each() -> None:
+    said = ["a\nFORGED", "b\u2028FORGED", "c\rFORGED", "done", "\x1b[31m"]
+
+    def work(say: Callable[[str], None]) -> None:
+        for text in said:
+            say(text)
+
+    assert impersonation.run_as(ANN, work) == [
+        *("a FORGED", r"b\u2028FORGED", r"c\rFORGED", "done", r"\x1b[31m")
+    ]
+
+
+def test_a_namespace_without_root_shows_root_as_nobody(place: Place) -> None:
+    done = place.enter(
+        *(BOB, "unshare", "-Ur", users.PYTHON, "-m", "condainer", "-d", str(anns(place))),
+        *("exec", "hard-hello"),
+    )
+    assert "belongs to" not in done.stderr
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_no_link_of_others_says_where_an_image_is_written(place: Place, *, dangling: bool) -> None:
+    directory = place.project(ANN, f"linked-{dangling}")
+    directory.chmod(0o777)
+    identity = str(uuid.uuid4())
+    configure(place, directory, place.directory / "base", identity)
+    private = place.directory / f"home-{ANN}" / f"thesis-{dangling}"
+    if not dangling:
+        private.write_text("mine")
+        private.chmod(0o600)
+        os.chown(private, ANN, ANN)
+    link = directory / f"{identity}.squashfs"
+    link.symlink_to(private)
+    os.lchown(link, BOB, BOB)
+    done = place.run(ANN, "build", "--force", cwd=directory, status=1)
+    assert f"{link} is a link of user {BOB} (daemon)" in done.stderr
+    os.lchown(link, ANN, ANN)
+    if dangling:
+        assert not private.exists()
+    else:
+        done = place.run(ANN, "build", "--force", cwd=directory, status=1)
+        assert "which is no image" in done.stderr
+        assert private.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"(9999999999", b"i" + b"9" * 50, b"(1\n" * 50, b"\xe9\xff\xff\xff\x7f"]
+)
+def test_a_record_that_came_with_a_project_is_not_believed(place: Place, content: bytes) -> None:
+    base = make(place.directory / f"brought-{len(content)}-{content[:1].hex()}", 0o755, ANN, ANN)
+    directory = at_base(place, base, "#" * len(content))
+    private = make(base / f".condainer-{ANN}", 0o700, ANN, ANN)
+    identity = prefix(place).name.removeprefix("condainer-")
+    for head in (b"condainer mount 6\n", b"condainer mount 5\n"):
+        record = private / f"{identity}.mount"
+        record.write_bytes(head + content)
+        os.chown(record, ANN, ANN)
+        place.run(ANN, "status", cwd=directory)
+        done = place.run(ANN, "exec", "true", cwd=directory, status=125)
+        assert "bug" not in done.stderr
+        private.mkdir(mode=0o700, exist_ok=True)
+        os.chown(private, ANN, ANN)
+
+
+def test_a_claim_of_another_user_is_named(place: Place) -> None:
+    target = prefix(place)
+    support.wait_for(lambda: not target.exists())
+    path = target.with_name(f"{target.name}.{BOB}")
+    path.touch()
+    os.chown(path, BOB, BOB)
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = place.run(ANN, "build", "--force", cwd=anns(place), status=1)
+        assert f"is in use by user {BOB} (daemon), since 2" in done.stderr
+        assert "mount_base_directory" in done.stderr
+        told = place.run(ANN, "status", cwd=anns(place)).stdout
+        assert f"user {BOB} (daemon), since 2" in told
+    path.unlink()
+
+
 def test_root_takes_away_what_a_users_killed_jobs_have_left(place: Place) -> None:
     """An epilogue does: an unpacked copy, whose keeper and user were killed with the job."""
     place.run(ANN, "mount", "--backend", "extract", cwd=anns(place))
@@ -305,8 +438,10 @@ def test_root_takes_away_what_a_users_killed_jobs_have_left(place: Place) -> Non
     assert (prefix(place) / "bin").exists()
     assert place.run(BOB, "gc", "--user", str(ANN), cwd=Path("/"), status=1).stderr.count("root")
     there = ("-d", str(anns(place)), "gc")
-    done = place.run(0, "-n", *there, "--user", "nobody", cwd=Path("/"))
-    assert f"user {ANN} (nobody): unmount {prefix(place)}" in done.stderr
+    would = f"would user {ANN} (nobody): unmount {prefix(place)}"
+    support.wait_for(  # who is killed drops locks a moment after it is no longer seen
+        lambda: would in place.run(0, "-n", *there, "--user", "nobody", cwd=Path("/")).stderr
+    )
     assert (prefix(place) / "bin").exists()
     place.run(0, *there, "--all", cwd=Path("/"))
     assert not prefix(place).exists()

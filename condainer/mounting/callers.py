@@ -9,11 +9,11 @@ comes through here, so nothing is imported that takes long, unless the scripts h
 
 from __future__ import annotations
 
-import marshal
 import os
 
-from condainer import runtime, variables
+from condainer import notes, runtime, variables
 from condainer.errors import CondainerError
+from condainer.mounting import live
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from condainer.mounting.live import Scripts
 
     Changes = tuple[tuple[str, str | None], ...]
-    Kept = dict[bytes, Changes]
+    Kept = dict[str, Changes]
 
-_HEAD = b"condainer results 1\n"
-_MARSHAL = 4
+_HEAD = b"condainer results 2\n"
 _MOST = 64
 """How many callers' results are kept."""
 _LARGEST = 4 << 20
@@ -47,7 +46,7 @@ def source(
         own: the variables before, of which the caller's are a part.
         on_warning: takes a line about each script that has been left out.
     """
-    key = _key(scripts, own) if scripts.is_kept and scripts.results else b""
+    key = _key(scripts, own) if scripts.is_kept and scripts.results else ""
     changes = _read(scripts.results).get(key) if key else None
     if changes is None:
         changes = _run(scripts, own, on_warning)
@@ -76,7 +75,7 @@ def _run(
     return tuple((name, after.get(name)) for name in sorted(changed))
 
 
-def _key(scripts: Scripts, own: Mapping[str, str]) -> bytes:
+def _key(scripts: Scripts, own: Mapping[str, str]) -> str:
     """Tells callers apart that the scripts can tell apart."""
     if scripts.depends is None:
         names = own.keys() - _NEVER
@@ -93,30 +92,35 @@ def _cwd() -> str:
         return ""
 
 
-def _digest(data: bytes) -> bytes:
+def _digest(data: bytes) -> str:
     try:
         from _blake2 import blake2b  # all of hashlib takes as long as all of this does
     except ImportError:
         from hashlib import blake2b
-    return blake2b(data, digest_size=32).digest()
+    return blake2b(data, digest_size=32).hexdigest()
 
 
 def _read(path: str) -> Kept:
     """What has been kept; nothing where it cannot be read."""
     try:
         data = runtime.read(path, most=_LARGEST)
-        kept = marshal.loads(data[len(_HEAD) :]) if data.startswith(_HEAD) else {}  # noqa: S302  (this user's own)
-    except (OSError, ValueError, TypeError, EOFError):
+        found = notes.loads(data[len(_HEAD) :]) if data.startswith(_HEAD) else ()
+    except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    pairs = found if isinstance(found, tuple) else ()
+    return dict(pair for pair in pairs if isinstance(pair, tuple) and _is_result(*pair))
 
 
-def _keep(path: str, key: bytes, changes: Changes) -> None:
+def _is_result(key: object = None, changes: object = None, *more: object) -> bool:
+    return isinstance(key, str) and live.are_changes(changes) and not more
+
+
+def _keep(path: str, key: str, changes: Changes) -> None:
     """Add a result; of two that do so at once one may be lost, and is found out again."""
     kept = {**_read(path), key: changes}
     for old in list(kept)[:-_MOST]:
         del kept[old]
-    data = _HEAD + marshal.dumps(kept, _MARSHAL)
+    data = _HEAD + notes.dumps(tuple(kept.items()))
     if len(data) > _LARGEST:
         return
     try:

@@ -41,7 +41,7 @@ _LOG = 2
 
 _MOUNT_POLL = 0.004
 _IDLE_POLL = 0.25
-_OTHERS_POLL = 1.0
+_OTHERS_POLL, _OTHERS_PATIENCE = 1.0, 600.0
 _PATIENCE = 5.0
 """Seconds to wait for the keeper of an earlier mount, and for a daemon, to end."""
 
@@ -486,8 +486,12 @@ def _stays(project: Project, kept: _Kept) -> bool:
 
 
 def _outlast_others(project: Project) -> None:
-    """Stay while another user needs the directory of the mountpoint, then remove it."""
-    while mountpoint.is_needed_by_others(project):
+    """Stay while another user needs the directory of the mountpoint, then remove it.
+
+    Not for ever: who only says so could keep this process. An empty directory is left then.
+    """
+    deadline = time.monotonic() + _OTHERS_PATIENCE
+    while mountpoint.is_needed_by_others(project) and time.monotonic() < deadline:
         time.sleep(_OTHERS_POLL)
     mountpoint.remove(project)
 

@@ -4,18 +4,16 @@ Every `exec` comes through here, hundreds at the same moment, so nothing is impo
 long. What has to be done where there is no mount, or something is wrong with it, is the business
 of `lifetime`.
 
-The keeper of a mount notes in a record what the mount serves. It lies in the runtime directory,
-which is this user's own, and is written with `marshal`: whoever could write there could as well
-change this program.
+The keeper of a mount notes in a record what the mount serves. It lies in the runtime directory. It
+counts only while somebody holds the keeper's lock: the directory may have come with a project.
 """
 
 from __future__ import annotations
 
-import marshal
 import os
 import time
 
-from condainer import locks, runtime, trust
+from condainer import locks, notes, runtime, trust
 from condainer.errors import CondainerError, MountError, TooLateError
 from condainer.mounting import asking, namespace
 from condainer.places import Places, private_instance
@@ -23,13 +21,12 @@ from condainer.places import Places, private_instance
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TypeGuard
 
 DEADLINE = 30.0
 """Seconds after which a mount that does not come is an error."""
 
-_HEAD = b"condainer mount 5\n"
-_MARSHAL = 4
-"""The format, which all Pythons that condainer runs with can read."""
+_HEAD = b"condainer mount 6\n"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 0.02
 
 
@@ -120,7 +117,7 @@ def write(path: str, record: Record) -> None:
         OSError: where it cannot be written; nothing is left of it then.
     """
     values = tuple(getattr(record, name) for name in Record.__slots__)
-    runtime.publish(path, _HEAD + marshal.dumps(values, _MARSHAL))
+    runtime.publish(path, _HEAD + notes.dumps(values))
 
 
 def read(places: Places) -> Record | None:
@@ -136,9 +133,57 @@ def read(places: Places) -> Record | None:
     if not data.startswith(_HEAD):
         return None  # of another version
     try:
-        return Record(*marshal.loads(data[len(_HEAD) :]))  # noqa: S302  (see above)
-    except (ValueError, TypeError, EOFError):
+        values = notes.loads(data[len(_HEAD) :])
+    except ValueError:
         return None
+    return Record(*values) if _is_sound(values) else None
+
+
+def _is_sound(values: object) -> TypeGuard[tuple[object, ...]]:
+    """Whether what was read has the form of a record."""
+    if not isinstance(values, tuple) or len(values) != len(Record.__slots__):
+        return False
+    image, fingerprint, root, base, backend, daemon, config, *keys, variables, scripts, place = (
+        values
+    )
+    return (
+        _are(image, int, 4)
+        and all(isinstance(text, str) for text in (fingerprint, backend, config))
+        and _are(root, int, 2)
+        and _are(base, tuple)
+        and isinstance(daemon, int)
+        and _are(tuple(keys), bool, 2)
+        and (variables is None or are_changes(variables))
+        and (scripts is None or _are_scripts(scripts))
+        and (place is None or (_are(place, int, 5) and place[0] > 1))
+    )
+
+
+def _are(values: object, kind: type | tuple[type, ...], count: int = -1) -> bool:
+    return (
+        isinstance(values, tuple)
+        and all(isinstance(value, kind) for value in values)
+        and count in {-1, len(values)}
+    )
+
+
+def are_changes(values: object) -> TypeGuard[tuple[tuple[str, str | None], ...]]:
+    """Whether a value says what becomes of variables: names, each with a value or None."""
+    return isinstance(values, tuple) and all(
+        _are(pair, (str, type(None)), 2) and pair[0] is not None for pair in values
+    )
+
+
+def _are_scripts(values: object) -> bool:
+    if not isinstance(values, tuple) or len(values) != len(Scripts.__slots__):
+        return False
+    paths, depends, is_kept, *texts = values
+    return (
+        _are(paths, str)
+        and (depends is None or _are(depends, str))
+        and isinstance(is_kept, bool)
+        and _are(tuple(texts), str)
+    )
 
 
 def is_live(places: Places, record: Record) -> bool:
@@ -210,12 +255,23 @@ def enter(
         except locks.BusyError:
             if time.monotonic() >= deadline:
                 # Unpacking takes as long as it takes; whoever does it holds the lock.
-                if not runtime.exists(there[0].unpacking):
+                if not runtime.exists(there[0].unpacking) or _is_stopped(there[0]):
                     raise
                 deadline += DEADLINE
         while locks.is_held(lock, shared=True) and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _is_stopped(places: Places) -> bool:
+    """Whether a process that unpacks an image, or waits for that, is stopped."""
+    from pathlib import Path
+
+    from condainer import process, users
+
+    holders = users.users_of(Path(places.prefix), Path(places.mount_lock))
+    pids = [*(user.pid for user in holders), *process.running_on(places.unpacking)]
+    return any(asking.is_stopped(pid) for pid in pids)
 
 
 def too_late(places: Places) -> TooLateError:

@@ -378,13 +378,24 @@ def claim(project: Project) -> int:
         except BlockingIOError:  # somebody looks whether it is held
             os.close(descriptor)
             if time.monotonic() > deadline:
-                raise MountError(f"cannot lock {path}: another user does") from None
+                raise MountError(
+                    f"cannot lock {path}: another user does",
+                    f"try again, or {trust.other_base(project)}",
+                ) from None
             time.sleep(_POLL)
             continue
         except OSError as error:
             raise MountError(f"cannot make and lock {path}: {error.strerror}") from error
+        status = os.fstat(descriptor)
+        if status.st_uid != os.getuid():  # others would not heed it
+            os.close(descriptor)
+            raise MountError(
+                f"{path} belongs to {trust.describe_owner(status)}; condainer needs that name",
+                f"you cannot remove it: ask its owner or an administrator to; or "
+                f"{trust.other_base(project)}",
+            )
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.lstat()):
+            if os.path.samestat(status, path.lstat()):
                 return descriptor
         os.close(descriptor)  # removed by another mount's keeper meanwhile
 

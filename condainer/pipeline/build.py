@@ -377,7 +377,7 @@ class Build:
                 f"the project directory {project.directory} is not writable for you",
                 "build in a copy of it, or ask its owner",
             )
-        return parts.behind_link(project.image)
+        return parts.behind_link(project.image, trust.of_this_user(project))
 
     async def _unpack(self, plan: Plan) -> Path:
         """Put what is in the image into a directory below the prefix; gives that.

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condainer import image
 from condainer.errors import BuildError
+from condainer.trust import user_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,37 @@ def check_replaceable(path: Path) -> None:
         raise BuildError(f"{path}: it is {kind}, and build writes a file there", "move it away")
 
 
-def behind_link(path: Path) -> Path:
+def behind_link(path: Path, trusted: Collection[int]) -> Path:
     """Where a file is written: people keep images on other disks, with a link beside the project.
 
+    Args:
+        path: of the file; maybe a link.
+        trusted: the users whose links are followed.
+
     Raises:
-        BuildError: where the link leads to no directory that can be written to.
+        BuildError: if the link leads to no directory that can be written to, if it is somebody
+            else's, or if what is there is no image.
     """
     if not path.is_symlink():
         return path
     target = path.resolve()
+    here = path
+    while here.is_symlink():
+        owner = here.lstat().st_uid
+        if owner not in trusted:
+            raise BuildError(
+                f"{here} is a link of {user_name(owner)}, and build would write to {target}",
+                "remove that link, or make it yourself",
+            )
+        here = Path(os.path.normpath(here.parent / here.readlink()))
     if not os.access(target.parent, os.W_OK | os.X_OK) or not target.parent.is_dir():
         raise BuildError(
             f"{path} is a link to {target}, and {target.parent} is no directory you can write to",
             "make that directory, or let the link lead elsewhere",
+        )
+    if os.path.lexists(target) and not image.is_image(target):
+        raise BuildError(
+            f"{path} is a link to {target}, which is no image", "let the link lead elsewhere"
         )
     return target
 

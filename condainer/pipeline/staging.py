@@ -288,7 +288,10 @@ def _check_unneeded(project: Project) -> None:
                 hint,
             )
     if others := users.claimants(project.prefix):
-        raise BuildError(f"{project.prefix} is in use by user {', '.join(others)}", hint)
+        raise BuildError(
+            f"{project.prefix} is in use by {others[0]}",
+            f"build again when that has ended; or {trust.other_base(project)}",
+        )
 
 
 @contextlib.contextmanager
