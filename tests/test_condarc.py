@@ -1,4 +1,4 @@
-"""What `.condarc` says counts with the installer that comes with condainer as it does with conda."""
+"""What `.condarc` says counts with the built-in installer as it does with conda."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_priority_of_condarc_counts_and_the_key_goes_before_it(
 
 def test_a_priority_that_there_is_not_is_refused(own: Workshop) -> None:
     own.configure(channel_priority="hard")
-    said = own.run("build", status=2).stderr
+    said = own.run("build", status=1).stderr
     assert "line 4: channel_priority: 'hard' must be one of flexible, strict, disabled" in said
 
 
