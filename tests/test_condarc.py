@@ -276,11 +276,15 @@ def test_certificates(
 
 
 @pytest.mark.parametrize("token", ["", "/t/abc"])
-def test_proxy(own: Workshop, two: tuple[Path, Path], tmp_path: Path, token: str) -> None:
+@pytest.mark.parametrize("key", ["http", "all", ""])
+def test_proxy(own: Workshop, two: tuple[Path, Path], tmp_path: Path, key: str, token: str) -> None:
     with building.served_as_proxy(token, two[0].parent) as (url, seen):
         own.variables.pop("NO_PROXY", None)
         proxy = url.replace("://", "://me:secret@")
-        (tmp_path / ".condarc").write_text(f"proxy_servers: {{http: '{proxy}'}}\n")
+        if key:
+            (tmp_path / ".condarc").write_text(f"proxy_servers: {{{key}: '{proxy}'}}\n")
+        else:
+            own.variables["http_proxy"] = proxy
         write(own, f"channels: ['http://far.invalid{token}/first']\ndependencies: [thing]\n")
         own.run("build", "-q")
     assert versions(own) == {"thing": "1.0"}
