@@ -28,6 +28,9 @@ CONFIG_NAME = "condainer.yml"
 COMPRESSORS = {"zstd": (1, 22), "gzip": (1, 9), "xz": None, "lzo": (1, 9), "lz4": None}
 """The algorithms an image can be written with, each with the range of its levels."""
 
+CHANNEL_PRIORITIES = ("flexible", "strict", "disabled")
+"""How channels stand to each other, as conda has it."""
+
 _PLAIN_LINE = re.compile(r"([a-z_]+):(?: +([A-Za-z0-9_./][A-Za-z0-9_./-]*)?)? *")
 _NULLS = {"null", "Null", "NULL"}
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -47,6 +50,7 @@ class Config:
     requirements_txt: str = "requirements.txt"
     conda_exe: str = ""
     installer_url: str = ""
+    channel_priority: str = ""
     user_env_name: str = ""
     non_conda_application: bool = False
     package_cache: str = ""
@@ -121,6 +125,12 @@ def _compression(text: str) -> str:
     return text
 
 
+def _channel_priority(text: str) -> str:
+    if text not in CHANNEL_PRIORITIES:
+        raise ValueError(f"must be one of {', '.join(CHANNEL_PRIORITIES)}")
+    return text
+
+
 def _block_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     size = int(match[1]) * {"": 1, "k": 1024, "m": 1 << 20}[match[2].lower()] if match else 0
@@ -179,6 +189,14 @@ KEYS = (
         str,
         "",
         "Read for the sake of older projects; nothing is downloaded from it any more.",
+    ),
+    Key(
+        "channel_priority",
+        _channel_priority,
+        "flexible",
+        "flexible: a channel goes before those below it, wherever that has a solution; strict: a\n"
+        "package comes from the first channel that has it; disabled: the newest version counts.\n"
+        "Left out: what .condarc says, or else the installer's own default (flexible).",
     ),
     Key(
         "user_env_name",

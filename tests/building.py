@@ -9,12 +9,14 @@ import functools
 import hashlib
 import os
 import shutil
+import ssl
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -382,9 +384,62 @@ def served_late(directory: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
         yield url, be_late_with
 
 
+class _Foreign(_Quiet):
+    """Serves whoever asks for a URL with a certain beginning, on whichever host."""
+
+    token = ""
+    authorizations: list[str | None]
+
+    def send_head(self) -> io.BytesIO | BinaryIO | None:
+        self.authorizations.append(self.headers["Proxy-Authorization"])
+        self.path = urllib.parse.urlsplit(self.path).path.removeprefix(self.token)
+        return super().send_head()
+
+
 @contextlib.contextmanager
-def _serving(handler: Callable[..., _Quiet]) -> Iterator[str]:
+def served_as_proxy(token: str, directory: Path) -> Iterator[tuple[str, list[str | None]]]:
+    """An HTTP proxy behind which each host serves a directory, below `/t/TOKEN` or nothing.
+
+    Yields:
+        its URL, and with what each request has told who asks.
+    """
+    seen: list[str | None] = []
+    handler = type("_Proxy", (_Foreign,), {"token": token, "authorizations": seen})
+    with _serving(functools.partial(handler, directory=str(directory))) as url:
+        yield url, seen
+
+
+@contextlib.contextmanager
+def served_with_tls(token: str, directory: Path, certificate: Path) -> Iterator[str]:
+    """The URL of an HTTPS server, as above, that nobody knows who does not have its certificate.
+
+    Args:
+        token: `/t/TOKEN`, or nothing.
+        directory: what is served.
+        certificate: where the certificate is put.
+    """
+    key = certificate.with_suffix(".key")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=here"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    command += ["-addext", "basicConstraints=critical,CA:FALSE"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    handler = type("_Known", (_Foreign,), {"token": token, "authorizations": []})
+    with _serving(functools.partial(handler, directory=str(directory)), context) as url:
+        yield url.replace("http:", "https:")
+
+
+@contextlib.contextmanager
+def _serving(
+    handler: Callable[..., _Quiet], context: ssl.SSLContext | None = None
+) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if context:
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         server.daemon_threads = True
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked has gone
         threading.Thread(target=server.serve_forever, daemon=True).start()

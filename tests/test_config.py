@@ -337,7 +337,7 @@ def test_each_key_of_the_new_file_can_be_switched_on(key: config.Key) -> None:
 
 def test_what_the_new_file_shows_as_default_is_the_default() -> None:
     shows_an_example = {"uuid", "conda_exe", "user_env_name", "package_cache", "trusted_users"}
-    effective = {"compression": "zstd", "compression_level": 6}
+    effective = {"compression": "zstd", "compression_level": 6, "channel_priority": "flexible"}
     for key in KEYS:
         if key.name not in shows_an_example and key.example:
             default = effective.get(key.name, getattr(Config(uuid=UUID), key.name))

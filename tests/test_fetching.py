@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from condainer.pipeline import installers
-from condainer.pipeline.installers import fetching, solver
+from condainer.pipeline.installers import fetching, network
 from tests import building, localchannel
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def test_others_go_on_while_a_package_is_unpacked(tmp_path: Path) -> None:
             ticks += 1
 
     async def unpack() -> None:
-        work = fetching.unpack(solver.client(), archive, tmp_path / "part", package)
+        work = fetching.unpack(network.client(), archive, tmp_path / "part", package)
         begun.set()
         await work
         ended.set()

@@ -660,6 +660,7 @@ class Build:
             locked=lock.packages if lock else (),
             prefix=self.project.prefix,
             package_cache=Path(cache) if cache else None,
+            channel_priority=config.channel_priority,
         )
 
     def _requirements(self) -> Path | None:

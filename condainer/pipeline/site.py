@@ -149,6 +149,9 @@ class Site:
         variables.update(PIP_USER="0", PIP_REQUIRE_VIRTUALENV="0")  # whatever pip.conf says
         if self.project.config.package_cache:
             variables["CONDA_PKGS_DIRS"] = self.project.config.package_cache
+        priority = self.project.config.channel_priority
+        if priority:
+            variables.update(CONDA_CHANNEL_PRIORITY=priority, MAMBA_CHANNEL_PRIORITY=priority)
         return variables
 
     @contextlib.contextmanager

@@ -28,6 +28,7 @@ from rattler import (
     install,
     solve,
 )
+from rattler.channel import ChannelPriority
 from rattler.exceptions import GatewayError, InstallerError, InvalidMatchSpecError, SolverError
 from rattler.package_streaming import download_to_path, extract
 from rattler.virtual_package import VirtualPackage, VirtualPackageOverrides
@@ -185,6 +186,7 @@ async def find(request: Request, cache: Path) -> list[Package]:
             [MatchSpec(spec) for spec in request.specs],
             gateway=Gateway(cache_dir=cache / "cache"),
             virtual_packages=VirtualPackage.detect(VirtualPackageOverrides.from_env()),
+            channel_priority=ChannelPriority[request.priority.capitalize()],
         )
     except GatewayError as error:
         raise CriticalError(str(error)) from error

@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import yaml
@@ -49,12 +49,14 @@ class Request:
         specs: What the environment has to have.
         archives: The packages of an explicit list; then there is nothing to solve.
         is_mixed: There are specs, and URLs of packages among them.
+        priority: How channels stand to each other, in the words of `.condarc`.
     """
 
     channels: tuple[str, ...] = ()
     specs: tuple[str, ...] = ()
     archives: tuple[Archive, ...] = ()
     is_mixed: bool = False
+    priority: str = "flexible"
 
 
 def read(options: Options) -> Request:
@@ -78,8 +80,11 @@ def read(options: Options) -> Request:
         else:
             lines = (line.strip() for line in text.splitlines())
             specs += [line for line in lines if line and not line.startswith("#")]
+    configured = _configured(Path.home() / ".condarc")
     if not options.override_channels:
-        channels += _configured(Path.home() / ".condarc")
+        channels += configured.get("channels", [])
+    variable = "CONDA_CHANNEL_PRIORITY" if options.is_conda else "MAMBA_CHANNEL_PRIORITY"
+    priority = os.environ.get(variable) or configured.get("channel_priority", "flexible")
     named = _named(options)
     channels = [url for channel in channels for url in named.get(channel, [channel])]
     for name, (url, *_) in named.items():
@@ -90,6 +95,7 @@ def read(options: Options) -> Request:
         channels=tuple(dict.fromkeys(urls)),
         specs=tuple(specs),
         is_mixed=0 < len(archives) < len(specs),
+        priority=priority,
     )
 
 
@@ -116,10 +122,10 @@ def _environment(file: Path, text: str) -> Request:
     return Request(channels=tuple(document.get("channels", [])), specs=tuple(dependencies))
 
 
-def _configured(file: Path) -> list[str]:
-    """Read the channels that a user has configured."""
+def _configured(file: Path) -> dict[str, Any]:
+    """Read what a user has configured."""
     document = yaml.safe_load(file.read_text()) if file.exists() else None
-    return list((document or {}).get("channels", []))
+    return dict(document or {})
 
 
 def _archives(text: str) -> Sequence[Archive]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 from condainer import files, process, tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import credentials
+from condainer.pipeline.installers import channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -173,6 +174,7 @@ class Request:
         locked: the exact packages; empty means solve.
         prefix: where to install.
         package_cache: where packages are kept; None means the installer's own place.
+        channel_priority: one of `config.CHANNEL_PRIORITIES`; empty means as conda is configured.
     """
 
     specs: tuple[str, ...]
@@ -180,12 +182,12 @@ class Request:
     locked: tuple[Package, ...]
     prefix: Path
     package_cache: Path | None
+    channel_priority: str = ""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """All channels that are named, those before `::` in a spec as well."""
-        named = (spec.partition("::")[0] for spec in self.specs if "::" in spec)
-        return (*self.channels, *named)
+        """All channels that are named, those that specs name as well."""
+        return (*self.channels, *filter(None, (channels.of_spec(spec)[0] for spec in self.specs)))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rattler.package_streaming import download_and_extract, download_to_path
 from condainer import process, removal
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials, tree
-from condainer.pipeline.installers import checking, contents, patience, solver, tokens
+from condainer.pipeline.installers import checking, contents, network, patience, solver, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -136,7 +136,7 @@ class Fetching:
         )
 
     async def _lane(self, directory: Path) -> None:
-        client = solver.client()
+        client = network.client()
         while self._queue:
             package, url = self._queue.pop(0)
             archive = checking.local(url)

@@ -28,6 +28,7 @@ from condainer.pipeline.installers import (
     checking,
     contents,
     fetching,
+    network,
     patience,
     ready,
     solver,
@@ -96,7 +97,7 @@ class Rattler:
             installed_packages=[],
             execute_link_scripts=False,
             show_progress=False,
-            client=solver.client(),
+            client=network.client(),
             reporter=reporter,
         )
         try:

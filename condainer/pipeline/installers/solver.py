@@ -8,14 +8,24 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import rattler
+from rattler.channel import ChannelPriority
 from rattler.exceptions import GatewayError, IoError, SolverError
+from rattler.repo_data import MultiSource
 
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import failures, patience, secrets, tokens
+from condainer.pipeline.installers import (
+    channels,
+    condarc,
+    failures,
+    network,
+    patience,
+    secrets,
+    tokens,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,16 +33,34 @@ if TYPE_CHECKING:
     from rattler import MatchSpec, RepoDataRecord
 
     from condainer.pipeline.installers import Request
+    from condainer.pipeline.installers.channels import Source
+    from condainer.pipeline.installers.condarc import Condarc
 
 DEFAULT_CHANNELS = ("conda-forge",)
-"""Where environment.yml names no channel."""
-
-_DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
-"""What conda means by the channel called `defaults`."""
+"""Where neither environment.yml nor conda's configuration names a channel."""
 
 _ARCHIVES = (".conda", ".tar.bz2")
-_RETRIES = 3
 _UNKNOWN = re.compile(r"No candidates were found for ([^\s\[=<>!~]+)")
+
+
+_Source: TypeAlias = "rattler.Channel | tokens.TokenChannel"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be solved.
+
+    Attributes:
+        specs: in rattler's form.
+        urls: of all channels to look in, in order of priority.
+        groups: the groups of channels that specs name.
+        priority: one of conda's words for how channels stand to each other.
+    """
+
+    specs: list[MatchSpec]
+    urls: tuple[str, ...]
+    groups: tuple[Source, ...]
+    priority: str
 
 
 @dataclass(frozen=True)
@@ -58,38 +86,29 @@ def cache_of(request: Request) -> Cache:
     return Cache(own / "pkgs", own / "repodata")
 
 
-def client() -> rattler.Client:
-    """What asks servers: some more times where one is busy."""
-    return rattler.Client.default_client(max_retries=_RETRIES)
-
-
 async def find(request: Request) -> list[RepoDataRecord]:
     """The records of the packages to install.
 
     Raises:
         BuildError: where there are none, or a channel cannot be read.
     """
+    configured = condarc.load()
+    wanted = None if request.locked else _parsed(request, configured)
+    urls = wanted.urls if wanted else _channels_of_lock(request, configured)
     lists = cache_of(request).lists
-    if secrets.are_in([*request.sources, *request.specs]):
+    if secrets.are_in([*urls, *request.specs]):
         lists = secrets.private_directory(lists)
-    gateway = rattler.Gateway(cache_dir=lists, client=client())
-    if request.locked:
-        channels = _channels_of_lock(request)
-        work = _locked(request, gateway, channels, lists)
-    else:
-        specs, channels = _parsed(request)
-        work = _solved(specs, gateway, channels, lists)
+    gateway = rattler.Gateway(cache_dir=lists, client=network.client())
+    work = _solved(wanted, gateway, lists) if wanted else _locked(request, gateway, urls, lists)
     try:
-        return await patience.unless_silent(
-            work, lambda: _growth(lists), lambda: " or ".join(channels)
-        )
+        return await patience.unless_silent(work, lambda: _growth(lists), lambda: " or ".join(urls))
     except BuildError:
         raise
     except GatewayError as error:
-        raise failures.unreadable(explanation(error), channels) from error
+        raise failures.unreadable(explanation(error), urls) from error
     except SolverError as error:
-        hint = await _hint(str(error), gateway, channels, lists)
-        raise failures.unsolved("rattler", explanation(error), channels, hint) from error
+        hint = await _hint(str(error), gateway, urls, lists)
+        raise failures.unsolved("rattler", explanation(error), urls, hint) from error
     except Exception as error:  # rattler raises two dozen unrelated types
         raise BuildError(f"rattler failed to solve:\n{explanation(error)}") from error
 
@@ -109,14 +128,13 @@ def explanation(error: Exception) -> str:
     return failures.excerpt(str(error).splitlines() or [type(error).__name__])
 
 
-async def _solved(
-    specs: list[MatchSpec], gateway: rattler.Gateway, channels: Iterable[str], lists: Path
-) -> list[RepoDataRecord]:
-    async with tokens.sources(channels, lists) as sources:
+async def _solved(wanted: _Wanted, gateway: rattler.Gateway, lists: Path) -> list[RepoDataRecord]:
+    async with tokens.sources(wanted.urls, lists) as sources:
         return await rattler.solve(
-            sources=sources,
-            specs=specs,
+            sources=_grouped(dict(zip(wanted.urls, sources, strict=True)), wanted.groups),
+            specs=wanted.specs,
             gateway=gateway,
+            channel_priority=ChannelPriority[wanted.priority.capitalize()],
             virtual_packages=rattler.VirtualPackage.detect(
                 rattler.VirtualPackageOverrides.from_env()  # CONDA_OVERRIDE_CUDA and others
             ),
@@ -159,34 +177,60 @@ def hexadecimal(digest: bytes | None) -> str:
     return digest.hex() if digest else ""
 
 
-def _parsed(request: Request) -> tuple[list[MatchSpec], tuple[str, ...]]:
-    """The specs in rattler's form, and the URLs of all channels to look in.
+def _grouped(found: dict[str, _Source], groups: Iterable[Source]) -> list[_Source | MultiSource]:
+    """The sources in their order; those that a spec names together are one."""
+    together = {url: group for group in groups for url in group.urls}
+    places: dict[str, _Source | MultiSource] = {}
+    for url, source in found.items():
+        group = together.get(url)
+        if group is None:
+            places[url] = source
+        elif group.name not in places:
+            members = [found[member] for member in dict.fromkeys(group.urls)]
+            places[group.name] = MultiSource(group.name, members)
+    return list(places.values())
+
+
+def _parsed(request: Request, configured: Condarc) -> _Wanted:
+    """The specs in rattler's form, and all channels to look in.
 
     Raises:
         BuildError: where rattler cannot read one of them.
     """
-    specs = []
-    channels: list[str] = []
-    for channel in request.channels or DEFAULT_CHANNELS:
+    names = request.channels or configured.channels or DEFAULT_CHANNELS
+    listed = channels.all_of(names, configured)
+    for source in listed:
         try:
-            channels += _DEFAULTS if channel == "defaults" else [rattler.Channel(channel).base_url]
+            for url in source.urls:
+                rattler.Channel(url)
         except Exception as error:  # as in `find`
-            raise BuildError(f"cannot read the channel '{channel}': {error}") from error
+            raise BuildError(f"cannot read the channel '{source.name}': {error}") from error
+    specs = []
+    named: list[Source] = []
     for text in request.specs:
         is_url = re.match(r"[a-z]+://", text) and text.partition("#")[0].endswith(_ARCHIVES)
+        placed, channel = (text, None) if is_url else channels.placed(text, configured)
         try:
-            spec = rattler.MatchSpec.from_url(text) if is_url else rattler.MatchSpec(text)
+            spec = rattler.MatchSpec.from_url(text) if is_url else rattler.MatchSpec(placed)
         except Exception as error:  # as in `find`
             raise BuildError(f"cannot read the specification '{text}': {error}") from error
-        if spec.channel is not None:
-            channels.append(spec.channel.base_url)
+        if channel is None and spec.channel is not None:
+            channel = channels.find(spec.channel.base_url, configured)
+        named += [channel] if channel else []
         specs.append(spec)
-    return specs, tuple(dict.fromkeys(channel.rstrip("/") for channel in channels))
+    groups = {source.name: source for source in named if source.is_group}
+    return _Wanted(
+        specs=specs,
+        urls=channels.urls_of([*listed, *named]),
+        groups=tuple(groups.values()),
+        priority=request.channel_priority or configured.channel_priority,
+    )
 
 
-def _channels_of_lock(request: Request) -> tuple[str, ...]:
-    channels = (credentials.restored(p.channel, request.sources) for p in request.locked)
-    return tuple(dict.fromkeys(channels))
+def _channels_of_lock(request: Request, configured: Condarc) -> tuple[str, ...]:
+    known = channels.urls_of(channels.all_of(request.sources or configured.channels, configured))
+    urls = (credentials.restored(package.channel, known) for package in request.locked)
+    return tuple(dict.fromkeys(urls))
 
 
 async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str], lists: Path) -> str:

@@ -7,8 +7,6 @@ lists and packages of such channels are fetched without that.
 from __future__ import annotations
 
 import contextlib
-import os
-import ssl
 import tempfile
 import urllib.error
 import urllib.request
@@ -19,7 +17,7 @@ import rattler
 import zstandard
 
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import failures
+from condainer.pipeline.installers import failures, network
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -131,9 +129,7 @@ def _copy(url: str, target: IO[bytes]) -> None:
     target.seek(0)
     target.truncate()
     request = urllib.request.Request(url, headers={"User-Agent": "condainer"})  # noqa: S310
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
-    context = ssl.create_default_context(cafile=bundle or None)
-    with urllib.request.urlopen(request, timeout=_PATIENCE, context=context) as answer:  # noqa: S310
+    with network.opener().open(request, timeout=_PATIENCE) as answer:
         source = answer
         if url.endswith(".json.zst"):
             source = zstandard.ZstdDecompressor().stream_reader(answer)
