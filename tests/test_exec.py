@@ -515,6 +515,19 @@ def test_another_pythons_variables_come_in_on_request(built: Workshop, tmp_path:
     assert {name: inside.get(name) for name in FOREIGN} == FOREIGN
 
 
+def test_own_code_is_live_over_the_image(built: Workshop, tmp_path: Path) -> None:
+    copy = configured(built, tmp_path / "copy", keep_python_path="true")
+    source = tmp_path / "with space"
+    source.mkdir()
+    for text in ("first", "second one"):
+        (source / "mine.py").write_text(f"TEXT = {text!r}\n")
+        done = copy.run(
+            *("exec", "--", "python", "-B", "-c", "import mine; print(mine.TEXT)"),
+            variables={"PYTHONPATH": f"{support.REPOSITORY}:{source}"},
+        )
+        assert done.stdout == f"{text}\n"
+
+
 @pytest.mark.parametrize(("key", "expected"), [("false", "False\n"), ("true", "True\n")])
 def test_user_site_packages(built: Workshop, tmp_path: Path, key: str, expected: str) -> None:
     copy = configured(built, tmp_path / "copy", user_site_packages=key)

@@ -313,3 +313,26 @@ def test_paths_of_other_files_count_from_environment_yml(
 ) -> None:
     written = pip.write_requirements([line], Path("/base"), tmp_path)
     assert written.read_text() == f"{expected}\n"
+
+
+def test_editable_packages_become_copies(indexed: Workshop, basic_channel: Path) -> None:
+    """In the `pip:` list, in requirements.txt and in a file that it names."""
+    for name in ("listed", "required", "nested"):
+        make_source(indexed.directory / f"with space/{name}", f"cnd_{name}")
+    indexed.environment(
+        "python", channel=basic_channel, more="  - pip:\n    - -e ./with space/listed\n"
+    )
+    (indexed.directory / "requirements.txt").write_text(
+        "--editable='./with space/required'\n-r more/other.txt\n"
+    )
+    (indexed.directory / "more").mkdir()
+    (indexed.directory / "more/other.txt").write_text("-e \\\n  ./with space/nested # mine\n")
+    built = indexed.run("build", "--force")
+    assert built.stderr.count("a copy is installed instead of -e") == 2
+    assert "'build --locked' cannot install" in built.stderr
+    (indexed.directory / "with space").rename(indexed.directory / "gone")
+    code = "import cnd_listed, cnd_required, cnd_nested"
+    indexed.run("exec", "--", "python", "-c", code)
+    refused = indexed.run("build", "--locked", "--force", status=1)
+    assert "the lock file names a directory" in refused.stderr
+    assert "pip wheel" in refused.stderr

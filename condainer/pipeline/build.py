@@ -26,6 +26,7 @@ from condainer.config import CONFIG_NAME
 from condainer.errors import BuildError
 from condainer.pipeline import (
     bytecode,
+    editable,
     epoch,
     installers,
     lockfile,
@@ -309,6 +310,8 @@ class Build:
         for warning in environment.warnings if environment else ():
             self._note(warning)
         lock = lockfile.read(project.lock_file) if self.options.locked and conda else None
+        if lock:
+            editable.check_lock(lock.pip)
         self._site.epoch = epoch.of_build(lock.created if lock else None)
         staging.check_base_directory(project)
         staging.check_unclaimed(project)
@@ -475,7 +478,10 @@ class Build:
             self._site.workplace(Stage.PIP, 1) as workplace,
         ):
             activated = await self._activated(plan, workplace)
-            for file, cwd, origin in runs:
+            for listed, cwd, origin in runs:
+                file, copied = editable.without(listed, cwd, temporary)
+                if copied:
+                    self._note(f"{origin}: a copy is installed instead of -e: {', '.join(copied)}")
                 with self._site.watching(space.Place(project.prefix, "what pip installs", 0)):
                     packages = await pip.install(
                         project.prefix,
@@ -488,7 +494,11 @@ class Build:
                 if packages is None:
                     self._note(f"{origin}: {_PIP_TOO_OLD}")
                 added.update((package.name.lower(), package) for package in packages or ())
+            editable.check(project.prefix)
             stage.detail = f"{len(added)} packages" if added else ""
+        warning = editable.note(added.values())
+        if warning:
+            self._note(warning)
         return list(added.values())
 
     async def _compile(self, plan: Plan) -> None:

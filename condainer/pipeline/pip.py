@@ -82,7 +82,7 @@ async def install(
                 requirements,
                 workplace.environment,
                 Path(directory),
-                lambda line: _absolute(line, requirements.parent),
+                lambda line: absolute(line, requirements.parent),
             )
         answer = await workplace.run(
             [*argv, "-r", str(requirements)],
@@ -176,12 +176,13 @@ def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Pat
         directory: where to write.
     """
     path = directory / "requirements.txt"
-    text = "".join(f"{_absolute(line, base)}\n" for line in lines)
+    text = "".join(f"{absolute(line, base)}\n" for line in lines)
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def _absolute(line: str, base: Path) -> str:
+def absolute(line: str, base: Path) -> str:
+    """A line of a requirements file, with the path of a file that it names made absolute."""
     match = _NAMES_A_FILE.fullmatch(re.sub(r"\s#.*", "", line))
     if match is None or re.match(r"[a-z+]+:", match["file"]):
         return line
