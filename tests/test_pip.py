@@ -201,6 +201,35 @@ def test_locked_build_installs_the_very_same(indexed: Workshop, tmp_path: Path) 
     assert listed(indexed) == {"cnd_one": "2.0", "cnd_two": "1.0"}
 
 
+def test_locked_build_takes_lines_of_other_programs(indexed: Workshop, tmp_path: Path) -> None:
+    """As conda-lock and pip write them: a checksum here or there, with a URL or without."""
+    for name in ("cnd_two", "cnd_three"):
+        make_wheel(tmp_path / "wheels", name, "1.0")
+    make_index(tmp_path / "wheels")
+    indexed.run("build", "-q")
+    wheels = {name: tmp_path / "wheels" / f"{name}-1.0-py3-none-any.whl" for name in ADDED_BY_HAND}
+    url = {name: wheel.as_uri() for name, wheel in wheels.items()}
+    digest = {
+        name: hashlib.sha256(wheel.read_bytes()).hexdigest() for name, wheel in wheels.items()
+    }
+    lines = (
+        f"# pip cnd_one @ {url['cnd_one']}#sha256={digest['cnd_one']}",
+        f"# pip cnd-two==1.0 --hash=sha256:{digest['cnd_two']}",
+        f"# pip cnd_three @ {url['cnd_three']} --hash=sha256:{digest['cnd_three']}",
+    )
+    own = [line for line in indexed.lock_file.read_text().splitlines() if "# pip " not in line]
+    indexed.lock_file.write_text("\n".join([*own, *lines, ""]))
+    indexed.run("build", "-q", "--force", "--locked")
+    assert listed(indexed) == dict.fromkeys(ADDED_BY_HAND, "1.0")
+    another = f"# pip cnd-two==1.0 --hash=sha256:{digest['cnd_one']}"
+    indexed.lock_file.write_text("\n".join([*own, another, ""]))
+    answer = indexed.run("build", "--force", "--locked", status=1)
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in answer.stderr
+
+
+ADDED_BY_HAND = ("cnd_one", "cnd_two", "cnd_three")
+
+
 def test_locked_build_refuses_another_file_of_the_same_name(
     indexed: Workshop, tmp_path: Path
 ) -> None:

@@ -463,12 +463,13 @@ class Build:
         project = self.project
         added: dict[str, PipPackage] = {}
         runs: list[tuple[Path, Path, str]] = []
-        lines = [p.requirement for p in plan.lock.pip] if plan.lock else plan.pip_lines
-        if lines:
-            base = project.environment_file.parent
-            source = project.lock_file if plan.lock else project.environment_file
-            file = pip.write_requirements(lines, base, temporary)
-            runs.append((file, base, f"the packages of pip in {source}"))
+        lines = [p.requirement for p in plan.lock.pip] if plan.lock else list(plan.pip_lines)
+        source = project.lock_file if plan.lock else project.environment_file
+        base = project.environment_file.parent
+        for some in pip.apart(lines) if plan.lock else [lines]:
+            if some:
+                file = pip.write_requirements(some, base, temporary)
+                runs.append((file, base, f"the packages of pip in {source}"))
         if plan.requirements and not plan.lock:
             runs.append((plan.requirements, plan.requirements.parent, str(plan.requirements)))
         if not runs:

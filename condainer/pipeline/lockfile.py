@@ -36,6 +36,12 @@ _URL = re.compile(
     r"(?P<channel>.+)/(?P<subdir>[^/]+)/"
     r"(?P<name>[^/]+)-(?P<version>[^-/]+)-(?P<build>[^-/]+)\.(conda|tar\.bz2)"
 )
+_PIP_LINE = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(\[[^\]]*\])?(\s*==\s*(?P<version>[^\s@]+))?"
+    r"(\s*@\s*(?P<url>\S+))?(\s+--hash=sha256:(?P<sha256>[0-9a-f]{64}))?\s*"
+)
+_IN_URL = "sha256="
+"""Stands before a checksum behind a URL, as pip has it."""
 _CHECKSUM = re.compile(r"[0-9a-f]{32}|(sha256:)?[0-9a-f]{64}")
 
 
@@ -59,8 +65,11 @@ class PipPackage:
     def requirement(self) -> str:
         """A line for `pip install -r` that installs the very same again."""
         if not self.url:
-            return f"{self.name}=={self.version}"
-        return f"{self.name} @ {self.url}" + (f"#sha256={self.sha256}" if self.sha256 else "")
+            checksum = f" --hash=sha256:{self.sha256}" if self.sha256 else ""
+            return f"{self.name}=={self.version}{checksum}"
+        if not self.sha256:
+            return f"{self.name} @ {self.url}"
+        return f"{self.name} @ {self.url}{'&' if '#' in self.url else '#'}{_IN_URL}{self.sha256}"
 
 
 @dataclass(frozen=True)
@@ -196,9 +205,20 @@ def _check_platforms(path: Path, platforms: set[str]) -> None:
 
 
 def _pip_package(line: str) -> PipPackage:
-    line, _, checksum = line.partition(" --hash=sha256:")
-    what, _, url = line.partition(" @ ")
-    name, equals, version = what.partition("==")
-    if not equals:
+    """What a line says of a package of pip: as we write it, or conda-lock, or pip itself."""
+    match = _PIP_LINE.fullmatch(line)
+    if match is None or not (match["version"] or match["url"]):
         raise BuildError(f"'{_PIP}{line}' in the lock file is not a package of pip")
-    return PipPackage(name.strip(), version.strip(), url.strip(), checksum.strip())
+    url, _, fragment = (match["url"] or "").partition("#")
+    parts = [part for part in fragment.split("&") if part]
+    hashes = {part.removeprefix(_IN_URL) for part in parts if part.startswith(_IN_URL)}
+    hashes |= {match["sha256"]} if match["sha256"] else set()
+    if len(hashes) > 1:
+        raise BuildError(f"'{_PIP}{line}' in the lock file has two checksums")
+    rest = "&".join(part for part in parts if not part.startswith(_IN_URL))
+    return PipPackage(
+        match["name"],
+        match["version"] or "",
+        f"{url}#{rest}" if rest else url,
+        hashes.pop() if hashes else "",
+    )

@@ -20,7 +20,7 @@ from condainer.pipeline import installers, logins, tree
 from condainer.pipeline.lockfile import PipPackage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from condainer.pipeline.installers import Workplace
 
@@ -166,6 +166,14 @@ def _name_and_version(path: Path, prefix: Path) -> tuple[str, str]:
     return str(about["Name"]), str(about["Version"])
 
 
+def apart(lines: Iterable[str]) -> list[list[str]]:
+    """Lines without and with a checksum of their own: where one has it, pip wants it of all."""
+    groups: list[list[str]] = [[], []]
+    for line in lines:
+        groups[" --hash=" in line].append(line)
+    return groups
+
+
 def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Path:
     """Write lines for pip to a file in a directory, for `-r`.
 
@@ -175,7 +183,9 @@ def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Pat
             from that file's own directory, so they become absolute.
         directory: where to write.
     """
-    path = directory / "requirements.txt"
+    descriptor, name = tempfile.mkstemp(prefix="requirements-", suffix=".txt", dir=directory)
+    os.close(descriptor)
+    path = Path(name)
     text = "".join(f"{absolute(line, base)}\n" for line in lines)
     path.write_text(text, encoding="utf-8")
     return path
