@@ -244,6 +244,8 @@ def _keep(project: Project, backend: Backend | None, sender: int) -> None:
     except Exception as error:  # noqa: BLE001  (the parent has to hear of it)
         os.write(sender, _encoded(repr(error)))
         return
+    # Who hears that it is ready may ask it to end: not before there is somebody to hear that.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     with contextlib.suppress(BrokenPipeError):  # whoever asked was killed: it goes like any other
         os.write(sender, _READY)
     os.close(sender)
@@ -457,6 +459,7 @@ def _serve(project: Project, kept: _Kept, keeper: int) -> None:
     shadow = 0
     idle_since = time.monotonic()
     signal.signal(signal.SIGTERM, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     while _is_served(project, kept):
         shadow = _shadow(shadow, project, kept, keeper)
         patience = 0.0 if asked_to_end else project.config.unmount_after
