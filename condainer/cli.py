@@ -325,6 +325,11 @@ def _add_building(commands: Any) -> None:  # noqa: ANN401
         "--locked", action="store_true", help="install exactly what the lock file lists"
     )
     build.add_argument(
+        "--offline",
+        action="store_true",
+        help="ask for nothing over the network: take what caches and this machine's disks have",
+    )
+    build.add_argument(
         "--no-overlap",
         action="store_true",
         help="compress when all is installed, not while other packages are still being fetched",
@@ -499,6 +504,7 @@ def _build(arguments: argparse.Namespace) -> int:
     options = Options(
         force=arguments.force,
         locked=arguments.locked,
+        offline=arguments.offline,
         installer=arguments.installer,
         dry_run=arguments.dry_run,
         overlap=not arguments.no_overlap,

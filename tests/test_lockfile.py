@@ -181,17 +181,24 @@ def test_changed_checksum_is_refused(
     assert workshop.lock_file.read_text() == changed
 
 
-def test_package_that_has_gone_is_named(
-    workshop: Workshop, hard_channel: Path, channel: Path
+def test_package_that_has_gone_from_its_channel(
+    workshop: Workshop, hard_channel: Path, tmp_path: Path
 ) -> None:
-    limit(channel, hard_channel, "")
-    workshop.environment("hard-text", channel=channel)
+    """The list of the channel does not count; the cache does, and then the file itself."""
+    workshop.configure(package_cache=tmp_path / "packages")
+    own = tmp_path / "channel"
+    shutil.copytree(hard_channel, own)
+    workshop.environment("hard-text", channel=own)
     workshop.run("build", "-q")
-    limit(channel, hard_channel, "hard-text-2.0-0.conda")
+    limit(own, hard_channel, "hard-text-2.0-0.conda")
+    shutil.rmtree(tmp_path / "packages")
+    workshop.run("build", "-q", "--force", "--locked")
+    (own / "noarch/hard-text-2.0-0.conda").unlink()
+    workshop.run("build", "-q", "--force", "--locked")
+    shutil.rmtree(tmp_path / "packages")
     answer = workshop.run("build", "--force", "--locked", status=1)
-    assert f"no longer in its channel: {channel.as_uri()}/noarch/hard-text-2.0-0.conda" in (
-        answer.stderr
-    )
+    assert f"there is no file {own}/noarch/hard-text-2.0-0.conda" in answer.stderr
+    assert "build without --locked" in answer.stderr
 
 
 def test_locked_build_without_a_lock_file(workshop: Workshop, hard_channel: Path) -> None:

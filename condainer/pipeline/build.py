@@ -82,6 +82,7 @@ class Options:
     Attributes:
         force: replace an image that is there.
         locked: install what the lock file lists, instead of solving.
+        offline: ask for nothing over the network.
         installer: name or path; empty means the first there is.
         dry_run: only check and solve.
         overlap: compress while it installs, where that can be done.
@@ -92,6 +93,7 @@ class Options:
 
     force: bool = False
     locked: bool = False
+    offline: bool = False
     installer: str = ""
     dry_run: bool = False
     overlap: bool = True
@@ -490,6 +492,7 @@ class Build:
                         origin=origin,
                         cwd=cwd,
                         locked=plan.lock is not None,
+                        offline=self.options.offline,
                         workplace=activated,
                     )
                 if packages is None:
@@ -672,6 +675,7 @@ class Build:
             prefix=self.project.prefix,
             package_cache=Path(cache) if cache else None,
             channel_priority=config.channel_priority,
+            offline=self.options.offline,
         )
 
     def _requirements(self) -> Path | None:

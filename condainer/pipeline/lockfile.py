@@ -13,10 +13,11 @@ import platform
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from condainer import files
 from condainer.errors import BuildError
-from condainer.pipeline.installers import Package
+from condainer.pipeline.installers import Package, channels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,7 +92,7 @@ def render(packages: Iterable[Package], pip: Iterable[PipPackage], created: int)
     """The text of a lock file; for its arguments see `Lock`."""
     when = dt.datetime.fromtimestamp(created, dt.timezone.utc)
     packages = list(packages)
-    subdir = next((p.subdir for p in packages if p.subdir != _NO_ARCH), _NO_ARCH)
+    subdir = next((p.subdir for p in packages if p.subdir not in {"", _NO_ARCH}), _NO_ARCH)
     lines = [
         "# The exact packages of the image; 'condainer build --locked' installs them again,",
         "# and so does 'conda create --file FILE' (without those of pip).",
@@ -140,18 +141,20 @@ def read(path: Path) -> Lock:
     if "@EXPLICIT" not in lines:
         raise BuildError(f"{path} is not a lock file: it has no line @EXPLICIT")
     pip = [_pip_package(line.removeprefix(_PIP)) for line in lines if line.startswith(_PIP)]
-    packages = []
+    packages: dict[str, Package] = {}
     sha256 = ""
     for line in lines:
         if line.startswith(_SHA256):
             sha256 = line.removeprefix(_SHA256)
         elif line and not line.startswith(("#", "@")):
             package = package_from_line(line)
-            packages.append(replace(package, sha256=package.sha256 or sha256))
+            package = replace(package, sha256=package.sha256 or sha256)
+            if packages.setdefault(package.name, package) != package:
+                raise BuildError(f"the lock file {path} lists two packages {package.name}")
             sha256 = ""
     named = {line.removeprefix(_PLATFORM) for line in lines if line.startswith(_PLATFORM)}
-    _check_platforms(path, named | {package.subdir for package in packages})
-    return Lock(tuple(packages), tuple(pip), _created(path, lines))
+    _check_platforms(path, named | {package.subdir for package in packages.values()})
+    return Lock(tuple(packages.values()), tuple(pip), _created(path, lines))
 
 
 def _created(path: Path, lines: Iterable[str]) -> int:
@@ -171,21 +174,24 @@ def package_from_line(line: str) -> Package:
     """What a line of a lock file says of its package.
 
     Raises:
-        BuildError: where it is not .../CHANNEL/SUBDIR/NAME-VERSION-BUILD.conda#CHECKSUM.
+        BuildError: where it is not .../CHANNEL/SUBDIR/NAME-VERSION-BUILD.conda#CHECKSUM, or the
+            same in a directory that is no part of a channel.
     """
     url, _, checksum = line.partition("#")
     match = _URL.fullmatch(url)
     if match is None or (checksum and not _CHECKSUM.fullmatch(checksum)):
         raise BuildError(f"'{line}' in the lock file is not the URL of a conda package")
-    number = re.search(r"([0-9]{1,9})$", match["build"])
+    name, version, build = (unquote(match[part]) for part in ("name", "version", "build"))
+    is_of_channel = channels.is_subdir(match["subdir"])
+    number = re.search(r"([0-9]{1,9})$", build)
     is_md5 = len(checksum) == 32  # noqa: PLR2004  (hexadecimal digits of an MD5)
     return Package(
-        name=match["name"],
-        version=match["version"],
-        build=match["build"],
+        name=name,
+        version=version,
+        build=build,
         build_number=int(number[1]) if number else 0,
-        channel=match["channel"],
-        subdir=match["subdir"],
+        channel=match["channel"] if is_of_channel else url.rpartition("/")[0],
+        subdir=match["subdir"] if is_of_channel else "",
         url=url,
         md5=checksum if is_md5 else "",
         sha256="" if is_md5 else checksum.removeprefix("sha256:"),
@@ -196,7 +202,7 @@ def package_from_line(line: str) -> Package:
 def _check_platforms(path: Path, platforms: set[str]) -> None:
     machine = platform.machine()
     own = _SUBDIRS.get(machine, f"linux-{machine}")
-    foreign = platforms - {own, _NO_ARCH}
+    foreign = platforms - {own, _NO_ARCH, ""}
     if foreign:
         raise BuildError(
             f"the lock file {path} is for {', '.join(sorted(foreign))}, this machine is {own}",

@@ -33,6 +33,14 @@ for name in ("data", "purelib", "platlib", "scripts", "include"):
     print(sysconfig.get_path(name))
 """
 _REPORT_SINCE = (22, 2)
+_OFFLINE = {
+    "PIP_NO_INDEX": "1",
+    # URLs: pip takes them from its own cache, or fails at once, as nobody listens there.
+    "PIP_PROXY": "http://127.0.0.1:9",
+    "PIP_RETRIES": "0",
+    "GIT_ALLOW_PROTOCOL": "file",
+}
+"""What keeps pip, and git where pip starts it, from asking servers."""
 _NUMBER = re.compile("[0-9]{1,9}")
 _NAMES_A_FILE = re.compile(
     r"(?P<option>-[rcf]|--requirement|--constraint|--find-links)(\s+|\s*=\s*|(?<=-[rcf]))"
@@ -47,6 +55,7 @@ async def install(
     origin: str,
     cwd: Path,
     locked: bool,
+    offline: bool,
     workplace: Workplace,
 ) -> list[PipPackage] | None:
     """Install what a requirements file asks for.
@@ -57,6 +66,7 @@ async def install(
         origin: what people call it.
         cwd: the directory that relative paths in the file count from.
         locked: the file lists every package, so look at no dependencies.
+        offline: ask for nothing over the network.
         workplace: where pip runs.
 
     Returns:
@@ -87,11 +97,16 @@ async def install(
         answer = await workplace.run(
             [*argv, "-r", str(requirements)],
             cwd=cwd,
-            environment={**workplace.environment, **variables},
+            environment={**workplace.environment, **variables, **(_OFFLINE if offline else {})},
         )
         if answer.returncode != 0:
             last = "\n".join(f"  {line}" for line in _matter(answer.tail))
-            raise BuildError(f"pip failed ({answer.verdict}) for {origin}:\n{last}")
+            raise BuildError(
+                f"pip failed ({answer.verdict}) for {origin}:\n{last}",
+                "with --offline pip has its own cache, and files of this machine"
+                if offline
+                else "",
+            )
         if not report.exists():
             return None
         try:

@@ -30,6 +30,7 @@ class Options:
         specs: Specs from the command line.
         dry_run: Stop before anything is fetched.
         as_json: Write one document instead of words.
+        offline: Ask for nothing over the network.
         quiet: Write nothing but errors.
         words: The whole command line.
     """
@@ -45,6 +46,7 @@ class Options:
     specs: tuple[str, ...]
     dry_run: bool
     as_json: bool
+    offline: bool
     quiet: bool
     words: tuple[str, ...]
 
@@ -101,6 +103,7 @@ def parse(program: str, words: list[str]) -> Options:
         specs=tuple(found.specs),
         dry_run=found.dry_run,
         as_json=found.json,
+        offline=found.offline,
         quiet=found.quiet or found.json,
         words=(program, *words),
     )
@@ -116,6 +119,7 @@ def _parser(version: str) -> argparse.ArgumentParser:
     parser.add_argument("--override-channels", action="store_true")
     parser.add_argument("-f", "--file", action="append", default=[], type=Path)
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--offline", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
     parser.add_argument("command", choices=["create", "install"])

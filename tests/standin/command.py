@@ -92,7 +92,7 @@ async def _create(options: Options, console: Console) -> None:
         chosen = packages.listed(wanted.archives)
         specs = tuple("{}=={}={}".format(*package.name_version_build) for package in chosen)
     else:
-        chosen = await _solve(wanted, console, options.package_cache)
+        chosen = await _solve(wanted, console, options.package_cache, offline=options.offline)
         specs = wanted.specs
     unpacked = {
         package.url
@@ -143,7 +143,9 @@ def _clear(options: Options, console: Console) -> None:
         raise CriticalError(message, error=message)
 
 
-async def _solve(wanted: request.Request, console: Console, cache: Path) -> list[Package]:
+async def _solve(
+    wanted: request.Request, console: Console, cache: Path, *, offline: bool
+) -> list[Package]:
     """Find the packages that specs ask for, in the order in which they have to be linked."""
     subdirs = (packages.SUBDIR, "noarch")
     urls = [f"{channel}/{subdir}" for channel in wanted.channels for subdir in subdirs]
@@ -154,7 +156,7 @@ async def _solve(wanted: request.Request, console: Console, cache: Path) -> list
         console.repodata(urls, shards=False)
         raise
     try:
-        chosen = await packages.find(wanted, cache)
+        chosen = await packages.find(wanted, cache, offline=offline)
     except CriticalError:
         # libmamba tries again before it gives up.
         for _ in range(2):
@@ -178,7 +180,9 @@ async def _execute(
     cache, layout = options.package_cache, _layout(options)
     with _using(cache, chosen) if options.is_conda else contextlib.nullcontext():
         records = [
-            await packages.fetch(package, cache, layout, trusts_files=options.is_conda)
+            await packages.fetch(
+                *(package, cache, layout), trusts_files=options.is_conda, offline=options.offline
+            )
             for package in chosen
         ]
     places = [packages.unpacked(package, cache, layout) for package in chosen]

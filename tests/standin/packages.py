@@ -31,6 +31,7 @@ from rattler import (
 from rattler.channel import ChannelPriority
 from rattler.exceptions import GatewayError, InstallerError, InvalidMatchSpecError, SolverError
 from rattler.package_streaming import download_to_path, extract
+from rattler.repo_data.gateway import SourceConfig
 from rattler.virtual_package import VirtualPackage, VirtualPackageOverrides
 
 from tests.standin.errors import CriticalError
@@ -172,7 +173,7 @@ def check_specs(specs: Iterable[str]) -> None:
         _check_spec(spec)
 
 
-async def find(request: Request, cache: Path) -> list[Package]:
+async def find(request: Request, cache: Path, *, offline: bool) -> list[Package]:
     """Solve, and put what is found in the order in which it has to be linked.
 
     Lists of channels are kept in the package cache.
@@ -180,11 +181,12 @@ async def find(request: Request, cache: Path) -> list[Package]:
     Raises:
         CriticalError: if there is no solution.
     """
+    how = SourceConfig(cache_action="force-cache-only" if offline else "cache-or-fetch")
     try:
         records = await solve(
             request.channels,
             [MatchSpec(spec) for spec in request.specs],
-            gateway=Gateway(cache_dir=cache / "cache"),
+            gateway=Gateway(cache_dir=cache / "cache", default_config=how),
             virtual_packages=VirtualPackage.detect(VirtualPackageOverrides.from_env()),
             channel_priority=ChannelPriority[request.priority.capitalize()],
         )
@@ -219,7 +221,7 @@ def cached(package: Package, cache: Path, layout: str) -> bool:
 
 
 async def fetch(
-    package: Package, cache: Path, layout: str, *, trusts_files: bool
+    package: Package, cache: Path, layout: str, *, trusts_files: bool, offline: bool
 ) -> RepoDataRecord:
     """Bring a package to the cache, unpacked.
 
@@ -227,6 +229,7 @@ async def fetch(
         package: Which.
         cache: The package cache.
         layout: Of the cache, see `place`.
+        offline: Nothing comes over the network.
         trusts_files: What a channel in a directory holds is not compared with its checksum.
 
     Returns:
@@ -240,6 +243,8 @@ async def fetch(
     fresh = not cached(package, cache, layout)
     if fresh:
         shutil.rmtree(directory, ignore_errors=True)
+        if offline and not package.url.startswith("file:"):
+            raise CriticalError(f"Download error (7) Could not connect to server [{package.url}]")
         await _download(package.url, archive)
         if not (trusts_files and package.url.startswith("file:")):
             _check(package, archive, cache)
@@ -294,7 +299,9 @@ def _check_spec(spec: str) -> None:
 
 
 def _package(record: RepoDataRecord) -> Package:
-    checks: dict[str, Any] = {"size": record.size}
+    checks: dict[str, Any] = {}
+    if record.size is not None:  # nothing is known of an archive that is in no channel
+        checks["size"] = record.size
     if record.sha256:
         checks["sha256"] = record.sha256.hex()
     if record.md5:

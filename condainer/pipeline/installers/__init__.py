@@ -175,6 +175,7 @@ class Request:
         prefix: where to install.
         package_cache: where packages are kept; None means the installer's own place.
         channel_priority: one of `config.CHANNEL_PRIORITIES`; empty means as conda is configured.
+        offline: whether nothing may be asked for over the network.
     """
 
     specs: tuple[str, ...]
@@ -183,6 +184,7 @@ class Request:
     prefix: Path
     package_cache: Path | None
     channel_priority: str = ""
+    offline: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:

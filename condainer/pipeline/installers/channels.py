@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
     from condainer.pipeline.installers.condarc import Condarc
 
-_SUBDIR = re.compile(
-    r"(?P<channel>.+)/(?P<subdir>noarch|(linux|osx|win|emscripten|wasi|zos)-\w+)/?"
-)
+_PART = r"(?P<subdir>noarch|(linux|osx|win|emscripten|wasi|zos)-\w+)"
+_SUBDIR = re.compile(rf"(?P<channel>.+)/{_PART}/?")
 _SPEC = re.compile(r"(?P<channel>[^\[\]]+?)::(?P<rest>.*)", re.DOTALL)
 _BRACKET = re.compile(
     r"(?P<before>[\[,\s])channel\s*=\s*(\"(?P<a>[^\"]*)\"|'(?P<b>[^']*)'|(?P<c>[^\s,\]]+))\s*,?\s*"
@@ -44,6 +43,11 @@ class Source:
     urls: tuple[str, ...]
     is_group: bool = False
     subdir: str = ""
+
+
+def is_subdir(name: str) -> bool:
+    """Whether a directory's name is one of those that channels have for kinds of machines."""
+    return re.fullmatch(_PART, name) is not None
 
 
 def find(name: str, condarc: Condarc) -> Source:

@@ -15,6 +15,8 @@ import stat
 import tarfile
 import urllib.parse
 import zipfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -41,21 +43,26 @@ class DamagedError(BuildError):
     """What is unpacked in a cache is not what its package holds."""
 
 
-async def check(places: Mapping[Package, Sequence[Path]], workplace: Workplace) -> None:
+async def check(
+    places: Mapping[Package, Sequence[Path]], workplace: Workplace, *, is_locked: bool = False
+) -> None:
     """Compare packages with their checksums.
 
     Args:
         places: where each is unpacked, by package; several directories where it is not known from
             which of them it was linked, none where none is known.
         workplace: tells how many processors may be kept busy.
+        is_locked: whether the checksums are those of a lock file.
 
     Raises:
         BuildError: names one that is something else than its checksum says.
     """
-    await _each(check_package, places, workplace)
+    await _each(partial(check_package, is_locked=is_locked), places, workplace)
 
 
-async def mend(places: Mapping[Package, Sequence[Path]], workplace: Workplace) -> frozenset[Path]:
+async def mend(
+    places: Mapping[Package, Sequence[Path]], workplace: Workplace, *, is_locked: bool = False
+) -> frozenset[Path]:
     """Remove from a cache what is not what its package holds, so that it will be fetched anew.
 
     Scripts of packages damage it: what they change in place is the cache's own file, too. What
@@ -64,6 +71,7 @@ async def mend(places: Mapping[Package, Sequence[Path]], workplace: Workplace) -
     Args:
         places: where packages are unpacked before anything is installed.
         workplace: is told of it.
+        is_locked: as in `check`.
 
     Returns:
         the directories where all is right.
@@ -76,7 +84,7 @@ async def mend(places: Mapping[Package, Sequence[Path]], workplace: Workplace) -
     def mend_package(package: Package, directories: Sequence[Path]) -> None:
         for directory in directories:
             try:
-                check_package(package, [directory])
+                check_package(package, [directory], is_locked=is_locked)
                 sound.add(directory)
             except DamagedError as error:
                 workplace.on_line(f"{error.message}; fetching it again")
@@ -105,14 +113,16 @@ async def _each(
             group.start_soon(in_thread, package, directories)
 
 
-def check_package(package: Package, directories: Sequence[Path]) -> None:
+def check_package(
+    package: Package, directories: Sequence[Path], *, is_locked: bool = False
+) -> None:
     """Compare one package with its checksum; see `check`.
 
     Raises:
         DamagedError: where it is unpacked, but is something else.
         BuildError: where its channel has something else.
     """
-    original = _original(package, directories)
+    original = _original(package, directories, is_locked=is_locked)
     for directory in directories:
         listed = _listed(directory)
         if original is not None and _paths(original) not in (None, listed):
@@ -124,13 +134,27 @@ def check_package(package: Package, directories: Sequence[Path]) -> None:
                 raise _damaged(directory, str(name))
 
 
-def wrong_archive(package: Package, kind: str, found: str, expected: str) -> BuildError:
-    """An error for an archive that has another checksum than its channel lists."""
+def wrong_archive(
+    package: Package, kind: str, found: str, expected: str, *, is_locked: bool = False
+) -> BuildError:
+    """An error for an archive that has another checksum than its channel or a lock file lists."""
+    is_what = "is no longer the file that was locked"
+    advice = "build without --locked: that takes what the channels have today"
+    if not is_locked:
+        is_what = "is not the file that its channel lists"
+        advice = "the channel is damaged: index it again, or fetch it again"
     return BuildError(
-        f"{package.url} is not the file that its channel lists: "
-        f"{kind} {found[:_SHOWN]}… instead of {expected[:_SHOWN]}…",
-        "the channel is damaged: index it again, or fetch it again",
+        f"{package.url} {is_what}: {kind} {found[:_SHOWN]}… instead of {expected[:_SHOWN]}…",
+        advice,
     )
+
+
+def completed(package: Package) -> Package:
+    """A package with the checksums of its archive, where that is here and no channel lists any."""
+    archive = local(package.url)
+    if package.sha256 or package.md5 or archive is None or not archive.is_file():
+        return package
+    return replace(package, sha256=digest_of(archive), md5=digest_of(archive, "md5"))
 
 
 def digest_of(path: Path, kind: str = "sha256") -> str:
@@ -145,7 +169,7 @@ def local(url: str) -> Path | None:
     return Path(urllib.parse.unquote(address.path)) if address.scheme == "file" else None
 
 
-def _original(package: Package, directories: Sequence[Path]) -> Path | None:
+def _original(package: Package, directories: Sequence[Path], *, is_locked: bool) -> Path | None:
     """An archive that has a package's checksum; None where there is none to compare.
 
     Raises:
@@ -164,7 +188,7 @@ def _original(package: Package, directories: Sequence[Path]) -> Path | None:
                     return archive
                 found = digest if archive == channel else found
     if found:
-        raise wrong_archive(package, kind.upper(), found, expected)
+        raise wrong_archive(package, kind.upper(), found, expected, is_locked=is_locked)
     return None
 
 

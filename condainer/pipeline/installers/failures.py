@@ -41,12 +41,13 @@ def unsolved(installer: str, why: str, channels: Sequence[str], hint: str = "") 
     return BuildError(f"{installer} found no solution:\n{why}{searched}", hint)
 
 
-def unreadable(why: str, channels: Iterable[str]) -> BuildError:
+def unreadable(why: str, channels: Iterable[str], *, is_offline: bool = False) -> BuildError:
     """An error for a channel that cannot be read.
 
     Args:
         why: the installer's own explanation.
         channels: those that were to be read; which of them it was stands in the explanation.
+        is_offline: whether nothing was asked for over the network.
     """
     why = credentials.without(why)
     if _OF_THIS_MACHINE.search(why):
@@ -57,6 +58,11 @@ def unreadable(why: str, channels: Iterable[str]) -> BuildError:
     channels = [credentials.without(channel) for channel in channels]
     named = [channel for channel in channels if f"{channel}/" in why] or channels
     which = f"the channel {' or '.join(named)}" if named else "a channel"
+    if is_offline:
+        return BuildError(
+            f"--offline forbids to ask {which}, and the cache has no list of it:\n{why}",
+            "build once without --offline, or install what the lock file lists, with --locked",
+        )
     return BuildError(
         f"cannot read {which}:\n{why}",
         "see that its address is right and that this machine can reach it",

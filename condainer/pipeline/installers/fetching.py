@@ -26,14 +26,22 @@ from rattler.package_streaming import download_and_extract, download_to_path
 from condainer import process, removal
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials, tree
-from condainer.pipeline.installers import checking, contents, network, patience, solver, tokens
+from condainer.pipeline.installers import (
+    checking,
+    contents,
+    kept,
+    network,
+    patience,
+    solver,
+    tokens,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from rattler import Client, RepoDataRecord
+    from rattler import Client
 
-    from condainer.pipeline.installers import Package, Workplace
+    from condainer.pipeline.installers import Package, Request, Workplace
 
 _AT_ONCE = 5
 """Packages on their way: to get a small one takes hardly more than to ask for it."""
@@ -47,26 +55,30 @@ _OLD = 86400.0
 """Seconds after which what another machine has begun, or has no lock, is not waited for."""
 _WORK, _LOCK = ".condainer-fetch", ".lock"
 """Begins the names of directories in the cache to work in, and the file in each that is locked."""
+_COUNT = struct.Struct(">Q")
+_SHOWN = 10
+_GONE = "build without --locked: that takes what the channels have today"
 
 
 class Fetching:
     """The way of packages into the cache.
 
     Args:
-        records: what rattler's solver has found.
-        packages: the same, as messages name them.
+        request: what is being installed; from a lock file, all that is missing is fetched here.
+        urls: of the packages, with what servers ask for.
         cache: where rattler looks for them.
         workplace: takes what is to be told.
         on_there: is told of each that has come; from the event loop's thread.
 
     Attributes:
         missing: the packages that are to be fetched here.
+        digests: the SHA256 and the MD5 of those that have come.
     """
 
     def __init__(
         self,
-        records: Iterable[RepoDataRecord],
-        packages: Iterable[Package],
+        request: Request,
+        urls: Mapping[Package, str],
         cache: Path,
         workplace: Workplace,
         on_there: Callable[[Package], None],
@@ -74,13 +86,14 @@ class Fetching:
         self._cache = cache
         self._workplace = workplace
         self._on_there = on_there
-        found = [
-            (package, record.url)
-            for record, package in zip(records, packages, strict=True)
-            if _is_fetched_here(record.url) and not os.path.lexists(cache / package.stem)
-        ]
-        self._queue = sorted(found, key=lambda item: (item[0].size, item[0].name))
-        self.missing = [package for package, _ in self._queue]
+        self._is_locked = bool(request.locked)
+        missing = {p: url for p, url in urls.items() if not self._is_kept(p)}
+        if request.offline:
+            self._check_offline(missing)
+        found = [p for p, url in missing.items() if self._is_locked or _is_fetched_here(url)]
+        self.missing = sorted(found, key=lambda package: (package.size, package.name))
+        self.digests: dict[Package, tuple[str, str]] = {}
+        self._queue = [(package, urls[package]) for package in self.missing]
         self._on_the_way: dict[str, Path] = {}
         self._urls: dict[str, str] = {}
         self._there = self._bytes = 0
@@ -107,6 +120,39 @@ class Fetching:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(removal.remove_tree, directory)
             os.close(lock)
+
+    def _is_kept(self, package: Package) -> bool:
+        """Whether the cache has a package that need not be fetched again.
+
+        One of the same name may be another one: its checksum says which it is. Only what comes from
+        a channel that lists nothing better is taken without.
+        """
+        directory = self._cache / package.stem
+        noted = kept.archive_of(directory)
+        if package.sha256 and noted:
+            return noted == package.sha256
+        is_listed = bool(package.sha256 or package.md5) and not self._is_locked
+        return is_listed and os.path.lexists(directory)
+
+    def _check_offline(self, missing: Iterable[Package]) -> None:
+        """See that nothing is missing that would have to come from elsewhere.
+
+        Raises:
+            BuildError: names what is.
+        """
+        lines = [
+            f"  {package.url}" + ("" if package.sha256 else " (no SHA256 of it is known)")
+            for package in missing
+            if checking.local(package.url) is None
+        ]
+        if lines:
+            more = [f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+            listed = "\n".join([*lines[:_SHOWN], *more])
+            raise BuildError(
+                f"--offline forbids to fetch what is not in the package cache {self._cache}:\n"
+                f"{listed}",
+                "build once without --offline: packages stay in the cache",
+            )
 
     def signs(self) -> object:
         """What changes when something has come; or always, while nothing is being fetched."""
@@ -144,10 +190,13 @@ class Fetching:
                 archive = directory / Path(urllib.parse.urlsplit(url).path).name
                 async with self._large if package.size > _LARGE else contextlib.nullcontext():
                     await self._fetch(client, package, url, archive)
+            elif not archive.is_file():
+                raise BuildError(f"there is no file {archive}", _GONE if self._is_locked else "")
             part = directory / package.stem
-            sha256 = await unpack(client, archive, part, package)
+            digests = await unpack(client, archive, part, package, is_locked=self._is_locked)
+            self.digests[package] = digests
             try:
-                _publish(part, self._cache / package.stem, sha256)
+                _publish(part, self._cache / package.stem, digests[0])
                 if checking.local(url) is None:
                     archive.unlink()
             except OSError as error:
@@ -206,47 +255,57 @@ def _size(path: Path) -> int:
         return 0
 
 
-async def unpack(client: Client, archive: Path, part: Path, package: Package) -> bytes:
-    """Unpack an archive, and see that it is what its channel lists.
+async def unpack(
+    client: Client, archive: Path, part: Path, package: Package, *, is_locked: bool = False
+) -> tuple[str, str]:
+    """Unpack an archive, and see that it is what its channel or the lock file lists.
 
     Not with rattler's `extract`, during which no other thread runs any Python. Where it is given up
     it fails soon by itself: what it writes to is removed.
 
     Returns:
-        its SHA256.
+        its SHA256 and its MD5.
 
     Raises:
         BuildError: where it is not, cannot be unpacked, or would write outside of a prefix.
     """
     try:
-        sha256, md5 = await download_and_extract(client, archive.as_uri(), part)
+        digests = await download_and_extract(client, archive.as_uri(), part)
     except Exception as error:  # as in `solver.find`
         found = await anyio.to_thread.run_sync(checking.digest_of, archive)
         if package.sha256 and found != package.sha256:
-            raise checking.wrong_archive(package, "SHA256", found, package.sha256) from None
+            raise checking.wrong_archive(
+                *(package, "SHA256", found, package.sha256), is_locked=is_locked
+            ) from None
         raise BuildError(f"cannot unpack {package.url}:\n{solver.explanation(error)}") from error
-    if package.sha256 and sha256.hex() != package.sha256:
-        raise checking.wrong_archive(package, "SHA256", sha256.hex(), package.sha256)
-    if package.md5 and not package.sha256 and md5.hex() != package.md5:
-        raise checking.wrong_archive(package, "MD5", md5.hex(), package.md5)
+    sha256, md5 = (digest.hex() for digest in digests)
+    for kind, came, listed in (("SHA256", sha256, package.sha256), ("MD5", md5, package.md5)):
+        counts = is_locked or kind == "SHA256" or not package.sha256
+        if counts and listed and came != listed:
+            raise checking.wrong_archive(package, kind, came, listed, is_locked=is_locked)
     await anyio.to_thread.run_sync(contents.check_package, package.stem, part)
     await anyio.to_thread.run_sync(tree.close, part)  # before anybody else can see it
-    return sha256
+    return sha256, md5
 
 
-def _publish(part: Path, target: Path, sha256: bytes) -> None:
+def _publish(part: Path, target: Path, sha256: str) -> None:
     """Put an unpacked package where it belongs, unless another program is about to do the same.
 
-    rattler locks a file beside it, which holds the number of the try and the archive's checksum:
-    https://github.com/conda/rattler, crates/rattler_cache/src/package_cache/cache_lock.rs
+    One from another archive that is there goes, unless somebody uses it. rattler locks a file that
+    holds how often that was done, and the archive's checksum; see `kept.lock_of`.
     """
-    lock = target.with_name(f"{target.name}.lock")
+    lock = kept.lock_of(target)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.lexists(target):
-            part.rename(target)
-            os.pwrite(descriptor, struct.pack(">Q", 1) + sha256, 0)
+        if kept.archive_of(target) == sha256:
+            return
+        if os.path.lexists(target):
+            target.rename(part.with_name(f"{part.name}.replaced"))
+        part.rename(target)
+        before = os.pread(descriptor, _COUNT.size, 0)
+        times = _COUNT.unpack(before)[0] if len(before) == _COUNT.size else 0
+        os.pwrite(descriptor, _COUNT.pack((times + 1) % (1 << 64)) + bytes.fromhex(sha256), 0)
     except OSError as error:
         if error.errno not in {errno.EAGAIN, errno.ENOTEMPTY, errno.EEXIST}:
             raise  # or else rattler waits for the other, and takes what it finds then

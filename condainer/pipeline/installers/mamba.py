@@ -24,6 +24,7 @@ from condainer.pipeline.installers import (
     Request,
     Solution,
     Workplace,
+    channels,
     checking,
     complaints,
     failures,
@@ -78,6 +79,7 @@ class Mamba:
     def check(self, request: Request) -> None:
         """See whether the mamba family can do what is asked."""
         if self._is_conda:
+            _check_conda(request)
             return
         for channel in (*request.sources, *(p.url for p in request.locked)):
             if "%20" in channel or " " in channel:
@@ -100,6 +102,7 @@ class Mamba:
             if answer.returncode != 0 or actions is None:
                 raise await self._unsolved(request, argv, wanted.variables, workplace)
         packages, fetched = self._packages(actions)
+        packages = await anyio.to_thread.run_sync(_completed, packages)
         to_fetch = [package for package in packages if package.stem in fetched]
         return Solution(
             packages,
@@ -242,7 +245,7 @@ class Mamba:
             raise BuildError(message) from error
 
     def _create(self, request: Request) -> list[str]:
-        return [str(self._path), "create", "-y", "-p", str(request.prefix)]
+        return [str(self._path), "create", *self._options(request)]
 
     def _fill(self, request: Request) -> list[str]:
         """The command that installs into an empty directory.
@@ -258,7 +261,11 @@ class Mamba:
         history = request.prefix / "conda-meta/history"
         history.parent.mkdir()
         history.touch()
-        return [str(self._path), "install", "-y", "-p", str(request.prefix)]
+        return [str(self._path), "install", *self._options(request)]
+
+    def _options(self, request: Request) -> list[str]:
+        offline = ["--offline"] if request.offline else []
+        return ["-y", *offline, "-p", str(request.prefix)]
 
     @contextlib.contextmanager
     def _wanted(self, request: Request, workplace: Workplace) -> Iterator[secrets.Wanted]:
@@ -322,10 +329,28 @@ def _recorded(prefix: Path, packages: Iterable[Package]) -> list[tuple[Package, 
     return [(package, merged(records[package.stem], package)) for package in packages]
 
 
+def _check_conda(request: Request) -> None:
+    """See that no archive outside of channels is wanted together with names.
+
+    Raises:
+        ToolError: names one.
+    """
+    loose = [s for s in request.specs if _ARCHIVE.fullmatch(s) and _without_url(s) == s]
+    if loose and len(loose) < len(request.specs) and not request.locked:
+        raise ToolError(
+            f"conda cannot install {loose[0]}, which is in no channel, beside other packages",
+            "put it into a channel, or use '--installer rattler'",
+        )
+
+
+def _completed(packages: Iterable[Package]) -> tuple[Package, ...]:
+    return tuple(map(checking.completed, packages))
+
+
 def _without_url(spec: str) -> str:
-    """The URL of a package as a spec, which conda takes together with others."""
+    """The URL of a package in a channel as a spec, which conda takes together with others."""
     match = _ARCHIVE.fullmatch(spec)
-    if match is None:
+    if match is None or not channels.is_subdir(match["subdir"]):
         return spec
     subdir, version, build = match["subdir"], match["version"], match["build"]
     kept = f"version='{version}',build='{build}',subdir={subdir}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from condainer.pipeline.installers import (
     checking,
     contents,
     fetching,
+    kept,
     network,
     patience,
     ready,
@@ -35,7 +37,7 @@ from condainer.pipeline.installers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from rattler import RepoDataRecord
 
@@ -54,10 +56,12 @@ class Rattler:
         """It can do all that is asked."""
 
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
-        """Find the packages with rattler's solver."""
+        """Find the packages with rattler's solver; those of a lock file are known."""
+        if request.locked:
+            return Solution(request.locked, cache=solver.cache_of(request).packages)
         workplace.on_line(f"{self.description}: solving for {', '.join(request.specs)}")
         ordered = _in_order(await solver.find(request))
-        packages = tuple(_package(record) for record in ordered)
+        packages = tuple([await _package(record) for record in ordered])
         for package in packages:
             workplace.on_line(f"  {package.stem}  {package.url}")
         return Solution(
@@ -71,20 +75,21 @@ class Rattler:
         self, request: Request, solution: Solution, workplace: Workplace
     ) -> frozenset[str]:
         """Fetch and link the packages of a solution."""
-        records = solution.records
-        assert isinstance(records, list)  # noqa: S101  (what `solve` gave)
         cache = solver.cache_of(request).packages
-        site_packages = _site_packages(records, solution.packages)
-        there = _There(workplace, request.prefix, cache, site_packages)
-        kept = {p: [cache / p.stem] for p in solution.packages if (cache / p.stem).is_dir()}
-        sound = await checking.mend(kept, workplace)
-        fetch = fetching.Fetching(records, solution.packages, cache, workplace, there.tell)
-        _check_places(records, solution.packages)
-        seen = contents.Contents(site_packages)
-        look = partial(_look_at, seen, solution.packages, cache)
-        await anyio.to_thread.run_sync(look)
+        is_locked = bool(request.locked)
+        there = _There(workplace, request.prefix, cache)
+        before = {p: [cache / p.stem] for p in solution.packages if (cache / p.stem).is_dir()}
+        sound = await checking.mend(before, workplace, is_locked=is_locked)
+        urls = solver.locations(request) if is_locked else _urls(solution)
+        fetch = fetching.Fetching(request, urls, cache, workplace, there.tell)
+        there.know(_place_of_modules(solution, cache, fetch.missing))
         await patience.unless_silent(fetch.run(), fetch.signs, fetch.source)
-        await anyio.to_thread.run_sync(look)
+        records = _of_lock(urls, fetch, cache) if is_locked else _completed(solution, fetch)
+        _check_places(records)
+        site_packages = _site_packages(records, solution.packages)
+        there.know(site_packages)
+        seen = contents.Contents(site_packages)
+        await anyio.to_thread.run_sync(_look_at, seen, solution.packages, cache)
         workplace.check()
         # The base class does nothing in the callbacks that are left to it.
         reporter = _Reporter(  # type: ignore[abstract]
@@ -111,7 +116,7 @@ class Rattler:
             raise reporter.refused
         places = {p: cache / p.stem for p in solution.packages if p not in fetch.missing}
         left = {p: [place] for p, place in places.items() if place not in sound}
-        await checking.check(left, workplace)
+        await checking.check(left, workplace, is_locked=is_locked)
         await anyio.to_thread.run_sync(_tidy, request.prefix, workplace)
         return frozenset()
 
@@ -119,31 +124,45 @@ class Rattler:
 class _There:
     """Tells once of each package that is in the cache, and from there goes into the prefix.
 
+    It waits with that until it knows where packages for any Python put their modules.
+
     Args:
         workplace: is told.
         prefix: where it goes.
         cache: where it is unpacked.
-        site_packages: where packages for any Python put their modules, below the prefix.
     """
 
-    def __init__(self, workplace: Workplace, prefix: Path, cache: Path, site_packages: str) -> None:
+    def __init__(self, workplace: Workplace, prefix: Path, cache: Path) -> None:
         self._workplace = workplace
         self._cache = cache
-        self._site_packages = site_packages
+        self._site_packages = ""
         self._prefix = prefix
         self._is_linked: bool | None = None
         self._told: set[str] = set()
+        self._waiting: list[Package] = []
+
+    def know(self, site_packages: str) -> None:
+        """Where modules are put, below the prefix; empty where that is not known yet."""
+        self._site_packages = site_packages
+        if site_packages:
+            waiting, self._waiting = self._waiting, []
+            for package in waiting:
+                self.tell(package)
 
     def tell(self, package: Package) -> None:
         """A package is in the cache."""
-        if package.name not in self._told:
+        unpacked = self._cache / package.stem
+        if not self._site_packages:
+            self._waiting.append(package)
+            if package.name == "python":
+                self.know(kept.site_packages(package, unpacked))
+        elif package.name not in self._told:
             self._told.add(package.name)
             if self._is_linked is None:  # before anything is linked: it writes into the prefix
                 try:
                     self._is_linked = ready.is_linked(self._cache, self._prefix)
                 except OSError:
                     self._is_linked = False
-            unpacked = self._cache / package.stem
             site_packages, is_linked = self._site_packages, self._is_linked
             listing = partial(ready.cached, unpacked, site_packages, is_linked=is_linked)
             self._workplace.on_ready(package.name, listing)
@@ -250,6 +269,60 @@ class _Reporter(InstallerReporter):
         )
 
 
+def _urls(solution: Solution) -> dict[Package, str]:
+    """Where the packages that the solver has found are, with the credentials of their channels."""
+    records = _records(solution)
+    return {p: record.url for p, record in zip(solution.packages, records, strict=True)}
+
+
+def _records(solution: Solution) -> list[RepoDataRecord]:
+    assert isinstance(solution.records, list)  # noqa: S101  (what `solve` gave)
+    return solution.records
+
+
+def _of_lock(
+    urls: Mapping[Package, str], fetch: fetching.Fetching, cache: Path
+) -> list[RepoDataRecord]:
+    """The records of the packages of a lock file, which are all in the cache now."""
+    records = []
+    for package, url in urls.items():
+        directory = cache / package.stem
+        sha256, md5 = fetch.digests.get(package, ("", ""))
+        sha256 = package.sha256 or sha256
+        if kept.archive_of(directory) != sha256:
+            raise BuildError(
+                f"another program uses another {package.stem} in the package cache {cache}",
+                "build again when it has ended, or have another cache with the key package_cache",
+            )
+        md5 = package.md5 or ("" if package.sha256 else md5)
+        records.append(kept.record(replace(package, sha256=sha256, md5=md5), url, directory))
+    return _in_order(records)
+
+
+def _completed(solution: Solution, fetch: fetching.Fetching) -> list[RepoDataRecord]:
+    """The records of the solver, with checksums also for archives that no channel lists."""
+    records = _records(solution)
+    for record, package in zip(records, solution.packages, strict=True):
+        if not (record.sha256 or record.md5):
+            digests = fetch.digests.get(package, (package.sha256, package.md5))
+            sha256, md5 = map(bytes.fromhex, digests)
+            record.sha256, record.md5 = sha256 or None, md5 or None
+    return records
+
+
+def _place_of_modules(solution: Solution, cache: Path, missing: Iterable[Package]) -> str:
+    """Where packages for any Python put their modules, below the prefix.
+
+    Empty where a Python that is not there yet has to tell.
+    """
+    if solution.records is not None:
+        return _site_packages(_records(solution), solution.packages)
+    python = next((package for package in solution.packages if package.name == "python"), None)
+    if python is None:
+        return ready.site_packages(solution.packages)
+    return "" if python in missing else kept.site_packages(python, cache / python.stem)
+
+
 def _site_packages(records: Iterable[RepoDataRecord], packages: Iterable[Package]) -> str:
     named = (record.python_site_packages_path for record in records)
     return next(filter(None, named), "") or ready.site_packages(packages)
@@ -262,14 +335,15 @@ def _in_order(records: Iterable[RepoDataRecord]) -> list[RepoDataRecord]:
     return [by_name[record.name.normalized] for record in order]
 
 
-def _check_places(records: Iterable[RepoDataRecord], packages: Iterable[Package]) -> None:
+def _check_places(records: Iterable[RepoDataRecord]) -> None:
     """See that the channel has modules put below the prefix.
 
     Raises:
         BuildError: where it does not.
     """
-    for record, package in zip(records, packages, strict=True):
-        contents.check_path(package.stem, Path(record.python_site_packages_path or ""))
+    for record in records:
+        package = f"{record.name.normalized}-{record.version}-{record.build}"
+        contents.check_path(package, Path(record.python_site_packages_path or ""))
 
 
 def _look_at(seen: contents.Contents, packages: Iterable[Package], cache: Path) -> None:
@@ -322,8 +396,8 @@ def _tidy(prefix: Path, workplace: Workplace) -> None:
         removal.remove_tree(losers)
 
 
-def _package(record: RepoDataRecord) -> Package:
-    return Package(
+async def _package(record: RepoDataRecord) -> Package:
+    package = Package(
         name=record.name.normalized,
         version=str(record.version),
         build=str(record.build),
@@ -335,3 +409,4 @@ def _package(record: RepoDataRecord) -> Package:
         sha256=solver.hexadecimal(record.sha256),
         size=record.size or 0,
     )
+    return await anyio.to_thread.run_sync(checking.completed, package)

@@ -1,4 +1,4 @@
-"""Reads the lists of channels with rattler, and finds in them what is asked for or was locked."""
+"""Reads the lists of channels with rattler, and finds in them what is asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import rattler
 from rattler.channel import ChannelPriority
 from rattler.exceptions import GatewayError, IoError, SolverError
 from rattler.repo_data import MultiSource
+from rattler.repo_data.gateway import SourceConfig
 
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from rattler import MatchSpec, RepoDataRecord
 
-    from condainer.pipeline.installers import Request
+    from condainer.pipeline.installers import Package, Request
     from condainer.pipeline.installers.channels import Source
     from condainer.pipeline.installers.condarc import Condarc
 
@@ -93,19 +94,23 @@ async def find(request: Request) -> list[RepoDataRecord]:
         BuildError: where there are none, or a channel cannot be read.
     """
     configured = condarc.load()
-    wanted = None if request.locked else _parsed(request, configured)
-    urls = wanted.urls if wanted else _channels_of_lock(request, configured)
+    wanted = _parsed(request, configured)
+    urls = wanted.urls
+    if request.offline:
+        _check_offline(request.specs, urls)
     lists = cache_of(request).lists
     if secrets.are_in([*urls, *request.specs]):
         lists = secrets.private_directory(lists)
-    gateway = rattler.Gateway(cache_dir=lists, client=network.client())
-    work = _solved(wanted, gateway, lists) if wanted else _locked(request, gateway, urls, lists)
+    how = SourceConfig(cache_action="force-cache-only" if request.offline else "cache-or-fetch")
+    gateway = rattler.Gateway(cache_dir=lists, default_config=how, client=network.client())
+    work = _solved(wanted, gateway, lists)
     try:
         return await patience.unless_silent(work, lambda: _growth(lists), lambda: " or ".join(urls))
     except BuildError:
         raise
     except GatewayError as error:
-        raise failures.unreadable(explanation(error), urls) from error
+        why = explanation(error)
+        raise failures.unreadable(why, urls, is_offline=request.offline) from error
     except SolverError as error:
         hint = await _hint(str(error), gateway, urls, lists)
         raise failures.unsolved("rattler", explanation(error), urls, hint) from error
@@ -139,37 +144,6 @@ async def _solved(wanted: _Wanted, gateway: rattler.Gateway, lists: Path) -> lis
                 rattler.VirtualPackageOverrides.from_env()  # CONDA_OVERRIDE_CUDA and others
             ),
         )
-
-
-async def _locked(
-    request: Request, gateway: rattler.Gateway, channels: Iterable[str], lists: Path
-) -> list[RepoDataRecord]:
-    """The records of the exact packages of a lock file.
-
-    Raises:
-        BuildError: where a channel has another file under a locked URL, or no such file.
-    """
-    wanted = {credentials.without(package.url): package for package in request.locked}
-    found: dict[str, RepoDataRecord] = {}
-    async with tokens.sources(channels, lists) as sources:
-        answers = await gateway.query(
-            sources,
-            [rattler.Subdir.current(), "noarch"],
-            list({package.name: None for package in wanted.values()}),
-            recursive=False,
-        )
-    for record in (record for records in answers for record in records):
-        url = credentials.without(record.url)
-        package = wanted.get(url)
-        if package is not None:
-            same = hexadecimal(record.md5) == package.md5 if package.md5 else True
-            if not same or (package.sha256 and hexadecimal(record.sha256) != package.sha256):
-                raise BuildError(f"{url} is no longer the file that was locked")
-            found[url] = record
-    missing = [url for url in wanted if url not in found]
-    if missing:
-        raise BuildError(f"no longer in its channel: {', '.join(missing)}")
-    return list(found.values())
 
 
 def hexadecimal(digest: bytes | None) -> str:
@@ -208,7 +182,7 @@ def _parsed(request: Request, configured: Condarc) -> _Wanted:
     specs = []
     named: list[Source] = []
     for text in request.specs:
-        is_url = re.match(r"[a-z]+://", text) and text.partition("#")[0].endswith(_ARCHIVES)
+        is_url = _is_archive(text)
         placed, channel = (text, None) if is_url else channels.placed(text, configured)
         try:
             spec = rattler.MatchSpec.from_url(text) if is_url else rattler.MatchSpec(placed)
@@ -227,10 +201,35 @@ def _parsed(request: Request, configured: Condarc) -> _Wanted:
     )
 
 
-def _channels_of_lock(request: Request, configured: Condarc) -> tuple[str, ...]:
+def locations(request: Request) -> dict[Package, str]:
+    """The URLs of the packages of a lock file, with the credentials of their channels.
+
+    Raises:
+        BuildError: where a channel of environment.yml cannot be found.
+    """
+    configured = condarc.load()
     known = channels.urls_of(channels.all_of(request.sources or configured.channels, configured))
-    urls = (credentials.restored(package.channel, known) for package in request.locked)
-    return tuple(dict.fromkeys(urls))
+    return {package: credentials.restored(package.url, known) for package in request.locked}
+
+
+def _check_offline(specs: Iterable[str], urls: Iterable[str]) -> None:
+    """See that nothing has to be asked for that no list in the cache tells.
+
+    Raises:
+        BuildError: names it.
+    """
+    asked = [spec for spec in specs if _is_archive(spec) and not spec.startswith("file:")]
+    asked += [url for url in urls if credentials.has_token(url)]
+    if asked:
+        listed = ", ".join(map(credentials.without, asked))
+        raise BuildError(
+            f"--offline forbids to ask what there is, and nothing of it is kept: {listed}",
+            "'build --locked --offline' asks for nothing",
+        )
+
+
+def _is_archive(spec: str) -> bool:
+    return bool(re.match(r"[a-z]+://", spec)) and spec.partition("#")[0].endswith(_ARCHIVES)
 
 
 async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str], lists: Path) -> str:

@@ -1,0 +1,102 @@
+"""What is known of the packages in rattler's cache: which archive each is from, and its record.
+
+Packages of a lock file are taken by that alone, so no list of a channel has to be read for them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rattler import PackageRecord, RepoDataRecord, Subdir
+
+from condainer import files
+from condainer.errors import BuildError
+from condainer.pipeline.installers import ready
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from condainer.pipeline.installers import Package
+
+_INDEX, _NOTE = "info/index.json", "info/repodata_record.json"
+_REVISION, _SHA256 = 8, 32
+"""Bytes in the file beside a package: how often it was replaced, and the checksum."""
+_MOST = 4096
+_HERE = {str(Subdir.current()), "noarch"}
+
+
+def lock_of(directory: Path) -> Path:
+    """The file beside an unpacked package that rattler locks, and that tells its archive.
+
+    https://github.com/conda/rattler, crates/rattler_cache/src/package_cache/cache_lock.rs
+    """
+    return directory.with_name(f"{directory.name}.lock")
+
+
+def archive_of(directory: Path) -> str:
+    """The SHA256 of the archive that a package was unpacked from.
+
+    rattler notes it beside the package, and the mamba family in it.
+
+    Args:
+        directory: where it lies unpacked.
+
+    Returns:
+        the checksum; empty where nobody has noted it, or each something else.
+    """
+    noted = {_noted_beside(directory), *_noted_inside(directory)} - {""}
+    return noted.pop() if len(noted) == 1 else ""
+
+
+def _noted_beside(directory: Path) -> str:
+    try:
+        noted = files.read(lock_of(directory), most=_MOST)
+    except OSError:
+        return ""
+    digest = noted[_REVISION : _REVISION + _SHA256]
+    return digest.hex() if len(digest) == _SHA256 and directory.is_dir() else ""
+
+
+def _noted_inside(directory: Path) -> list[str]:
+    found = (entry.get("sha256") for entry in ready.entries(directory, _NOTE))
+    return [sha256 for sha256 in found if isinstance(sha256, str)]
+
+
+def site_packages(package: Package, directory: Path) -> str:
+    """Where an unpacked Python has the modules of other packages, below the prefix."""
+    index = ready.entries(directory, _INDEX)
+    named = index[0].get("python_site_packages_path") if index else None
+    return named if isinstance(named, str) and named else ready.site_packages([package])
+
+
+def record(package: Package, url: str, directory: Path) -> RepoDataRecord:
+    """The record of an unpacked package.
+
+    It is the same whether the package has just been fetched or not, and so is the image.
+
+    Args:
+        package: with the checksums that the record is to name.
+        url: where it comes from.
+        directory: where it lies unpacked.
+
+    Raises:
+        BuildError: where it says nothing of itself, or is another package.
+    """
+    path = directory / _INDEX
+    try:
+        files.read_json(path, within=directory)  # rattler reads whatever is there
+        own = PackageRecord.from_index_json(
+            path, sha256=package.sha256 or None, md5=package.md5 or None
+        )
+        found = RepoDataRecord(own, url.rpartition("/")[2], url, package.channel)
+    except Exception as error:  # rattler raises two dozen unrelated types
+        raise BuildError(f"{package.url} does not tell what it is: {error}") from error
+    stem = f"{found.name.normalized}-{found.version}-{found.build}"
+    if stem != package.stem:
+        raise BuildError(f"{package.url} is another package than its name says: {stem!a}")
+    if found.subdir not in _HERE:
+        raise BuildError(
+            f"{package.url} is for {found.subdir}, this machine is {Subdir.current()}",
+            "build without --locked, which writes a lock file for machines like this",
+        )
+    return found
