@@ -237,7 +237,7 @@ def test_pip_asks_nobody_offline(indexed: Workshop, tmp_path: Path) -> None:
         for line in ("cnd-four==1.0", f"cnd-four @ {url}/{wheel.name}"):
             requirements.write_text(f"{line}\n")
             answer = indexed.run("build", "--force", "--offline", status=1)
-            assert "with --offline pip takes files of this machine" in answer.stderr
+            assert "with --offline pip has its own cache, and files of this machine" in answer.stderr
         assert asked == []
     requirements.write_text(f"{wheel}\n")
     indexed.run("build", "-q", "--force", "--offline")
