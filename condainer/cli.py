@@ -303,6 +303,7 @@ def _add_building(commands: Any) -> None:  # noqa: ANN401
         "  condainer build                  build the project here\n"
         "  condainer build --force -j 4     build it again, with 4 processors at the most\n"
         "  condainer build --locked         the very same packages as last time\n"
+        "  condainer build --offline        nothing is asked for over the network\n"
         "  condainer build a b c            several projects side by side\n",
     )
     build.add_argument(

@@ -227,21 +227,23 @@ def test_locked_build_takes_lines_of_other_programs(indexed: Workshop, tmp_path:
     assert "THESE PACKAGES DO NOT MATCH THE HASHES" in answer.stderr
 
 
-def test_pip_asks_nobody_offline(indexed: Workshop, tmp_path: Path) -> None:
+def test_pip_asks_nobody_offline(workshop: Workshop, basic_channel: Path, tmp_path: Path) -> None:
     """Neither an index nor the server of a URL, unless that is here."""
     wheel = make_wheel(tmp_path / "wheels", "cnd_four", "1.0")
-    indexed.run("build", "-q")
-    requirements = indexed.directory / "requirements.txt"
+    workshop.environment("python", "pip", channel=basic_channel)
+    requirements = workshop.directory / "requirements.txt"
     with building.served_in_part(0, tmp_path / "wheels") as (url, asked):
-        indexed.variables["PIP_INDEX_URL"] = f"{url}/simple"
+        workshop.variables["PIP_INDEX_URL"] = f"{url}/simple"
         for line in ("cnd-four==1.0", f"cnd-four @ {url}/{wheel.name}"):
             requirements.write_text(f"{line}\n")
-            answer = indexed.run("build", "--force", "--offline", status=1)
-            assert "with --offline pip has its own cache, and files of this machine" in answer.stderr
+            answer = workshop.run("build", "--force", "--offline", status=1)
+            assert (
+                "with --offline pip has its own cache, and files of this machine" in answer.stderr
+            )
         assert asked == []
     requirements.write_text(f"{wheel}\n")
-    indexed.run("build", "-q", "--force", "--offline")
-    assert listed(indexed)["cnd_four"] == "1.0"
+    workshop.run("build", "-q", "--force", "--offline")
+    assert listed(workshop)["cnd_four"] == "1.0"
 
 
 ADDED_BY_HAND = ("cnd_one", "cnd_two", "cnd_three")
