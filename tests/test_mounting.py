@@ -508,7 +508,7 @@ def hostile_depth(_: Workshop, file: Path) -> None:
 
 def hostile_size(_: Workshop, file: Path) -> None:
     file.touch()
-    os.truncate(file, 1 << 30)
+    os.truncate(file, 1 << 27)
 
 
 def hostile_pipe(_: Workshop, file: Path) -> None:
