@@ -91,6 +91,15 @@ def test_links_count_as_what_they_are_and_as_what_they_lead_to(top: Path) -> Non
     assert trust.find_stranger(str(mine / "fine" / "new"), trusted) == ""
 
 
+def test_what_is_missing_is_a_danger_where_others_can_make_it(top: Path) -> None:
+    """They may have taken it away for the moment in which it was looked at."""
+    sticky = make(top / "sticky", 0o1777)
+    (make(top / "mine", 0o755, ANN) / "away").symlink_to(sticky / "there")
+    for path in (sticky / "there" / "base", top / "mine" / "away" / "base"):
+        found = trust.find_stranger(str(path), {0, ANN})
+        assert found == f"{sticky}/there is missing, and others can make it"
+
+
 def test_a_group_that_one_user_has_is_no_danger(top: Path) -> None:
     """As where each user has a group of their own, and a umask that lets it write."""
     name, entry = next(
