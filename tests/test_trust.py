@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import impersonation, trust
+from condainer import errors, impersonation, trust
 from tests import support, users
 from tests.users import ANN, BOB
 
@@ -370,6 +370,17 @@ def test_what_a_user_says_to_root_is_one_line_each() -> None:
     assert impersonation.run_as(ANN, work) == [
         *("a FORGED", r"b\u2028FORGED", r"c\rFORGED", "done", r"\x1b[31m")
     ]
+
+
+def test_root_does_not_wait_for_a_process_that_its_user_has_stopped() -> None:
+    """The user may stop what has become that user; root would hear nothing for two minutes."""
+
+    def work(say: Callable[[str], None]) -> None:
+        say("begun")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    with pytest.raises(errors.CondainerError, match=r"process \d+ was stopped, and has been"):
+        impersonation.run_as(ANN, work)
 
 
 def test_a_namespace_without_root_shows_root_as_nobody(place: Place) -> None:
