@@ -78,6 +78,15 @@ def test_an_image_that_cannot_be_looked_at_is_not_missing(
             assert "there is no image" not in told
 
 
+def test_a_project_at_a_path_that_is_not_utf_8_is_built(
+    workshop: Workshop, hard_channel: Path
+) -> None:
+    workshop.environment("hard-text=1", channel=hard_channel)
+    odd = workshop.copy(workshop.directory.parent / "odd\udcff")
+    odd.run("build", "-q")
+    assert odd.image.is_file()
+
+
 def test_a_path_that_is_not_utf_8_is_no_reason_to_blame_the_keeper(workshop: Workshop) -> None:
     directory = workshop.directory.parent / "odd\udcff"
     directory.mkdir()

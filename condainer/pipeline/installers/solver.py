@@ -176,7 +176,7 @@ def _parsed(request: Request, configured: Condarc) -> _Wanted:
     for source in listed:
         try:
             for url in source.urls:
-                rattler.Channel(url)
+                tokens.channel_at(url)
         except Exception as error:  # as in `find`
             raise BuildError(f"cannot read the channel '{source.name}': {error}") from error
     specs = []
