@@ -72,6 +72,9 @@ class InterruptedBySignalError(CondainerError):
         self.exit_status = 128 + signum
 
 
+NEEDS_PROC = "condainer needs /proc to be mounted, and to be that of its own processes"
+"""What to do where a file of /proc cannot be read."""
+
 _HINTS = {
     errno.EAGAIN: "no more processes or threads may be started: see 'ulimit -u', and the limits of "
     "this job or container",
@@ -96,8 +99,10 @@ def named(error: BaseException) -> CondainerError:
         return error
     if isinstance(error, OSError) and error.errno is not None:
         files = [_name_of(name) for name in (error.filename, error.filename2) if name is not None]
+        is_of_proc = any(f"{name}/".startswith("/proc/") for name in files)
+        hint = NEEDS_PROC if is_of_proc else ""
         told = CondainerError(
-            ": ".join([*files, error.strerror or str(error)]), _HINTS.get(error.errno, "")
+            ": ".join([*files, error.strerror or str(error)]), _HINTS.get(error.errno, hint)
         )
     elif isinstance(error, MemoryError):
         told = CondainerError("out of memory", _HINTS[errno.ENOMEM])

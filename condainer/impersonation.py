@@ -30,6 +30,8 @@ _DONE = "\0done"
 """The last line; no line that is said begins like it."""
 _ENDING, _POLL = 5.0, 0.02
 """Seconds for a process that was killed to end, and between two looks."""
+_LOOK = 0.5
+"""Seconds between two looks whether what says nothing still goes on."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -54,12 +56,15 @@ def run_as(uid: int, work: Callable[[Callable[[str], None]], None]) -> list[str]
         _work_and_end(uid, sender, work)
     os.close(sender)
     try:
-        said = _receive(receiver, time.monotonic() + PATIENCE)
+        said = _receive(receiver, child, time.monotonic() + PATIENCE)
+        stopped = _is_stopped(child)
     finally:
         os.close(receiver)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-    how = _reap(child)
+        how = _reap(child)
+    if stopped:
+        how = f"process {child} was stopped, and has been ended; that user can do that to it"
     lines = said.decode("utf-8", "replace").removesuffix("\n").split("\n")
     if lines.pop() != _DONE:
         raise CondainerError(
@@ -80,15 +85,24 @@ def _reap(child: int) -> str:
     return f"process {child} waits for a mount that does not answer, and cannot be ended"
 
 
-def _receive(receiver: int, deadline: float) -> bytes:
+def _receive(receiver: int, child: int, deadline: float) -> bytes:
+    """What the child says, until it has ended, is stopped, or has taken too long."""
     said = b""
-    while len(said) < _MOST:
-        ready, _, _ = select.select([receiver], [], [], max(0.0, deadline - time.monotonic()))
+    while len(said) < _MOST and time.monotonic() < deadline:
+        ready, _, _ = select.select([receiver], [], [], _LOOK)
         chunk = os.read(receiver, 1 << 16) if ready else b""
-        if not chunk:
+        if (ready and not chunk) or (not ready and _is_stopped(child)):
             break
         said += chunk
     return said
+
+
+def _is_stopped(child: int) -> bool:
+    """Whether a child stands still: the user that it has become can do that to it."""
+    try:
+        return os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # the caller has all children reaped by the kernel
+        return False
 
 
 def _work_and_end(uid: int, sender: int, work: Callable[[Callable[[str], None]], None]) -> NoReturn:

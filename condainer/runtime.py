@@ -18,7 +18,7 @@ import errno
 import os
 import stat
 
-from condainer.errors import CondainerError
+from condainer.errors import NEEDS_PROC, CondainerError
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
@@ -258,9 +258,7 @@ def _mount(descriptor: int) -> bytes:
                 if line.startswith(b"mnt_id:"):
                     return line
     except OSError as error:
-        raise CondainerError(
-            f"cannot read {path}: {error.strerror}", "condainer needs /proc to be mounted"
-        ) from error
+        raise CondainerError(f"cannot read {path}: {error.strerror}", NEEDS_PROC) from error
     return b""
 
 

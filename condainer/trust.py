@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import stat
 
-from condainer.errors import CondainerError, MountError
+from condainer.errors import NEEDS_PROC, CondainerError, MountError
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
@@ -103,11 +103,14 @@ def find_stranger(path: str, trusted: Collection[int]) -> str:
     """Who can change what is at a path, and is not trusted.
 
     Args:
-        path: absolute; what is missing at its end is no danger.
+        path: absolute; what is missing is no danger where only trusted users can make it.
         trusted: the user ids.
 
     Returns:
         who, and at which part of the path; empty where nobody can.
+
+    Raises:
+        CondainerError: if /proc does not tell what is mounted.
     """
     return _Walk(trusted).problem(path)
 
@@ -232,8 +235,11 @@ class _Walk:
                 if open_to and not sticky:
                     return f"{name} is writable for {open_to} and has no sticky bit"
                 shared["" if name == "/" else name] = bool(open_to)
-        except FileNotFoundError:
-            return ""
+        except FileNotFoundError as error:
+            # It may have been taken away for this very moment, by who puts it back afterwards.
+            missing = str(error.filename)
+            anybody = shared.get(missing.rpartition("/")[0], False)
+            return f"{missing} is missing, and others can make it" if anybody else ""
         except OSError as error:
             return f"{error.filename or path} cannot be looked at: {error.strerror}"
         return ""
@@ -291,9 +297,18 @@ def _knows_root() -> bool:
 
 
 def _fuse_user(device: int) -> int:
-    """Who has mounted the FUSE file system of a device; 0 where it is root, or none of FUSE's."""
+    """Who has mounted the FUSE file system of a device; 0 where it is root, or none of FUSE's.
+
+    Raises:
+        CondainerError: if that cannot be read; then nothing can be called safe.
+    """
     number = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", "rb") as table:
+    path = "/proc/self/mountinfo"
+    try:
+        table = open(path, "rb")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise CondainerError(f"cannot read {path}: {error.strerror}", NEEDS_PROC) from error
+    with table:
         for line in table:
             fields, _, after = line.partition(b" - ")
             if fields.split(b" ", 3)[2] != number.encode() or not after.startswith(b"fuse"):

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from condainer import removal
+from condainer.mounting import extract
+from condainer.project import open_project
 from tests import building, support
 from tests.support import CONDAINER, wait_for
 from tests.test_keeping import keepers_of, kill_keepers
@@ -184,3 +187,36 @@ def test_others_wait_for_an_unpacking_whose_command_was_killed(ready: Workshop) 
     assert other.returncode == 0, (out, errors)
     ready.run("umount")
     ready.wait_until_clean()
+
+
+def test_an_image_that_changes_while_it_is_unpacked_leaves_nothing(ready: Workshop) -> None:
+    """A tree that nobody has noted would stand in the way of each command, for ever."""
+    before = ready.image.stat()
+    started = ready.start("mount", "--backend", "extract")
+    unpacker, _ = stop_unpacking(ready)
+    os.utime(ready.image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    os.kill(unpacker, signal.SIGCONT)
+    _, errors = started.communicate()
+    try:
+        assert started.returncode == 1
+        assert "was replaced while it was being mounted" in errors
+        ready.wait_until_clean()
+    finally:
+        os.utime(ready.image, ns=(before.st_atime_ns, before.st_mtime_ns))
+        removal.remove_tree(ready.prefix)
+
+
+def test_what_is_unpacked_is_noted_before_it_comes_to_its_place(ready: Workshop) -> None:
+    """A keeper that is killed just then leaves what the next command knows."""
+    project = open_project(ready.directory)
+    ready.base.joinpath(f".condainer-{os.getuid()}").mkdir(mode=0o700)
+    ready.prefix.mkdir()
+    found = []
+    extract.unpack(
+        project, lambda tree: found.append((tree.stat().st_ino, list(ready.prefix.iterdir())))
+    )
+    try:
+        assert found == [(ready.prefix.stat().st_ino, [])]
+    finally:
+        removal.remove_tree(ready.prefix)
+        ready.runtime.rmdir()

@@ -14,9 +14,9 @@ import pytest
 
 from condainer import image
 from condainer.config import Config
-from condainer.errors import ToolError
+from condainer.errors import BuildError, ToolError
 from condainer.pipeline import installers
-from condainer.pipeline.installers import Request, complaints, mamba, patience
+from condainer.pipeline.installers import Request, complaints, mamba, patience, solver
 from tests import building
 from tests.localchannel.package import Package, put
 
@@ -523,3 +523,14 @@ def test_what_is_passed_over_is_said_once(workshop: Workshop) -> None:
     write(workshop, "name: nothing\ncategory: main\ndependencies: []\n")
     answer = workshop.run("build", "--installer", "rattler")
     assert answer.stderr.count("environment.yml, line 2: the key 'category' is passed over") == 1
+
+
+def test_a_list_without_an_end_is_given_up(tmp_path: Path) -> None:
+    with (tmp_path / ".tmpGrowing").open("wb") as file:
+        file.truncate((4 << 30) + 1)
+
+    async def ask() -> None:
+        await patience.unless_silent(anyio.sleep_forever(), lambda: solver.growth(tmp_path), str)
+
+    with pytest.raises(BuildError, match="larger than 4"):
+        anyio.run(ask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from condainer import errors
-from condainer.errors import BuildError, MountError
+from condainer.errors import NEEDS_PROC, BuildError, MountError
 from condainer.fuse import attach
 from condainer.mounting import namespace
 from condainer.pipeline import space
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from tests.support import Workshop
 
 PROBE = REPOSITORY / "condainer/mounting/probe.squashfs"
+WITHOUT_PROC = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh")
+AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can hide /proc")
 FAILING = """\
 import errno, mfusepy, os, stat, sys
 class Failing(mfusepy.Operations):
@@ -73,6 +76,15 @@ def test_an_image_that_cannot_be_looked_at_is_not_missing(
             told = workshop.run("-d", str(project), *command, status=status).stderr
             assert f"{workshop.uuid}.squashfs: {words}" in told
             assert "there is no image" not in told
+
+
+def test_a_project_at_a_path_that_is_not_utf_8_is_built(
+    workshop: Workshop, hard_channel: Path
+) -> None:
+    workshop.environment("hard-text=1", channel=hard_channel)
+    odd = workshop.copy(workshop.directory.parent / "odd\udcff")
+    odd.run("build", "-q")
+    assert odd.image.is_file()
 
 
 def test_a_path_that_is_not_utf_8_is_no_reason_to_blame_the_keeper(workshop: Workshop) -> None:
@@ -211,3 +223,37 @@ def test_a_build_that_fails_leaves_the_board_while_others_go_on(workshop: Worksh
     failed = run.build_all(code, Options(), os.cpu_count() or 1, seen.append)
     assert [each.project.directory for each in failed] == [workshop.directory]
     assert Failed(workshop.directory.name) in seen
+
+
+@AS_ROOT
+@pytest.mark.parametrize("command", ["status", "prereq", "exec true", "umount", "gc"])
+def test_a_machine_without_proc_is_told_so(workshop: Workshop, command: str) -> None:
+    shutil.copy(PROBE, workshop.image)
+    done = subprocess.run(
+        [*WITHOUT_PROC, *CONDAINER, *command.split()],
+        cwd=workshop.directory,
+        env=workshop.variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = done.stdout + done.stderr
+    assert re.search("/proc/self/[a-z0-9/]+: No such file", told)
+    assert "bug in condainer" not in told
+    if command != "status":
+        assert done.returncode != 0
+        assert NEEDS_PROC in told
+    workshop.run("-q", "gc")  # the directory for locks, where a command has made it already
+
+
+@AS_ROOT
+def test_nothing_is_called_safe_where_proc_does_not_tell_what_is_mounted(tmp_path: Path) -> None:
+    script = f"from condainer import trust; trust.find_stranger({str(tmp_path)!r}, {{0}})"
+    done = subprocess.run(
+        [*WITHOUT_PROC, sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "CondainerError: cannot read /proc/self/mountinfo" in done.stderr

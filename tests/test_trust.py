@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import impersonation, trust
+from condainer import errors, impersonation, trust
 from tests import support, users
 from tests.users import ANN, BOB
 
@@ -89,6 +89,15 @@ def test_links_count_as_what_they_are_and_as_what_they_lead_to(top: Path) -> Non
     assert f"{theirs} {STRANGER}" in trust.find_stranger(str(mine / "away"), trusted)
     assert "Too many levels" in trust.find_stranger(str(mine / "loop"), trusted)
     assert trust.find_stranger(str(mine / "fine" / "new"), trusted) == ""
+
+
+def test_what_is_missing_is_a_danger_where_others_can_make_it(top: Path) -> None:
+    """They may have taken it away for the moment in which it was looked at."""
+    sticky = make(top / "sticky", 0o1777)
+    (make(top / "mine", 0o755, ANN) / "away").symlink_to(sticky / "there")
+    for path in (sticky / "there" / "base", top / "mine" / "away" / "base"):
+        found = trust.find_stranger(str(path), {0, ANN})
+        assert found == f"{sticky}/there is missing, and others can make it"
 
 
 def test_a_group_that_one_user_has_is_no_danger(top: Path) -> None:
@@ -361,6 +370,17 @@ def test_what_a_user_says_to_root_is_one_line_each() -> None:
     assert impersonation.run_as(ANN, work) == [
         *("a FORGED", r"b\u2028FORGED", r"c\rFORGED", "done", r"\x1b[31m")
     ]
+
+
+def test_root_does_not_wait_for_a_process_that_its_user_has_stopped() -> None:
+    """The user may stop what has become that user; root would hear nothing for two minutes."""
+
+    def work(say: Callable[[str], None]) -> None:
+        say("begun")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    with pytest.raises(errors.CondainerError, match=r"process \d+ was stopped, and has been"):
+        impersonation.run_as(ANN, work)
 
 
 def test_a_namespace_without_root_shows_root_as_nobody(place: Place) -> None:

@@ -1,7 +1,8 @@
 """Unpacking instead of mounting, on nodes without FUSE: once per node, where the mount would be.
 
 The tree is made beside its place, compared with what the image says of itself, and renamed. It is
-of this user's own, and known by its root directory's inode, which `live` notes.
+of this user's own, and known by its root directory's inode. `live` notes that before the tree comes
+to its place: nobody could tell what a tree there is, or remove it, that is not noted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from condainer.errors import CondainerError, MountError
 from condainer.units import human
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from condainer.project import Project
 
 PATIENCE = 3600.0
@@ -33,8 +36,12 @@ _KEPT = 0o755
 _MODULE = "condainer.fuse.unpack"
 
 
-def unpack(project: Project) -> None:
+def unpack(project: Project, note: Callable[[Path], None]) -> None:
     """Unpack a project's image at its prefix, where an empty directory is.
+
+    Args:
+        project: whose image.
+        note: notes what is served; it is given the tree before that comes to its place.
 
     Raises:
         MountError: where there is no room, programs cannot run there, or the image is damaged.
@@ -53,6 +60,7 @@ def unpack(project: Project) -> None:
         _require(base, inodes, size)
         _fill(project, tree)
         _compare(project, (inodes, size), _seal(tree))
+        note(tree)
         tree.chmod(0o700)  # or it could not be moved
         tree.rename(project.prefix)
         project.prefix.chmod(0o500)  # as closed to others as a mount of this user's is

@@ -276,15 +276,25 @@ def _mount(project: Project, backend: Backend) -> _Kept:
     if backend.name == backends.EXTRACT:
         from condainer.mounting import extract
 
-        extract.unpack(project)
-        _note(project, project.prefix, backend.name, 0, identity)
+        def note(tree: Path) -> None:
+            _note(project, tree, backend.name, 0, identity)
+
+        try:
+            extract.unpack(project, note)
+        except BaseException:
+            runtime.remove(project.record)
+            raise
         return _Kept(0, "", mountpoint.look(project).mount)
     command = backend.mount_command(project.image, project.prefix)
     if not backend.is_daemon:
         answer = process.call(command)
         if answer.returncode != 0:
             raise MountError(answer.stderr.strip() or f"exit status {answer.returncode}")
-        _note(project, project.prefix, backend.name, 0, identity)
+        try:
+            _note(project, project.prefix, backend.name, 0, identity)
+        except BaseException:
+            backends.unmount(project.prefix, "squashfs")
+            raise
         return _Kept(0, "", mounttable.mount_at(project.prefix))
     daemon = process.spawn(command, log=_LOG, env=dict(os.environ))
     try:
@@ -422,7 +432,7 @@ def _note(
     try:
         live.write(str(project.record), record)
     except OSError as error:
-        if place is not None:
+        if place is not None or backend == backends.EXTRACT:
             raise MountError(f"cannot write {project.record}: {error.strerror}") from error
         # Without it all works, only slower: the caller may have forbidden to write any files.
 

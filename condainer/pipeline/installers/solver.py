@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,6 +28,7 @@ from condainer.pipeline.installers import (
     secrets,
     tokens,
 )
+from condainer.units import human
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +43,8 @@ DEFAULT_CHANNELS = ("conda-forge",)
 """Where neither environment.yml nor conda's configuration names a channel."""
 
 _ARCHIVES = (".conda", ".tar.bz2")
+_MOST_LIST = 4 << 30
+"""Bytes of the list of a channel; the largest public ones have a tenth of that."""
 _UNKNOWN = re.compile(r"No candidates were found for ([^\s\[=<>!~]+)")
 
 
@@ -105,7 +109,7 @@ async def find(request: Request) -> list[RepoDataRecord]:
     gateway = rattler.Gateway(cache_dir=lists, default_config=how, client=network.client())
     work = _solved(wanted, gateway, lists)
     try:
-        return await patience.unless_silent(work, lambda: _growth(lists), lambda: " or ".join(urls))
+        return await patience.unless_silent(work, lambda: growth(lists), lambda: " or ".join(urls))
     except BuildError:
         raise
     except GatewayError as error:
@@ -176,7 +180,7 @@ def _parsed(request: Request, configured: Condarc) -> _Wanted:
     for source in listed:
         try:
             for url in source.urls:
-                rattler.Channel(url)
+                tokens.channel_at(url)
         except Exception as error:  # as in `find`
             raise BuildError(f"cannot read the channel '{source.name}': {error}") from error
     specs = []
@@ -246,11 +250,21 @@ async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str], lis
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def _growth(lists: Path) -> set[tuple[str, int, int]]:
-    """What is in the lists' directory: a list grows there, and its parts have directories."""
+def growth(lists: Path) -> set[tuple[str, int, int]]:
+    """What is in the lists' directory: a list grows there, and its parts have directories.
+
+    Raises:
+        BuildError: where a list is larger than any is: its server sends without an end.
+    """
     found = set()
     with contextlib.suppress(FileNotFoundError), os.scandir(lists) as entries:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
+            grows = status.st_mtime > time.time() - patience.SILENCE  # it is no left-over
+            if grows and status.st_size > _MOST_LIST:
+                raise BuildError(
+                    f"the list of a channel is larger than {human(_MOST_LIST)}: {entry.path}",
+                    "remove that file, and leave the channel out that sends it",
+                )
             found.add((entry.name, status.st_size, status.st_mtime_ns))
     return found

@@ -76,8 +76,19 @@ async def sources(
             if credentials.has_token(channel):
                 found.append(await _read(channel, directory, stack))
             else:
-                found.append(rattler.Channel(channel))
+                found.append(channel_at(channel))
         yield found
+
+
+def channel_at(url: str) -> rattler.Channel:
+    """The channel of a URL, as rattler has it.
+
+    The working directory has no part in it: rattler refuses one whose path is not UTF-8.
+
+    Raises:
+        Exception: whatever rattler raises where it cannot read the URL.
+    """
+    return rattler.Channel(url, rattler.ChannelConfig(root_dir="/"))
 
 
 async def fetch(url: str, path: Path) -> None:
@@ -91,7 +102,7 @@ async def fetch(url: str, path: Path) -> None:
 
 
 async def _read(url: str, directory: Path, stack: contextlib.AsyncExitStack) -> TokenChannel:
-    channel = rattler.Channel(url)
+    channel = channel_at(url)
     lists = {}
     for subdir in (str(rattler.Subdir.current()), "noarch"):
         # Beside each other: a list that grows there is a sign that something comes.
