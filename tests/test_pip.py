@@ -462,7 +462,7 @@ def make_repository(source: Path, bare: Path) -> Path:
 def test_passwords_in_requirements_are_in_no_command_line(
     workshop: Workshop, basic_channel: Path, tmp_path: Path
 ) -> None:
-    """Of repositories of git, of files and of indexes, in nested files and by variables."""
+    """Of repositories of git and of files, by variables, in nested files and in pip's own."""
     served = tmp_path / "served"
     for name in ("cnd_first", "cnd_second"):
         make_repository(make_source(tmp_path / name, name), served / f"{name}.git")
@@ -482,10 +482,9 @@ def test_passwords_in_requirements_are_in_no_command_line(
         workshop.environment("python", channel=basic_channel, more=more)
         (workshop.directory / "requirements.txt").write_text("-r nested/more.txt\n./tree\n")
         (workshop.directory / "nested").mkdir()
-        (workshop.directory / "nested/more.txt").write_text(
-            f"--index-url {url}/index/simple\n{url}/{wheel.name}\n"
-        )
-        workshop.variables |= {"SECRET": "s3cret"}
+        (workshop.directory / "nested/more.txt").write_text(f"{url}/{wheel.name}\n")
+        (tmp_path / "pip.conf").write_text(f"[install]\nindex-url = {url}/index/simple\n")
+        workshop.variables |= {"SECRET": "s3cret", "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
         said = workshop.run("build", "-v")
         lines = workshop.lock_file.read_text().splitlines(keepends=True)
         workshop.lock_file.write_text("".join(line for line in lines if "cnd_tree" not in line))
@@ -517,6 +516,15 @@ def test_a_password_that_cannot_be_hidden_is_refused(tmp_path: Path, lines: str)
     with pytest.raises(BuildError, match="would show a password") as refused:
         logins.handed([tmp_path / "requirements.txt"], {}, tmp_path)
     assert "s3cret" not in str(refused.value)
+
+
+def test_a_password_for_a_proxy_is_refused_where_pip_would_show_it(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("thing\n")
+    variables = {"PIP_PROXY": "me:s3cret@proxy:3128"}
+    with pytest.raises(BuildError, match="would show a password") as refused:
+        logins.handed([tmp_path / "requirements.txt"], variables, tmp_path)
+    assert "s3cret" not in str(refused.value)
+    assert "HTTPS_PROXY" in refused.value.hint
 
 
 def test_git_is_told_each_login_for_its_repository(tmp_path: Path) -> None:

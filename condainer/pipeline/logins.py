@@ -21,7 +21,7 @@ from condainer.pipeline import credentials
 from condainer.pipeline.requirements import rewritten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
 _LOGIN = re.compile(
     r"(?<![\w+])(?:(?P<control>\w+)\+)?(?P<scheme>https?)://"
@@ -34,6 +34,10 @@ _PLAIN = re.compile(r"[!$-&(-\[\]-~]+")
 _OF_INDEX = re.compile(r"(-i|-f|--index-url|--pypi-url|--extra-index-url|--find-links)\b")
 _VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
 _CONFIGURED = "GIT_CONFIG_COUNT"
+_PROXY = "PIP_PROXY"
+_HINT_OF_PROXY = (
+    "name the proxy in HTTP_PROXY and HTTPS_PROXY, not in PIP_PROXY or in pip's configuration"
+)
 _HINT = "name one login for the host, without spaces, quotation marks, '#' and backslashes"
 
 
@@ -88,7 +92,7 @@ def handed(
     Args:
         requirements: a requirements file, and more that hold passwords for the same places, as a
             lock file holds none; those that they name count as well.
-        environment: the variables pip runs with.
+        environment: the variables pip runs with, and in the same form what its configuration says.
         directory: where files are written; nobody else's.
 
     Returns:
@@ -98,6 +102,8 @@ def handed(
         BuildError: where pip would show a password in a command line all the same.
         ConfigError: where a file cannot be read.
     """
+    if "@" in environment.get(_PROXY, ""):
+        raise _shown("its proxy", _HINT_OF_PROXY)
     told = {name: environment[name] for name in _VARIABLES if name in environment}
     found: list[_Login] = []
 
@@ -109,7 +115,33 @@ def handed(
         rewritten(file, directory, environment, note)
     for value in told.values():
         note(value)
+    if not found:
+        return requirements[0], {}
     of_pip = _of_pip(found)
+    copy = rewritten(requirements[0], directory, environment, lambda line: _without(line, of_pip))
+    variables = {
+        name: _without(f"-i {value}", of_pip).removeprefix("-i ")
+        for name, value in told.items()
+        if _LOGIN.search(value)
+    }
+    if of_pip:
+        netrc = directory / "netrc"
+        lines = [f"machine {host} login {u} password {w}\n" for host, (u, w) in of_pip.items()]
+        _write(netrc, "".join(lines) + _others(environment))
+        variables["NETRC"] = str(netrc)
+    return copy, {**variables, **_for_git(found, environment, directory)}
+
+
+def _without(line: str, of_pip: Container[str]) -> str:
+    """A line without the passwords that are handed over in another way.
+
+    Args:
+        line: of a requirements file.
+        of_pip: the hosts whose passwords pip finds in a file.
+
+    Raises:
+        BuildError: where one is left that pip would show.
+    """
 
     def without(match: re.Match[str]) -> str:
         login = _Login.of(match)
@@ -119,22 +151,10 @@ def handed(
         host = f"{match['host']}{match['port'] or ''}"
         return f"{control}{match['scheme']}://{host}{match['path'] or ''}"
 
-    def change(line: str) -> str:
-        changed = _LOGIN.sub(without, line)
-        if _OF_INDEX.match(changed) and _LOGIN.search(changed):
-            raise _shown(changed, "in the arguments with which it runs itself")
-        return changed
-
-    if not found:
-        return requirements[0], {}
-    copy = rewritten(requirements[0], directory, environment, change)
-    variables = {name: change(f"-i {value}")[3:] for name, value in told.items()}
-    if of_pip:
-        netrc = directory / "netrc"
-        lines = [f"machine {host} login {u} password {w}\n" for host, (u, w) in of_pip.items()]
-        _write(netrc, "".join(lines) + _others(environment))
-        variables["NETRC"] = str(netrc)
-    return copy, {**variables, **_for_git(found, environment, directory)}
+    changed = _LOGIN.sub(without, line)
+    if _OF_INDEX.match(changed) and _LOGIN.search(changed):
+        raise _shown(changed, _HINT)
+    return changed
 
 
 def _of_pip(found: Iterable[_Login]) -> dict[str, tuple[str, str]]:
@@ -163,7 +183,7 @@ def _for_git(
     for login in controlled:
         if login.control != "git" and login.password is not None:
             url = f"{login.control}+{login.scheme}://{login.host}{login.port}{login.path}"
-            raise _shown(url, f"in the arguments of {login.control}")
+            raise _shown(url, "use git, or download it and name the file")
     settings: list[tuple[str, str]] = []
     logins: dict[str, set[_Login]] = {}
     for login in (login for login in controlled if login.control == "git"):
@@ -190,11 +210,11 @@ def _for_git(
     return variables
 
 
-def _shown(text: str, where: str) -> BuildError:
+def _shown(what: str, hint: str) -> BuildError:
     return BuildError(
-        f"pip would show a password {where}, which everybody on the machine can read: "
-        f"{credentials.without(text)}",
-        _HINT if "itself" in where else "use git, or download it and name the file",
+        "pip would show a password in a command line, which everybody on the machine can read: "
+        f"{credentials.without(what)}",
+        hint,
     )
 
 

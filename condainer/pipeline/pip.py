@@ -6,6 +6,8 @@ in the directory of that file, then requirements.txt.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import email.parser
 import os
 import re
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
     from condainer.pipeline.installers import Workplace
 
 _LAST_LINES = 8
-_PIP_VERSION = "import pip; print(pip.__version__)"
+_ABOUT_PIP = """\
+import pip, runpy, sys
+print(pip.__version__, flush=True)
+sys.argv[1:] = ["config", "list", "--disable-pip-version-check"]
+try:
+    runpy.run_module("pip", run_name="__main__")
+except SystemExit:
+    pass
+"""
 # Where packages may put something: https://docs.python.org/3/library/sysconfig.html
 _PLACES = """\
 import sysconfig
@@ -41,6 +51,7 @@ _OFFLINE = {
     "GIT_ALLOW_PROTOCOL": "file",
 }
 """What keeps pip, and git where pip starts it, from asking servers."""
+_SETTING = re.compile(r"(global|install)\.(?P<name>[a-z-]+)=(?P<value>.*)")
 _NUMBER = re.compile("[0-9]{1,9}")
 
 
@@ -81,9 +92,11 @@ async def install(
             *(["--no-deps"] if locked else []),
         ]
         await _check_places(prefix, python, workplace)
-        if await _version(python, workplace) >= _REPORT_SINCE:
+        version, configured = await _about(python, workplace)
+        if version >= _REPORT_SINCE:
             argv += ["--report", str(report)]
-        file, variables = logins.handed(requirements, workplace.environment, Path(directory))
+        told = {**configured, **workplace.environment}
+        file, variables = logins.handed(requirements, told, Path(directory))
         answer = await workplace.run(
             [*argv, "-r", str(file)],
             cwd=cwd,
@@ -202,9 +215,16 @@ def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Pat
     return path
 
 
-async def _version(python: Path, workplace: Workplace) -> tuple[int, ...]:
-    text = await _ask(python, _PIP_VERSION, workplace)
-    return tuple(int(part) for part in text.split(".")[:2] if _NUMBER.fullmatch(part))
+async def _about(python: Path, workplace: Workplace) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Pip's version, and what its files of configuration say, as variables that say the same."""
+    first, *lines = (await _ask(python, _ABOUT_PIP, workplace)).splitlines()
+    version = tuple(int(part) for part in first.split(".")[:2] if _NUMBER.fullmatch(part))
+    configured = {}
+    for match in filter(None, map(_SETTING.fullmatch, lines)):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = " ".join(str(ast.literal_eval(match["value"])).split())
+            configured["PIP_" + match["name"].replace("-", "_").upper()] = value
+    return version, configured
 
 
 async def _ask(python: Path, code: str, workplace: Workplace) -> str:
