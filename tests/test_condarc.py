@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
 import rattler
 
-from condainer import image
+from condainer import environment, image
 from condainer.errors import ConfigError
 from condainer.pipeline.installers import channels, condarc, network
 from tests import building
@@ -16,7 +17,6 @@ from tests.localchannel.package import Package, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.localchannel.package import Recipe
     from tests.support import Workshop
@@ -371,3 +371,10 @@ def test_channel_in_brackets_may_be_a_path(own: Workshop, two: tuple[Path, Path]
         write(own, f"channels: ['{two[0]}']\ndependencies: [{json.dumps(spec)}]\n")
         own.run("build", "-q", "--force")
         assert versions(own) == {"thing": "3.0"}
+
+
+@pytest.mark.parametrize("channel", ["./local", "'./local'", "../base/local"])
+def test_channel_in_brackets_counts_from_environment_yml(channel: str) -> None:
+    text = f"dependencies: [{json.dumps(f'thing[version=1, channel={channel}]')}]\n"
+    parsed = environment.parse(Path("/base/environment.yml"), text)
+    assert parsed.specs == ("thing[version=1, channel='file:///base/local']",)
