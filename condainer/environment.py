@@ -43,6 +43,10 @@ _NO_DEFAULTS = "nodefaults"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH_LIKE = re.compile(r"(/|\.{1,2}(/|$)|~)")
 _CHANNEL_SPEC = re.compile(r"(?P<channel>\S+?)::(?P<rest>\S.*)")
+_IN_BRACKETS = re.compile(
+    r"(?P<before>[\[,\s]channel\s*=\s*)(?P<quote>[\"']?)"
+    r"(?P<channel>(?<=[\"'])[^\"']*|[^\s,\]\"']+)(?P=quote)"
+)
 _ARCHIVES = (".conda", ".tar.bz2")
 _SELECTOR = re.compile(r"sel\((?P<system>linux|unix|osx|win)\)")
 _VARIABLE_OF_SHELL = re.compile(r"\$(?P<brace>\{)?(?P<name>\w+)(?(brace)\})", re.ASCII)
@@ -261,6 +265,7 @@ def _resolve_spec(spec: str, base: Path) -> str:
         spec = spec.partition("#")[0].rstrip()
         if spec.endswith(_ARCHIVES) and "::" not in spec:
             return channel_url(spec if _PATH_LIKE.match(spec) else f"./{spec}", base)
+    spec = _IN_BRACKETS.sub(lambda found: _located(found, base), spec)
     match = _CHANNEL_SPEC.match(spec)
     if match is None:
         return spec if "://" in spec else _in_order(spec)
@@ -268,6 +273,14 @@ def _resolve_spec(spec: str, base: Path) -> str:
     if _PATH_LIKE.match(channel):
         channel = channel_url(channel, base)
     return f"{channel}::{_in_order(match['rest'])}"
+
+
+def _located(match: re.Match[str], base: Path) -> str:
+    """`channel=PATH` with a URL."""
+    quote_mark, channel = match["quote"] or "'", match["channel"]
+    if not _PATH_LIKE.match(channel):
+        return match[0]
+    return f"{match['before']}{quote_mark}{channel_url(channel, base)}{quote_mark}"
 
 
 def _in_order(spec: str) -> str:

@@ -206,6 +206,8 @@ class _Guarded(_Quiet):
             self.path = self.path.removeprefix(self.token)
             return super().send_head()
         self.send_response(HTTPStatus.NOT_FOUND if known else HTTPStatus.UNAUTHORIZED)
+        if not known:
+            self.send_header("WWW-Authenticate", 'Basic realm="test"')
         self.send_header("Content-Length", "0")
         self.end_headers()
         return None

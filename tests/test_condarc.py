@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import pytest
+import rattler
 
-from condainer import image
+from condainer import environment, image
 from condainer.errors import ConfigError
-from condainer.pipeline.installers import channels, condarc
+from condainer.pipeline.installers import channels, condarc, network
 from tests import building
 from tests.localchannel.package import Package, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.localchannel.package import Recipe
     from tests.support import Workshop
@@ -134,10 +136,15 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
 # Building
 
 
-def package(version: str, name: str = "thing", depends: tuple[str, ...] = ()) -> Recipe:
+def package(
+    version: str,
+    name: str = "thing",
+    depends: tuple[str, ...] = (),
+    noarch: Literal["generic"] | None = "generic",
+) -> Recipe:
     def recipe(tree: Path) -> Package:
         put(tree, f"share/{name}", version)
-        return Package(name=name, version=version, depends=depends, noarch="generic")
+        return Package(name=name, version=version, depends=depends, noarch=noarch)
 
     return recipe
 
@@ -290,3 +297,84 @@ def test_proxy(own: Workshop, two: tuple[Path, Path], tmp_path: Path, key: str, 
     assert versions(own) == {"thing": "1.0"}
     assert set(seen) == {"Basic bWU6c2VjcmV0"}
     assert "secret" not in own.build_log.read_text()
+
+
+@pytest.mark.parametrize("place", ["http://far.invalid", "all://far.invalid"])
+def test_proxy_for_one_host(
+    own: Workshop, two: tuple[Path, Path], tmp_path: Path, place: str
+) -> None:
+    """It goes before one for all; nobody listens there."""
+    with building.served_as_proxy("", two[0].parent) as (url, seen):
+        own.variables.pop("NO_PROXY", None)
+        (tmp_path / ".condarc").write_text(
+            f"proxy_servers: {{'{place}': '{url}', https: 'x:1', all: 'http://127.0.0.1:9'}}\n"
+        )
+        write(own, "channels: ['http://far.invalid/first']\ndependencies: [thing]\n")
+        own.run("build", "-q")
+        assert versions(own) == {"thing": "1.0"}
+        assert seen
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "url", "proxy"),
+    [
+        ("{https: one, 'https://h': two}", {}, "https://h:8/x", "http://two"),
+        ("{https: one, 'https://h': two}", {}, "https://i/x", "http://one"),
+        (
+            "{https: one, 'https://h': two}",
+            {"HTTPS_PROXY": "http://e"},
+            "https://h/x",
+            "http://two",
+        ),
+        ("{https: one}", {"HTTPS_PROXY": "http://e"}, "https://h/x", "http://e"),
+        ("{https: one}", {"ALL_PROXY": "http://e"}, "https://h/x", "http://one"),
+        ("{all: one}", {"HTTPS_PROXY": "http://e"}, "https://h/x", "http://e"),
+        ("{https: one, 'https://h': ''}", {}, "https://h/x", ""),
+        ("{https: one, 'https://h': null}", {}, "https://h/x", "http://one"),
+        ("{https: one, 'https://h': two}", {"NO_PROXY": "h"}, "https://u:p@h:8/x", ""),
+        ("{all: one, 'all://h': two}", {}, "http://h/x", "http://two"),
+    ],
+)
+def test_which_proxy_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    variables: dict[str, str],
+    url: str,
+    proxy: str,
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    proxies = network.proxies_of(load(tmp_path, f"proxy_servers: {text}\n"))
+    assert network.proxy_for(url, proxies) == proxy
+
+
+@pytest.mark.parametrize(
+    ("listed", "version"), [("noarch", "1.0"), ("{own}", "2.0"), ("", "2.0"), ("osx-64", "1.0")]
+)
+def test_part_of_a_channel(own: Workshop, tmp_path: Path, listed: str, version: str) -> None:
+    """`CHANNEL/SUBDIR` has that subdirectory and noarch, as with conda."""
+    subdir = str(rattler.Subdir.current())
+    channel = building.make_channel(tmp_path / "parts", package("1.0"), package("2.0", noarch=None))
+    part = listed.format(own=subdir)
+    write(own, f"channels: ['{channel}/{part}']\ndependencies: [thing]\n")
+    own.run("build", "-q")
+    assert versions(own) == {"thing": version}
+
+
+def test_channel_in_brackets_may_be_a_path(own: Workshop, two: tuple[Path, Path]) -> None:
+    building.make_channel(own.directory / "lo cal", package("3.0"))
+    for spec in ("thing[channel='./lo cal']", 'thing[version=3.0, channel="./lo cal"]'):
+        write(own, f"channels: ['{two[0]}']\ndependencies: [{json.dumps(spec)}]\n")
+        own.run("build", "-q", "--force")
+        assert versions(own) == {"thing": "3.0"}
+
+
+@pytest.mark.parametrize("channel", ["./local", "'./local'", "../base/local"])
+def test_channel_in_brackets_counts_from_environment_yml(channel: str) -> None:
+    text = f"dependencies: [{json.dumps(f'thing[version=1, channel={channel}]')}]\n"
+    parsed = environment.parse(Path("/base/environment.yml"), text)
+    assert parsed.specs == ("thing[version=1, channel='file:///base/local']",)

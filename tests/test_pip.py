@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from condainer import image
-from condainer.pipeline import pip
+from condainer.errors import BuildError
+from condainer.pipeline import editable, logins, pip
 from tests import building, support
 
 if TYPE_CHECKING:
@@ -363,24 +366,191 @@ def test_paths_of_other_files_count_from_environment_yml(
     assert written.read_text() == f"{expected}\n"
 
 
-def test_editable_packages_become_copies(indexed: Workshop, basic_channel: Path) -> None:
-    """In the `pip:` list, in requirements.txt and in a file that it names."""
-    for name in ("listed", "required", "nested"):
-        make_source(indexed.directory / f"with space/{name}", f"cnd_{name}")
+def test_editable_packages_become_copies(
+    indexed: Workshop, basic_channel: Path, tmp_path: Path
+) -> None:
+    """In the `pip:` list, in requirements.txt and in files that it names in whichever way."""
+    here = indexed.directory
+    for name in ("listed", "required", "nested", "variable", "uri"):
+        make_source(here / f"with space/{name}", f"cnd_{name}")
+    repository = make_repository(make_source(tmp_path / "git", "cnd_git"), tmp_path / "git.git")
     indexed.environment(
-        "python", channel=basic_channel, more="  - pip:\n    - -e ./with space/listed\n"
+        "python", channel=basic_channel, more="  - pip:\n    - -e ./with space/listed[extra]\n"
     )
-    (indexed.directory / "requirements.txt").write_text(
-        "--editable='./with space/required'\n-r more/other.txt\n"
+    (here / "requirements.txt").write_text(
+        "--editable='./with space/required'\n-r more/other.txt\n-r ${CND_HERE}/more/variable.txt\n"
+        f"-r {(here / 'more/uri.txt').as_uri()}\n-e git+{repository.as_uri()}#egg=cnd_git\n"
     )
-    (indexed.directory / "more").mkdir()
-    (indexed.directory / "more/other.txt").write_text("-e \\\n  ./with space/nested # mine\n")
+    (here / "more").mkdir()
+    (here / "more/other.txt").write_text("# a \\\n-e \\\n  ./with space/nested # mine\n")
+    (here / "more/variable.txt").write_text("-e ${CND_HERE}/with space/variable\n")
+    (here / "more/uri.txt").write_text("-e ./with space/uri\n")
+    indexed.variables["CND_HERE"] = str(here)
     built = indexed.run("build", "--force")
     assert built.stderr.count("a copy is installed instead of -e") == 2
     assert "'build --locked' cannot install" in built.stderr
-    (indexed.directory / "with space").rename(indexed.directory / "gone")
-    code = "import cnd_listed, cnd_required, cnd_nested"
+    assert f"# pip cnd_git==1.0 @ git+{repository.as_uri()}@" in indexed.lock_file.read_text()
+    (here / "with space").rename(here / "gone")
+    code = "import cnd_listed, cnd_required, cnd_nested, cnd_variable, cnd_uri, cnd_git"
     indexed.run("exec", "--", "python", "-c", code)
     refused = indexed.run("build", "--locked", "--force", status=1)
     assert "the lock file names a directory" in refused.stderr
     assert "pip wheel" in refused.stderr
+
+
+def test_editable_packages_that_a_file_elsewhere_lists_are_refused(
+    indexed: Workshop, basic_channel: Path, tmp_path: Path
+) -> None:
+    indexed.environment("python", channel=basic_channel)
+    source = make_source(tmp_path / "git", "cnd_git")
+    with (source / "build/backend.py").open("a") as backend:
+        backend.write("build_editable = build_wheel\n")
+    repository = make_repository(source, tmp_path / "git.git")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/list.txt").write_text(f"-e git+{repository.as_uri()}#egg=cnd_git\n")
+    with building.served(tmp_path / "served") as url:
+        (indexed.directory / "requirements.txt").write_text(f"-r {url}/list.txt\n")
+        refused = indexed.run("build", "--force", status=1).stderr
+    assert "the package cnd_git-1.0 is installed as editable" in refused
+    assert "list it without -e" in refused
+    assert not (indexed.directory / "src").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own.pth", "# a comment\n\n{outside}\n"),
+        ("own.pth", "\ufeff../../../../outside\n"),
+        ("own.pth", "import sys; sys.path.insert(0, '{outside}')\n"),
+        ("own.pth", "in\n../site-packages/link\n"),
+        ("x.egg-link", "{outside}\n.\n"),
+        ("__editable___x_1_0_finder.py", "MAPPING = {{'x': '{outside}'}}\n"),
+        ("x-1.0.dist-info/direct_url.json", '{{"dir_info": {{"editable": true}}}}'),
+    ],
+)
+def test_what_leads_out_of_the_environment_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    site = tmp_path / "prefix/lib/python3.12/site-packages"
+    (site / "in").mkdir(parents=True)
+    (site / "x-1.0.dist-info").mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (site / "link").symlink_to(outside)
+    (site / name).write_text(text.format(outside=outside), encoding="utf-8")
+    with pytest.raises(BuildError, match="the image would need") as refused:
+        editable.check(tmp_path / "prefix")
+    assert "without -e" in refused.value.hint
+    (site / name).write_text("in\n./in\n../site-packages\n/nothing/there\nimport os; '/nothing'\n")
+    if name == "own.pth":
+        editable.check(tmp_path / "prefix")
+
+
+def make_repository(source: Path, bare: Path) -> Path:
+    """A repository of git with one commit, as a server of files can serve it."""
+
+    def git(*words: str | Path) -> None:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", *who, *map(str, words)], check=True, capture_output=True)
+
+    git("init", "-q", "-b", "main", source)
+    git("-C", source, "add", ".")
+    git("-C", source, "commit", "-q", "-m", "all")
+    git("clone", "-q", "--bare", source, bare)
+    git("-C", bare, "update-server-info")
+    return bare
+
+
+def test_passwords_in_requirements_are_in_no_command_line(
+    workshop: Workshop, basic_channel: Path, tmp_path: Path
+) -> None:
+    """Of repositories of git and of files, by variables, in nested files and in pip's own."""
+    served = tmp_path / "served"
+    for name in ("cnd_first", "cnd_second"):
+        make_repository(make_source(tmp_path / name, name), served / f"{name}.git")
+    wheel = make_wheel(served, "cnd_wheel", "1.0")
+    project = make_source(workshop.directory / "tree", "cnd_tree") / "pyproject.toml"
+    project.write_text(project.read_text().replace("requires = []", "requires = ['cnd-needed']"))
+    index = make_index(make_wheel(tmp_path / "served/index", "cnd_needed", "1.0").parent)
+    assert index.is_dir()
+    seen: list[bytes] = []
+    with building.served_to("someone:s3cret@", served, seen) as (url, bare):
+        host = bare.removeprefix("http://")
+        more = (
+            "  - pip:\n"
+            f"    - cnd_first @ git+{url}/cnd_first.git\n"
+            f"    - -e git+http://someone:${{SECRET}}@{host}/cnd_second.git@main#egg=cnd_second\n"
+        )
+        workshop.environment("python", channel=basic_channel, more=more)
+        (workshop.directory / "requirements.txt").write_text("-r nested/more.txt\n./tree\n")
+        (workshop.directory / "nested").mkdir()
+        (workshop.directory / "nested/more.txt").write_text(f"{url}/{wheel.name}\n")
+        (tmp_path / "pip.conf").write_text(f"[install]\nindex-url = {url}/index/simple\n")
+        workshop.variables |= {"SECRET": "s3cret", "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
+        said = workshop.run("build", "-v")
+        lines = workshop.lock_file.read_text().splitlines(keepends=True)
+        workshop.lock_file.write_text("".join(line for line in lines if "cnd_tree" not in line))
+        workshop.run("build", "-q", "--force", "--locked")
+    assert set(listed(workshop)) == {"cnd_first", "cnd_second", "cnd_wheel"}
+    shown = b"\n".join(seen)
+    assert f"{bare}/cnd_second.git".encode() in shown
+    assert b"cnd-needed" in shown
+    assert b"s3cret" not in shown
+    lock = workshop.lock_file.read_text()
+    assert f"git+{bare}/cnd_first.git@" in lock
+    assert f"{bare}/{wheel.name}" in lock
+    assert "s3cret" not in said.stdout + said.stderr + lock + workshop.build_log.read_text()
+    unpacked = building.unpack(workshop.image, tmp_path / "image")
+    assert building.holders(b"s3cret", unpacked) == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "thing @ svn+https://me:s3cret@example.org/thing",
+        "hg+https://me:s3cret@example.org/thing#egg=thing",
+        "--index-url https://a:s3cret@example.org/a\n--extra-index-url https://b:s3cret@example.org/b",
+        "-i https://me:s3cret%20with%20blanks@example.org/simple",
+    ],
+)
+def test_a_password_that_cannot_be_hidden_is_refused(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "requirements.txt").write_text(f"{lines}\n")
+    with pytest.raises(BuildError, match="would show a password") as refused:
+        logins.handed([tmp_path / "requirements.txt"], {}, tmp_path)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_password_for_a_proxy_is_refused_where_pip_would_show_it(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("thing\n")
+    variables = {"PIP_PROXY": "me:s3cret@proxy:3128"}
+    with pytest.raises(BuildError, match="would show a password") as refused:
+        logins.handed([tmp_path / "requirements.txt"], variables, tmp_path)
+    assert "s3cret" not in str(refused.value)
+    assert "HTTPS_PROXY" in refused.value.hint
+
+
+def test_git_is_told_each_login_for_its_repository(tmp_path: Path) -> None:
+    """And a user's name alone may be a token."""
+    (tmp_path / "requirements.txt").write_text(
+        "git+https://a:s3cret-1@example.org/one.git@v1\n"
+        "git+https://b:s3cret%232@example.org/two.git\n"
+        "git+https://s3cret-3@example.com:8443/x.git\n"
+    )
+    path, variables = logins.handed([tmp_path / "requirements.txt"], dict(os.environ), tmp_path)
+    assert path.read_text() == (
+        "git+https://example.org/one.git@v1\n"
+        "git+https://example.org/two.git\n"
+        "git+https://example.com:8443/x.git\n"
+    )
+    for place, user, password in (
+        ("example.org/one.git", "a", "s3cret-1"),
+        ("example.org/two.git", "b", "s3cret#2"),
+        ("example.com:8443/x.git", "s3cret-3", ""),
+    ):
+        filled = subprocess.run(
+            ["git", "credential", "fill"],
+            input=f"url=https://{place}\n\n",
+            env={**os.environ, **variables, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"username={user}\npassword={password}\n" in filled.stdout

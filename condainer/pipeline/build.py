@@ -472,6 +472,9 @@ class Build:
             if some:
                 file = pip.write_requirements(some, base, temporary)
                 runs.append((file, base, f"the packages of pip in {source}"))
+        # A lock file holds no passwords.
+        others = [pip.write_requirements(plan.pip_lines, base, temporary)] if plan.lock else []
+        others += [plan.requirements] if plan.lock and plan.requirements else []
         if plan.requirements and not plan.lock:
             runs.append((plan.requirements, plan.requirements.parent, str(plan.requirements)))
         if not runs:
@@ -482,13 +485,13 @@ class Build:
         ):
             activated = await self._activated(plan, workplace)
             for listed, cwd, origin in runs:
-                file, copied = editable.without(listed, cwd, temporary)
+                file, copied = editable.without(listed, cwd, temporary, activated.environment)
                 if copied:
                     self._note(f"{origin}: a copy is installed instead of -e: {', '.join(copied)}")
                 with self._site.watching(space.Place(project.prefix, "what pip installs", 0)):
                     packages = await pip.install(
                         project.prefix,
-                        file,
+                        [file, *others],
                         origin=origin,
                         cwd=cwd,
                         locked=plan.lock is not None,

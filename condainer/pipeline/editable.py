@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condainer import files
 from condainer.errors import BuildError
-from condainer.pipeline import credentials, pip
+from condainer.pipeline import credentials
+from condainer.pipeline.requirements import rewritten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
 
     from condainer.pipeline.lockfile import PipPackage
 
 _EDITABLE = re.compile(r"\s*(?:-e|--editable(?=[\s=]))\s*=?\s*(?P<what>\S.*)")
-_NESTED = re.compile(r"(?:-r|--requirement) (?P<file>.+)")
 _WITH_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*[:@]|\$\{")
+_FINDER = re.compile(r"__editable___(?P<name>.+)_finder\.py")
+"""What setuptools writes for an editable package."""
+_QUOTED = re.compile(r"([\"'])(?P<path>/[^\"']+)\1")
 _ADVICE = "build a wheel of it ('pip wheel --no-deps DIR') and list that file instead"
 
 
-def without(requirements: Path, cwd: Path, directory: Path) -> tuple[Path, tuple[str, ...]]:
-    """Take `-e` out of a requirements file, and of those that it names by `-r`.
+def without(
+    requirements: Path, cwd: Path, directory: Path, variables: Mapping[str, str]
+) -> tuple[Path, tuple[str, ...]]:
+    """Take `-e` out of a requirements file, and of those on this machine that it names by `-r`.
 
     Args:
         requirements: the file.
         cwd: what the paths of packages count from.
         directory: where changed files are written; nobody else's.
+        variables: what pip fills in for `${NAME}`.
 
     Returns:
         a file without, which is the same one where it has none; and what was editable, without
@@ -39,33 +46,16 @@ def without(requirements: Path, cwd: Path, directory: Path) -> tuple[Path, tuple
         ConfigError: where a file cannot be read.
     """
     found: list[str] = []
-    copies: dict[Path, Path] = {}
 
-    def copy(source: Path) -> Path:
-        if source in copies:
-            return copies[source]
-        target = copies[source] = directory / f"copied-{len(copies)}-{requirements.name}"
-        text = re.sub(r"\\\r?\n", " ", files.read_text(source))
-        lines = []
-        for line in text.splitlines():
-            editable = _EDITABLE.fullmatch(line)
-            changed = pip.absolute(line.strip(), source.parent)
-            nested = _NESTED.fullmatch(changed)
-            if editable:
-                what = _plain(editable["what"], cwd)
-                found.append(what)
-                changed = what
-            elif nested and not re.match(r"'?([a-z+]+:|.*\$\{)", nested["file"]):
-                path = source.parent / shlex.split(nested["file"])[0]
-                if path.is_file():  # pip itself says what is wrong with any other
-                    changed = f"-r {shlex.quote(str(copy(path)))}"
-            lines.append(f"{changed}\n")
-        target.touch(0o600)
-        target.write_text("".join(lines), encoding="utf-8")
-        return target
+    def change(line: str) -> str:
+        editable = _EDITABLE.fullmatch(line)
+        if editable is None:
+            return line
+        found.append(_plain(editable["what"], cwd))
+        return found[-1]
 
-    first = copy(requirements)
-    return (first if found else requirements), tuple(map(credentials.without, found))
+    changed = rewritten(requirements, directory, variables, change)
+    return changed, tuple(map(credentials.without, found))
 
 
 def _plain(what: str, cwd: Path) -> str:
@@ -80,9 +70,9 @@ def check(prefix: Path) -> None:
     """See that no installed package needs a directory outside of the environment.
 
     Raises:
-        BuildError: names the package.
+        BuildError: names the package, and the directory where that is known.
     """
-    for site in prefix.glob("lib/python3*/site-packages"):
+    for site in prefix.glob("lib/py*/site-packages"):
         if files.leads_out(site, within=prefix):
             continue
         for name in files.names(site, within=prefix):
@@ -95,6 +85,37 @@ def check(prefix: Path) -> None:
                     raise _needs(name.removesuffix(".dist-info"))
             elif name.endswith(".egg-link"):
                 raise _needs(name.removesuffix(".egg-link"))
+            elif finder := _FINDER.fullmatch(name):
+                raise _needs(finder["name"])
+            elif name.endswith(".pth") and inside.is_file():
+                _check_path_file(inside, prefix)
+
+
+def _check_path_file(path: Path, prefix: Path) -> None:
+    """See that a file by which Python finds modules names no directory that is elsewhere.
+
+    What is not there counts for nothing, as Python passes over it.
+
+    Raises:
+        BuildError: names it.
+    """
+    real = Path(os.path.realpath(path))
+    named = [str(real)]
+    if not files.leads_out(real, within=prefix):
+        text = files.read(real, within=Path(os.path.realpath(prefix)))
+        for line in text.decode("utf-8-sig", "surrogateescape").splitlines():
+            if line.startswith(("import ", "import\t")):
+                named += [match["path"] for match in _QUOTED.finditer(line)]
+            elif line.strip() and not line.startswith("#"):
+                named.append(os.path.join(path.parent, line.rstrip()))  # noqa: PTH118
+    for place in named:
+        if os.path.exists(place) and files.leads_out(place, within=prefix):  # noqa: PTH110
+            raise BuildError(
+                f"{path} makes Python look for modules in {os.path.normpath(place)}: "
+                "the image would need that outside of it",
+                "install the package without -e: a copy goes into the image; code of your own can "
+                "live over the image with keep_python_path in condainer.yml and PYTHONPATH",
+            )
 
 
 def _is_editable(text: bytes) -> bool:
@@ -107,7 +128,8 @@ def _is_editable(text: bytes) -> bool:
 def _needs(name: str) -> BuildError:
     return BuildError(
         f"the package {name} is installed as editable: the image would need its directory",
-        "list it without -e: a copy goes into the image",
+        "list it without -e, also in files that a requirements file names by URL: a copy goes "
+        "into the image",
     )
 
 

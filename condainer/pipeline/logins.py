@@ -1,76 +1,221 @@
-"""Hands pip the passwords in URLs of package indexes by a file: it repeats URLs in command lines.
+"""Hands passwords and tokens in URLs to pip and git by files: both repeat URLs in command lines.
 
-Where it builds a package, pip runs itself with the URLs of indexes as arguments, which everybody on
-the machine can read. What it finds in the file that the variable NETRC names it keeps to itself.
+Where it builds a package, pip runs itself with the URLs of indexes as arguments, and it gives git
+the URL of a repository: everybody on the machine can read these. What pip finds in the file that
+the variable NETRC names it keeps to itself. git asks a helper, `git credential-store`, with a file.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import urllib.parse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condainer import files
+from condainer.errors import BuildError
+from condainer.pipeline import credentials
+from condainer.pipeline.requirements import rewritten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
 _LOGIN = re.compile(
-    r"(?<![+\w])(?P<scheme>https?://)(?P<user>[^/\s\"'<>@:]+):(?P<password>[^/\s\"'<>]+)@"
-    r"(?P<host>[^/\s:@\"'<>]+)"
+    r"(?<![\w+])(?:(?P<control>\w+)\+)?(?P<scheme>https?)://"
+    r"(?P<user>[^/\s\"'<>@:?#]*)(?::(?P<password>[^/\s\"'<>?#]*))?@"
+    r"(?P<host>\[[^/\s\]]*\]|[^/\s:@\"'<>?#\[]+)(?P<port>:[0-9]+)?(?P<path>/[^\s\"'<>?#;]*)?",
+    re.IGNORECASE,
 )
-"""Not of a version control system, which does not look there."""
 _PLAIN = re.compile(r"[!$-&(-\[\]-~]+")
-"""What can stand in such a file as it is: no space, quotation mark, number sign or backslash."""
+"""What can stand in a file for NETRC as it is: no space, quotation mark, number sign, backslash."""
+_OF_INDEX = re.compile(r"(-i|-f|--index-url|--pypi-url|--extra-index-url|--find-links)\b")
 _VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
+_CONFIGURED = "GIT_CONFIG_COUNT"
+_PROXY = "PIP_PROXY"
+_HINT_OF_PROXY = (
+    "name the proxy in HTTP_PROXY and HTTPS_PROXY, not in PIP_PROXY or in pip's configuration"
+)
+_HINT = "name one login for the host, without spaces, quotation marks, '#' and backslashes"
+
+
+@dataclass(frozen=True)
+class _Login:
+    """What a URL tells of who asks.
+
+    Attributes:
+        control: the version control system of the URL; empty for pip's own.
+        scheme: of the URL.
+        host: where it counts.
+        port: with a colon; empty for the usual one.
+        path: of the repository; empty for what is pip's own.
+        user: as the URL has it, percent-encoded.
+        password: the same; None where there is none.
+    """
+
+    control: str
+    scheme: str
+    host: str
+    port: str
+    path: str
+    user: str
+    password: str | None
+
+    @classmethod
+    def of(cls, match: re.Match[str]) -> _Login:
+        """What a match of `_LOGIN` tells."""
+        control = (match["control"] or "").lower()
+        path = (match["path"] or "").rpartition("@")[0] or match["path"] or ""
+        return cls(
+            control,
+            match["scheme"].lower(),
+            match["host"],
+            match["port"] or "",
+            path if control else "",
+            match["user"],
+            match["password"],
+        )
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """User and password as they are."""
+        return urllib.parse.unquote(self.user), urllib.parse.unquote(self.password or "")
 
 
 def handed(
-    requirements: Path,
-    environment: Mapping[str, str],
-    directory: Path,
-    absolute: Callable[[str], str],
+    requirements: Sequence[Path], environment: Mapping[str, str], directory: Path
 ) -> tuple[Path, dict[str, str]]:
     """Take passwords out of what pip is told.
 
     Args:
-        requirements: a requirements file.
-        environment: the variables pip runs with.
+        requirements: a requirements file, and more that hold passwords for the same places, as a
+            lock file holds none; those that they name count as well.
+        environment: the variables pip runs with, and in the same form what its configuration says.
         directory: where files are written; nobody else's.
-        absolute: makes the path that a line of the file names one that can stand elsewhere.
 
     Returns:
         a file like that, and variables like these, as far as they differ.
 
     Raises:
-        ConfigError: where the file cannot be read.
+        BuildError: where pip would show a password in a command line all the same.
+        ConfigError: where a file cannot be read.
     """
-    text = files.read_text(requirements)
+    if "@" in environment.get(_PROXY, ""):
+        raise _shown("its proxy", _HINT_OF_PROXY)
     told = {name: environment[name] for name in _VARIABLES if name in environment}
-    found: dict[str, set[tuple[str, str]]] = {}
-    for each in (text, *told.values()):
-        for match in _LOGIN.finditer(each):
-            login = urllib.parse.unquote(match["user"]), urllib.parse.unquote(match["password"])
-            found.setdefault(match["host"], set()).add(login)
-    # A host that has several cannot be told in that file.
-    logins = {host: next(iter(some)) for host, some in found.items() if len(some) == 1}
-    logins = {host: login for host, login in logins.items() if all(map(_PLAIN.fullmatch, login))}
-    if not logins:
-        return requirements, {}
+    found: list[_Login] = []
+
+    def note(line: str) -> str:
+        found.extend(_Login.of(match) for match in _LOGIN.finditer(line))
+        return line
+
+    for file in requirements:
+        rewritten(file, directory, environment, note)
+    for value in told.values():
+        note(value)
+    if not found:
+        return requirements[0], {}
+    of_pip = _of_pip(found)
+    copy = rewritten(requirements[0], directory, environment, lambda line: _without(line, of_pip))
+    variables = {
+        name: _without(f"-i {value}", of_pip).removeprefix("-i ")
+        for name, value in told.items()
+        if _LOGIN.search(value)
+    }
+    if of_pip:
+        netrc = directory / "netrc"
+        lines = [f"machine {host} login {u} password {w}\n" for host, (u, w) in of_pip.items()]
+        _write(netrc, "".join(lines) + _others(environment))
+        variables["NETRC"] = str(netrc)
+    return copy, {**variables, **_for_git(found, environment, directory)}
+
+
+def _without(line: str, of_pip: Container[str]) -> str:
+    """A line without the passwords that are handed over in another way.
+
+    Args:
+        line: of a requirements file.
+        of_pip: the hosts whose passwords pip finds in a file.
+
+    Raises:
+        BuildError: where one is left that pip would show.
+    """
 
     def without(match: re.Match[str]) -> str:
-        host = match["host"]
-        return f"{match['scheme']}{host}" if host in logins else match[0]
+        login = _Login.of(match)
+        if not login.control and login.host not in of_pip:
+            return match[0]
+        control = f"{match['control']}+" if match["control"] else ""
+        host = f"{match['host']}{match['port'] or ''}"
+        return f"{control}{match['scheme']}://{host}{match['path'] or ''}"
 
-    lines = [f"machine {h} login {user} password {word}\n" for h, (user, word) in logins.items()]
-    netrc = directory / "netrc"
-    _write(netrc, "".join(lines) + _others(environment))
-    copy = directory / "without-passwords.txt"
-    _write(copy, "".join(f"{absolute(line)}\n" for line in _LOGIN.sub(without, text).splitlines()))
-    variables = {name: _LOGIN.sub(without, value) for name, value in told.items()}
-    return copy, {**variables, "NETRC": str(netrc)}
+    changed = _LOGIN.sub(without, line)
+    if _OF_INDEX.match(changed) and _LOGIN.search(changed):
+        raise _shown(changed, _HINT)
+    return changed
+
+
+def _of_pip(found: Iterable[_Login]) -> dict[str, tuple[str, str]]:
+    """User and password by host, as far as a file for NETRC can tell them: one for a host."""
+    logins: dict[str, set[tuple[str, str]]] = {}
+    for login in found:
+        if not login.control:
+            logins.setdefault(login.host, set()).add(login.words)
+    single = {host: next(iter(some)) for host, some in logins.items() if len(some) == 1}
+    return {
+        host: (user, word or '""')
+        for host, (user, word) in single.items()
+        if _PLAIN.fullmatch(host + user + word) and user and not host.startswith("[")
+    }
+
+
+def _for_git(
+    found: Iterable[_Login], environment: Mapping[str, str], directory: Path
+) -> dict[str, str]:
+    """Variables with which git asks for a password where it needs one: git 2.31 reads them.
+
+    Raises:
+        BuildError: where another version control system would need it.
+    """
+    controlled = [login for login in dict.fromkeys(found) if login.control]
+    for login in controlled:
+        if login.control != "git" and login.password is not None:
+            url = f"{login.control}+{login.scheme}://{login.host}{login.port}{login.path}"
+            raise _shown(url, "use git, or download it and name the file")
+    settings: list[tuple[str, str]] = []
+    logins: dict[str, set[_Login]] = {}
+    for login in (login for login in controlled if login.control == "git"):
+        logins.setdefault(f"{login.scheme}://{login.host}{login.port}", set()).add(login)
+    for place, some in logins.items():
+        is_one = len({login.words for login in some}) == 1
+        for login in [next(iter(some))] if is_one else sorted(some, key=lambda each: each.path):
+            store = directory / f"git-{len(settings)}"
+            host = f"{login.host}{login.port}"
+            _write(store, f"{login.scheme}://{login.user}:{login.password or ''}@{host}\n")
+            key = f"credential.{place if is_one else place + login.path}"
+            # The user's own helpers may know the password of somebody who is only named.
+            own = [(f"{key}.helper", "")] if login.password is not None else []
+            helper = f"store --file {shlex.quote(str(store))}"
+            settings += [*own, (f"{key}.username", urllib.parse.unquote(login.user))]
+            settings.append((f"{key}.helper", helper))
+    if not settings:
+        return {}
+    text = environment.get(_CONFIGURED, "")
+    first = int(text) if text.isascii() and text.isdigit() else 0
+    variables = {_CONFIGURED: str(first + len(settings)), "GIT_TERMINAL_PROMPT": "0"}
+    for number, (key, value) in enumerate(settings, first):
+        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables
+
+
+def _shown(what: str, hint: str) -> BuildError:
+    return BuildError(
+        "pip would show a password in a command line, which everybody on the machine can read: "
+        f"{credentials.without(what)}",
+        hint,
+    )
 
 
 def _others(environment: Mapping[str, str]) -> str:

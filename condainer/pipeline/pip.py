@@ -6,18 +6,20 @@ in the directory of that file, then requirements.txt.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import email.parser
 import os
 import re
-import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condainer import files
 from condainer.errors import BuildError
-from condainer.pipeline import installers, logins, tree
+from condainer.pipeline import credentials, installers, logins, tree
 from condainer.pipeline.lockfile import PipPackage
+from condainer.pipeline.requirements import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
     from condainer.pipeline.installers import Workplace
 
 _LAST_LINES = 8
-_PIP_VERSION = "import pip; print(pip.__version__)"
+_ABOUT_PIP = """\
+import pip, runpy, sys
+print(pip.__version__, flush=True)
+sys.argv[1:] = ["config", "list", "--disable-pip-version-check"]
+try:
+    runpy.run_module("pip", run_name="__main__")
+except SystemExit:
+    pass
+"""
 # Where packages may put something: https://docs.python.org/3/library/sysconfig.html
 _PLACES = """\
 import sysconfig
@@ -41,16 +51,13 @@ _OFFLINE = {
     "GIT_ALLOW_PROTOCOL": "file",
 }
 """What keeps pip, and git where pip starts it, from asking servers."""
+_SETTING = re.compile(r"(global|install)\.(?P<name>[a-z-]+)=(?P<value>.*)")
 _NUMBER = re.compile("[0-9]{1,9}")
-_NAMES_A_FILE = re.compile(
-    r"(?P<option>-[rcf]|--requirement|--constraint|--find-links)(\s+|\s*=\s*|(?<=-[rcf]))"
-    r"(?P<quote>[\"']?)(?P<file>[^\"'\s].*?)(?P=quote)\s*"
-)
 
 
 async def install(
     prefix: Path,
-    requirements: Path,
+    requirements: Sequence[Path],
     *,
     origin: str,
     cwd: Path,
@@ -62,7 +69,7 @@ async def install(
 
     Args:
         prefix: the environment.
-        requirements: the file.
+        requirements: the file; all others only tell passwords for the same places.
         origin: what people call it.
         cwd: the directory that relative paths in the file count from.
         locked: the file lists every package, so look at no dependencies.
@@ -84,20 +91,22 @@ async def install(
             *("--progress-bar", "off", "--upgrade"),
             *(["--no-deps"] if locked else []),
         ]
-        variables: dict[str, str] = {}
         await _check_places(prefix, python, workplace)
-        if await _version(python, workplace) >= _REPORT_SINCE:
+        version, configured = await _about(python, workplace)
+        if version >= _REPORT_SINCE:
             argv += ["--report", str(report)]
-            requirements, variables = logins.handed(
-                requirements,
-                workplace.environment,
-                Path(directory),
-                lambda line: absolute(line, requirements.parent),
-            )
+        told = {**configured, **workplace.environment}
+        file, variables = logins.handed(requirements, told, Path(directory))
         answer = await workplace.run(
-            [*argv, "-r", str(requirements)],
+            [*argv, "-r", str(file)],
             cwd=cwd,
-            environment={**workplace.environment, **variables, **(_OFFLINE if offline else {})},
+            environment={
+                **workplace.environment,
+                **variables,
+                # Of what is editable all the same nothing is to be left in the project.
+                "PIP_SRC": str(Path(directory, "src")),
+                **(_OFFLINE if offline else {}),
+            },
         )
         if answer.returncode != 0:
             last = "\n".join(f"  {line}" for line in _matter(answer.tail))
@@ -206,17 +215,16 @@ def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Pat
     return path
 
 
-def absolute(line: str, base: Path) -> str:
-    """A line of a requirements file, with the path of a file that it names made absolute."""
-    match = _NAMES_A_FILE.fullmatch(re.sub(r"\s#.*", "", line))
-    if match is None or re.match(r"[a-z+]+:", match["file"]):
-        return line
-    return f"{match['option']} {shlex.quote(str(base / match['file']))}"
-
-
-async def _version(python: Path, workplace: Workplace) -> tuple[int, ...]:
-    text = await _ask(python, _PIP_VERSION, workplace)
-    return tuple(int(part) for part in text.split(".")[:2] if _NUMBER.fullmatch(part))
+async def _about(python: Path, workplace: Workplace) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Pip's version, and what its files of configuration say, as variables that say the same."""
+    first, *lines = (await _ask(python, _ABOUT_PIP, workplace)).splitlines()
+    version = tuple(int(part) for part in first.split(".")[:2] if _NUMBER.fullmatch(part))
+    configured = {}
+    for match in filter(None, map(_SETTING.fullmatch, lines)):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = " ".join(str(ast.literal_eval(match["value"])).split())
+            configured["PIP_" + match["name"].replace("-", "_").upper()] = value
+    return version, configured
 
 
 async def _ask(python: Path, code: str, workplace: Workplace) -> str:
@@ -242,7 +250,7 @@ def _installed(report: Any) -> list[PipPackage]:  # noqa: ANN401  (the environme
     packages = []
     for item in report.get("install", []):
         origin = item.get("download_info", {})
-        url = str(origin.get("url", ""))
+        url = credentials.without(str(origin.get("url", "")))
         control = origin.get("vcs_info")
         if control:
             url = f"{control['vcs']}+{url}@{control['commit_id']}"

@@ -79,6 +79,20 @@ def urls_of(sources: Iterable[Source]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(url for source in sources for url in source.urls))
 
 
+def subdirs_of(sources: Iterable[Source]) -> dict[str, frozenset[str]]:
+    """The subdirectories of those URLs of which only a part is meant.
+
+    As with conda, `CHANNEL/SUBDIR` has `noarch` as well.
+    """
+    sources = list(sources)
+    whole = set(urls_of(source for source in sources if not source.subdir))
+    found: dict[str, frozenset[str]] = {}
+    for source in sources:
+        for url in set(source.urls) - whole:
+            found[url] = found.get(url, frozenset()) | {source.subdir, "noarch"}
+    return found
+
+
 def placed(spec: str, condarc: Condarc) -> tuple[str, Source | None]:
     """A spec with the channel that it names, if any, where rattler finds it.
 

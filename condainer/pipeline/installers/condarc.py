@@ -55,7 +55,7 @@ class Condarc:
         custom_multichannels: name to channels; `defaults` and `local` are among them.
         ssl_verify: whether certificates of servers are checked.
         certificates: the file or directory with those to trust; empty for the system's.
-        proxy_servers: scheme, or `all`, to URL.
+        proxy_servers: SCHEME, SCHEME://HOST, all://HOST or `all` to URL; empty for no proxy.
     """
 
     channels: tuple[str, ...] = ()
@@ -127,12 +127,13 @@ class _Layers:
         return tuple(dict.fromkeys(item for items in reversed(lists) for item in items))
 
     def texts(self, name: str) -> dict[str, str]:
-        """A mapping to values."""
-        return {
-            key: _expanded(document, value, name)
+        """A mapping to values; what is null is not there."""
+        found = {
+            key: None if yamlfile.is_null(value) else _expanded(document, value, name)
             for document, node in self._found([name])
             for key, (_, value) in document.mapping(node, f"'{name}'").items()
         }
+        return {key: value for key, value in found.items() if value is not None}
 
     def lists(self, name: str) -> dict[str, tuple[str, ...]]:
         """A mapping to lists."""

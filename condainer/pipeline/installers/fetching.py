@@ -98,6 +98,7 @@ class Fetching:
         self._urls: dict[str, str] = {}
         self._there = self._bytes = 0
         self._large = anyio.Semaphore(_LARGE_AT_ONCE)
+        self._is_read_apart = tokens.are_needed()
 
     async def run(self) -> None:
         """Fetch all that are missing.
@@ -210,7 +211,7 @@ class Fetching:
         self._on_the_way[package.name], self._urls[package.name] = archive, package.url
         for left in reversed(range(_TRIES)):
             try:
-                if credentials.has_token(url):
+                if self._is_read_apart(url):
                     await tokens.fetch(url, archive)
                 else:
                     await download_to_path(client, url, archive)

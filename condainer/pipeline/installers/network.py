@@ -9,9 +9,10 @@ import contextlib
 import json
 import os
 import ssl
+import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rattler
 from rattler.config import Config
@@ -21,7 +22,7 @@ from condainer.pipeline import credentials
 from condainer.pipeline.installers import condarc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from condainer.pipeline.installers.condarc import Condarc
 
@@ -59,29 +60,68 @@ def opener() -> urllib.request.OpenerDirector:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return urllib.request.build_opener(
-        urllib.request.ProxyHandler(_proxies(configured) or None),
-        urllib.request.HTTPSHandler(context=context),
+        _ProxyHandler(proxies_of(configured)), urllib.request.HTTPSHandler(context=context)
     )
 
 
-def _proxies(configured: Condarc) -> dict[str, str]:
-    """The proxies by scheme; empty where conda names none, and the environment's count."""
-    own = {scheme: url for scheme, url in configured.proxy_servers.items() if url}
-    if not own:
-        return {}
+def needs_own_proxy() -> Callable[[str], bool]:
+    """Tells of URLs whether conda's configuration names a proxy for their host alone.
+
+    rattler's client knows one proxy for each scheme and no more.
+    """
+    proxies = proxies_of(condarc.load())
+    return lambda url: proxy_for(url, proxies) != proxy_for(url, _by_scheme(proxies))
+
+
+class _ProxyHandler(urllib.request.ProxyHandler):
+    """Takes the proxy that is meant for a URL, also where a server sends us elsewhere.
+
+    Args:
+        proxies: by what they are for, see `proxy_for`.
+    """
+
+    def __init__(self, proxies: dict[str, str]) -> None:
+        super().__init__(dict.fromkeys(_SCHEMES, ""))
+        self._by_place = proxies
+
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002, ANN401
+        """Called by urllib before it asks a server."""
+        proxy = "" if req.has_proxy() else proxy_for(req.full_url, self._by_place)
+        return super().proxy_open(req, proxy, type) if proxy else None
+
+
+def proxies_of(configured: Condarc) -> dict[str, str]:
+    """The proxies by what they are for: SCHEME://HOST, SCHEME, all://HOST or all.
+
+    As with conda, where the environment and `.condarc` tell of the same, the environment counts.
+    """
     around = urllib.request.getproxies_environment()
-    chosen = {
-        scheme: own.get(scheme) or own.get("all") or around.get(scheme, "") for scheme in _SCHEMES
-    }
+    around.pop("no", None)
     return {
-        scheme: url if "://" in url else f"http://{url}" for scheme, url in chosen.items() if url
+        place: url if "://" in url or not url else f"http://{url}"
+        for place, url in {**configured.proxy_servers, **around}.items()
     }
+
+
+def proxy_for(url: str, proxies: Mapping[str, str]) -> str:
+    """The proxy for a URL, found as conda's library for HTTP does; empty for none."""
+    parts = urllib.parse.urlsplit(url)
+    places = (f"{parts.scheme}://{parts.hostname}", parts.scheme, f"all://{parts.hostname}", "all")
+    if parts.scheme not in _SCHEMES or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return ""
+    return next((proxies[place] for place in places if place in proxies), "")
+
+
+def _by_scheme(proxies: Mapping[str, str]) -> dict[str, str]:
+    """What is for all hosts."""
+    chosen = {scheme: proxies.get(scheme, proxies.get("all", "")) for scheme in _SCHEMES}
+    return {scheme: url for scheme, url in chosen.items() if url}
 
 
 def _toml(configured: Condarc) -> str:
     """The same as rattler writes it; where it names no proxy those of the environment count."""
     lines = [] if configured.ssl_verify else ["tls-no-verify = true"]
-    proxies = _proxies(configured)
+    proxies = _by_scheme(proxies_of(configured)) if configured.proxy_servers else {}
     if proxies:
         around = urllib.request.getproxies_environment()
         none = [host.strip() for host in around.get("no", "").split(",") if host.strip()]

@@ -31,9 +31,9 @@ from condainer.pipeline.installers import (
 from condainer.units import human
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from rattler import MatchSpec, RepoDataRecord
+    from rattler import MatchSpec, PackageName, RepoDataRecord, Subdir
 
     from condainer.pipeline.installers import Package, Request
     from condainer.pipeline.installers.channels import Source
@@ -48,7 +48,42 @@ _MOST_LIST = 4 << 30
 _UNKNOWN = re.compile(r"No candidates were found for ([^\s\[=<>!~]+)")
 
 
-_Source: TypeAlias = "rattler.Channel | tokens.TokenChannel"
+class _PartOfChannel:
+    """Some subdirectories of a channel, as a source of records for rattler's solver.
+
+    Args:
+        channel: what rattler reads it from.
+        gateway: reads it.
+        names: of the packages, by subdirectory.
+    """
+
+    def __init__(
+        self,
+        channel: rattler.Channel | tokens.TokenChannel,
+        gateway: rattler.Gateway,
+        names: Mapping[str, list[str]],
+    ) -> None:
+        self._channel = channel
+        self._gateway = gateway
+        self._names = names
+
+    def package_names(self, platform: Subdir) -> list[str]:
+        """The names that a subdirectory has."""
+        return self._names.get(str(platform), [])
+
+    async def fetch_package_records(
+        self, platform: Subdir, name: PackageName
+    ) -> list[RepoDataRecord]:
+        """The records of one name."""
+        if str(platform) not in self._names:
+            return []
+        found = await self._gateway.query(
+            [self._channel], [platform], [name.normalized], recursive=False
+        )
+        return [record for records in found for record in records]
+
+
+_Source: TypeAlias = "rattler.Channel | tokens.TokenChannel | _PartOfChannel"
 
 
 @dataclass(frozen=True)
@@ -58,12 +93,14 @@ class _Wanted:
     Attributes:
         specs: in rattler's form.
         urls: of all channels to look in, in order of priority.
+        subdirs: of those channels of which only a part is meant.
         groups: the groups of channels that specs name.
         priority: one of conda's words for how channels stand to each other.
     """
 
     specs: list[MatchSpec]
     urls: tuple[str, ...]
+    subdirs: dict[str, frozenset[str]]
     groups: tuple[Source, ...]
     priority: str
 
@@ -139,8 +176,20 @@ def explanation(error: Exception) -> str:
 
 async def _solved(wanted: _Wanted, gateway: rattler.Gateway, lists: Path) -> list[RepoDataRecord]:
     async with tokens.sources(wanted.urls, lists) as sources:
+        whole = dict(zip(wanted.urls, sources, strict=True))
+        parts = {}
+        for url, subdirs in wanted.subdirs.items():
+            names = {
+                subdir: [
+                    name.normalized
+                    for name in await gateway.names([whole[url]], [rattler.Subdir(subdir)])
+                ]
+                for subdir in (str(rattler.Subdir.current()), "noarch")
+                if subdir in subdirs
+            }
+            parts[url] = _PartOfChannel(whole[url], gateway, names)
         return await rattler.solve(
-            sources=_grouped(dict(zip(wanted.urls, sources, strict=True)), wanted.groups),
+            sources=_grouped({**whole, **parts}, wanted.groups),
             specs=wanted.specs,
             gateway=gateway,
             channel_priority=ChannelPriority[wanted.priority.capitalize()],
@@ -200,6 +249,7 @@ def _parsed(request: Request, configured: Condarc) -> _Wanted:
     return _Wanted(
         specs=specs,
         urls=channels.urls_of([*listed, *named]),
+        subdirs=channels.subdirs_of([*listed, *named]),
         groups=tuple(groups.values()),
         priority=request.channel_priority or configured.channel_priority,
     )
@@ -223,7 +273,7 @@ def _check_offline(specs: Iterable[str], urls: Iterable[str]) -> None:
         BuildError: names it.
     """
     asked = [spec for spec in specs if _is_archive(spec) and not spec.startswith("file:")]
-    asked += [url for url in urls if credentials.has_token(url)]
+    asked += filter(tokens.are_needed(), urls)
     if asked:
         listed = ", ".join(map(credentials.without, asked))
         raise BuildError(

@@ -1,7 +1,8 @@
-"""Reads channels whose URL holds a token, and fetches from them.
+"""Reads channels that rattler cannot be trusted with, and fetches from them.
 
-rattler tells each server to which a channel redirects where it comes from: with the token. So here
-lists and packages of such channels are fetched without that.
+rattler tells each server to which a channel redirects where it comes from: with the token where its
+URL holds one. And it knows no proxy for one host alone. So here lists and packages of such channels
+are fetched without that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from condainer.pipeline import credentials
 from condainer.pipeline.installers import failures, network
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
     from rattler import PackageName, RepoDataRecord, SparseRepoData, Subdir
@@ -32,6 +33,12 @@ _MOST = 4 << 30
 _CHUNK = 1 << 20
 _LISTS = ("repodata.json.zst", "repodata.json")
 _MISSING = {403, 404}
+
+
+def are_needed() -> Callable[[str], bool]:
+    """Tells of URLs whether they are for this room."""
+    needs_own_proxy = network.needs_own_proxy()
+    return lambda url: credentials.has_token(url) or needs_own_proxy(url)
 
 
 class TokenChannel:
@@ -68,12 +75,13 @@ async def sources(
         directory: for lists, while they are read; nobody else's.
 
     Raises:
-        BuildError: where a list of one with a token cannot be read.
+        BuildError: where a list that is read here cannot be.
     """
+    is_ours = are_needed()
     async with contextlib.AsyncExitStack() as stack:
         found: list[rattler.Channel | TokenChannel] = []
         for channel in channels:
-            if credentials.has_token(channel):
+            if is_ours(channel):
                 found.append(await _read(channel, directory, stack))
             else:
                 found.append(channel_at(channel))
@@ -104,6 +112,7 @@ async def fetch(url: str, path: Path) -> None:
 async def _read(url: str, directory: Path, stack: contextlib.AsyncExitStack) -> TokenChannel:
     channel = channel_at(url)
     lists = {}
+    directory.mkdir(parents=True, exist_ok=True)
     for subdir in (str(rattler.Subdir.current()), "noarch"):
         # Beside each other: a list that grows there is a sign that something comes.
         part = tempfile.NamedTemporaryFile(dir=directory, suffix=".json")  # noqa: SIM115

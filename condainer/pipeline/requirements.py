@@ -1,0 +1,118 @@
+"""pip's requirements files: lines of one, and of those it names, written again as they are needed.
+
+What a line may be: https://pip.pypa.io/en/stable/reference/requirements-file-format/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import tempfile
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from condainer import files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_COMMENT = re.compile(r"\s*#")
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Z0-9_]+)\}")
+_NAMES_A_FILE = re.compile(
+    r"(?P<option>-[rcf]|--requirement|--constraint|--find-links)(\s+|\s*=\s*|(?<=-[rcf]))"
+    r"(?P<quote>[\"']?)(?P<file>[^\"'\s].*?)(?P=quote)\s*"
+)
+_NESTED = re.compile(r"(?P<option>-[rc]|--requirement|--constraint) (?P<file>.+)")
+
+
+def absolute(line: str, base: Path) -> str:
+    """A line of a requirements file, with the path of a file that it names made absolute."""
+    match = _NAMES_A_FILE.fullmatch(re.sub(r"\s#.*", "", line))
+    if match is None or re.match(r"[a-z+]+:|\$\{", match["file"]):
+        return line
+    return f"{match['option']} {shlex.quote(str(base / match['file']))}"
+
+
+def rewritten(
+    requirements: Path,
+    directory: Path,
+    variables: Mapping[str, str],
+    change: Callable[[str], str],
+) -> Path:
+    """Change lines of a requirements file, and of those on this machine that it names.
+
+    Args:
+        requirements: the file.
+        directory: where changed files are written; nobody else's.
+        variables: what pip fills in for `${NAME}`, which is done here.
+        change: makes another line of a line.
+
+    Returns:
+        a changed file, or the same where no line changes.
+
+    Raises:
+        ConfigError: where a file cannot be read.
+    """
+    copies: dict[Path, Path] = {}
+    changes = 0
+
+    def copy(source: Path) -> Path:
+        nonlocal changes
+        if source in copies:
+            return copies[source]
+        # mkstemp gives it to this user alone.
+        descriptor, name = tempfile.mkstemp(prefix="requirements-", suffix=".txt", dir=directory)
+        target = copies[source] = Path(name)
+        lines = []
+        for line in _lines(source):
+            filled = _filled(line.strip(), variables)
+            changed = change(filled)
+            changes += changed != filled
+            nested = _nested(changed, source.parent)
+            if nested:
+                option, path = nested
+                changed = f"{option} {shlex.quote(str(copy(path)))}"
+            lines.append(f"{absolute(changed, source.parent)}\n")
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  (a descriptor)
+            file.writelines(lines)
+        return target
+
+    first = copy(requirements)
+    return first if changes else requirements
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines that pip sees: a backslash at the end of one that is no comment joins the next."""
+    before = ""
+    for line in files.read_text(path).splitlines():
+        is_comment = _COMMENT.match(line)
+        if line.endswith("\\") and not is_comment:
+            before += line.rstrip("\\")
+        else:
+            yield f"{before} {line}" if is_comment else before + line
+            before = ""
+    if before:
+        yield before
+
+
+def _filled(line: str, variables: Mapping[str, str]) -> str:
+    return _VARIABLE.sub(lambda match: variables.get(match["name"]) or match[0], line)
+
+
+def _nested(line: str, base: Path) -> tuple[str, Path] | None:
+    """The option and the file of a line that names another requirements file of this machine."""
+    match = _NESTED.fullmatch(absolute(line, base))
+    if match is None:
+        return None
+    name = re.sub(r"\s#.*", "", match["file"]).strip()
+    with contextlib.suppress(ValueError):  # a quotation that has no end
+        name = " ".join(shlex.split(name))
+    if name.startswith("file:"):
+        name = urllib.request.url2pathname(urllib.parse.urlsplit(name).path)
+    path = Path(name)
+    # pip itself says what is wrong with any other.
+    return (match["option"], path) if os.path.isabs(name) and path.is_file() else None  # noqa: PTH117
