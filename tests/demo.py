@@ -7,6 +7,7 @@ interpreter and ordinary wheels.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -83,12 +84,17 @@ def _channel() -> tuple[str, str]:
 
 
 def _condainer(*arguments: str, capture: bool = False) -> str:
-    done = subprocess.run(
-        [CONDAINER, "-d", str(PROJECT), *arguments],
-        check=True,
-        stdout=subprocess.PIPE if capture else None,
-        text=True,
-    )
+    # Control-C reaches condainer as well, which takes away what it has begun: wait for that.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        done = subprocess.run(
+            [CONDAINER, "-d", str(PROJECT), *arguments],
+            check=True,
+            stdout=subprocess.PIPE if capture else None,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     return done.stdout or ""
 
 
@@ -100,5 +106,12 @@ def _say(text: str) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    except subprocess.CalledProcessError as failure:
+        status = failure.returncode
+        sys.exit(status if status >= 0 else 128 - status)
+    except KeyboardInterrupt:
+        _say("interrupted; it can be run again")
+        sys.exit(128 + signal.SIGINT)
+    except RuntimeError as error:
+        _say(str(error))
+        sys.exit(1)
