@@ -44,6 +44,19 @@ print(f"from {sys.prefix}")
 
 def main() -> int:
     """Run the demonstration; gives the exit status."""
+    try:
+        return _demonstrate()
+    except subprocess.CalledProcessError as failure:
+        return failure.returncode if failure.returncode >= 0 else 128 - failure.returncode
+    except KeyboardInterrupt:
+        _say("interrupted; it can be run again")
+        return 128 + signal.SIGINT
+    except RuntimeError as error:
+        _say(str(error))
+        return 1
+
+
+def _demonstrate() -> int:
     ready = subprocess.run([CONDAINER, "prereq"], capture_output=True, text=True, check=False)
     if ready.returncode != 0:
         sys.stderr.write("demo: this machine lacks something (condainer prereq):\n")
@@ -104,14 +117,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except subprocess.CalledProcessError as failure:
-        status = failure.returncode
-        sys.exit(status if status >= 0 else 128 - status)
-    except KeyboardInterrupt:
-        _say("interrupted; it can be run again")
-        sys.exit(128 + signal.SIGINT)
-    except RuntimeError as error:
-        _say(str(error))
-        sys.exit(1)
+    sys.exit(main())
