@@ -7,6 +7,7 @@ interpreter and ordinary wheels.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -43,6 +44,19 @@ print(f"from {sys.prefix}")
 
 def main() -> int:
     """Run the demonstration; gives the exit status."""
+    try:
+        return _demonstrate()
+    except subprocess.CalledProcessError as failure:
+        return failure.returncode if failure.returncode >= 0 else 128 - failure.returncode
+    except KeyboardInterrupt:
+        _say("interrupted; it can be run again")
+        return 128 + signal.SIGINT
+    except RuntimeError as error:
+        _say(str(error))
+        return 1
+
+
+def _demonstrate() -> int:
     ready = subprocess.run([CONDAINER, "prereq"], capture_output=True, text=True, check=False)
     if ready.returncode != 0:
         sys.stderr.write("demo: this machine lacks something (condainer prereq):\n")
@@ -83,12 +97,17 @@ def _channel() -> tuple[str, str]:
 
 
 def _condainer(*arguments: str, capture: bool = False) -> str:
-    done = subprocess.run(
-        [CONDAINER, "-d", str(PROJECT), *arguments],
-        check=True,
-        stdout=subprocess.PIPE if capture else None,
-        text=True,
-    )
+    # Control-C reaches condainer as well, which takes away what it has begun: wait for that.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        done = subprocess.run(
+            [CONDAINER, "-d", str(PROJECT), *arguments],
+            check=True,
+            stdout=subprocess.PIPE if capture else None,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     return done.stdout or ""
 
 
@@ -98,7 +117,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    sys.exit(main())
