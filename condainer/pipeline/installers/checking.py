@@ -150,11 +150,12 @@ def wrong_archive(
 
 
 def completed(package: Package) -> Package:
-    """A package with the checksums of its archive, where that is here and no channel lists any."""
+    """A package with checksums and size of its archive, where that is here and nobody lists any."""
     archive = local(package.url)
     if package.sha256 or package.md5 or archive is None or not archive.is_file():
         return package
-    return replace(package, sha256=digest_of(archive), md5=digest_of(archive, "md5"))
+    digests = digest_of(archive), digest_of(archive, "md5")
+    return replace(package, sha256=digests[0], md5=digests[1], size=archive.stat().st_size)
 
 
 def digest_of(path: Path, kind: str = "sha256") -> str:

@@ -5,6 +5,7 @@ Packages of a lock file are taken by that alone, so no list of a channel has to 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from rattler import PackageRecord, RepoDataRecord, Subdir
@@ -62,6 +63,24 @@ def _noted_inside(directory: Path) -> list[str]:
     return [sha256 for sha256 in found if isinstance(sha256, str)]
 
 
+def is_there(package: Package, directory: Path, *, is_locked: bool) -> bool:
+    """Whether a package need not be fetched again.
+
+    One of the same name may be another one: its checksum says which it is. Only what comes from a
+    channel that lists nothing better is taken without.
+
+    Args:
+        package: which.
+        directory: where it would lie unpacked.
+        is_locked: whether a lock file lists it, instead of a channel.
+    """
+    noted = archive_of(directory)
+    if package.sha256 and noted:
+        return noted == package.sha256
+    is_listed = bool(package.sha256 or package.md5) and not is_locked
+    return is_listed and os.path.lexists(directory)
+
+
 def site_packages(package: Package, directory: Path) -> str:
     """Where an unpacked Python has the modules of other packages, below the prefix."""
     index = ready.entries(directory, _INDEX)
@@ -75,7 +94,7 @@ def record(package: Package, url: str, directory: Path) -> RepoDataRecord:
     It is the same whether the package has just been fetched or not, and so is the image.
 
     Args:
-        package: with the checksums that the record is to name.
+        package: with the checksums and the size that the record is to name.
         url: where it comes from.
         directory: where it lies unpacked.
 
@@ -86,7 +105,7 @@ def record(package: Package, url: str, directory: Path) -> RepoDataRecord:
     try:
         files.read_json(path, within=directory)  # rattler reads whatever is there
         own = PackageRecord.from_index_json(
-            path, sha256=package.sha256 or None, md5=package.md5 or None
+            path, package.size or None, package.sha256 or None, package.md5 or None
         )
         found = RepoDataRecord(own, url.rpartition("/")[2], url, package.channel)
     except Exception as error:  # rattler raises two dozen unrelated types

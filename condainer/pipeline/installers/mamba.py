@@ -91,7 +91,7 @@ class Mamba:
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
         """Ask for the packages in a dry run."""
         if request.locked:
-            return Solution(request.locked)
+            return Solution(request.locked, cache=request.package_cache)
         with self._wanted(request, workplace) as wanted:
             argv = [*self._create(request), "--dry-run", *wanted.words]
             async with self._alone(workplace):
