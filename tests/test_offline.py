@@ -169,6 +169,25 @@ def test_lock_that_lists_a_package_before_what_it_needs(
     assert builtin.run("exec", "hard-hello").stdout == f"hello from {builtin.prefix}\n"
 
 
+def test_channel_that_holds_another_file_now(
+    project: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    """The cache has the one that was locked."""
+    channel = tmp_path / "channel"
+    shutil.copytree(hard_channel, channel)
+    project.environment("hard-text=2", "hard-links", channel=channel)
+    project.run("build", "-q")
+    before = identities(project)
+    (other,) = channel.glob("noarch/hard-text-1.0-*.conda")
+    other.rename(next(channel.glob("noarch/hard-text-2.0-*.conda")))
+    for words in (["--locked"], ["--locked", "--offline"]):
+        project.run("build", "-q", "--force", *words)
+        assert identities(project) == before
+    shutil.rmtree(tmp_path / "cache")
+    answer = project.run("build", "--force", "--locked", status=1)
+    assert re.search("no longer the file that was locked|doesn't match", answer.stderr)
+
+
 # Packages that lie in no channel
 
 

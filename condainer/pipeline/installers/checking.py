@@ -26,7 +26,7 @@ import zstandard
 
 from condainer import files, process, removal
 from condainer.errors import BuildError, CondainerError
-from condainer.pipeline.installers import ready
+from condainer.pipeline.installers import ready, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,7 +174,8 @@ def _original(package: Package, directories: Sequence[Path], *, is_locked: bool)
     """An archive that has a package's checksum; None where there is none to compare.
 
     Raises:
-        BuildError: where the channel is a directory here, and has another one.
+        BuildError: where the channel is a directory here, and has another one; it may, if what is
+            unpacked is known to be from the one that a lock file lists.
     """
     kind, expected = _checksum(package)
     if not expected:
@@ -188,9 +189,15 @@ def _original(package: Package, directories: Sequence[Path], *, is_locked: bool)
                 if digest == expected:
                     return archive
                 found = digest if archive == channel else found
-    if found:
+    if found and not (is_locked and _are_of(package, directories)):
         raise wrong_archive(package, kind.upper(), found, expected, is_locked=is_locked)
     return None
+
+
+def _are_of(package: Package, directories: Sequence[Path]) -> bool:
+    """Whether all that is unpacked is noted to be from the archive with a package's checksum."""
+    noted = {unpacked.archive_of(directory) for directory in directories}
+    return bool(package.sha256) and noted == {package.sha256}
 
 
 def _checksum(package: Package) -> tuple[str, str]:

@@ -34,6 +34,7 @@ from condainer.pipeline.installers import (
     patience,
     solver,
     tokens,
+    unpacked,
 )
 
 if TYPE_CHECKING:
@@ -287,13 +288,13 @@ def _publish(part: Path, target: Path, sha256: str) -> None:
     """Put an unpacked package where it belongs, unless another program is about to do the same.
 
     One from another archive that is there goes, unless somebody uses it. rattler locks a file that
-    holds how often that was done, and the archive's checksum; see `kept.lock_of`.
+    holds how often that was done, and the archive's checksum; see `unpacked.lock_of`.
     """
-    lock = kept.lock_of(target)
+    lock = unpacked.lock_of(target)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if kept.archive_of(target) == sha256:
+        if unpacked.archive_of(target) == sha256:
             return
         if os.path.lexists(target):
             target.rename(part.with_name(f"{part.name}.replaced"))

@@ -1,4 +1,4 @@
-"""What is known of the packages in rattler's cache: which archive each is from, and its record.
+"""What is known of the packages in rattler's cache: which are there, and the record of each.
 
 Packages of a lock file are taken by that alone, so no list of a channel has to be read for them.
 """
@@ -12,55 +12,15 @@ from rattler import PackageRecord, RepoDataRecord, Subdir
 
 from condainer import files
 from condainer.errors import BuildError
-from condainer.pipeline.installers import ready
+from condainer.pipeline.installers import ready, unpacked
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from condainer.pipeline.installers import Package
 
-_INDEX, _NOTE = "info/index.json", "info/repodata_record.json"
-_REVISION, _SHA256 = 8, 32
-"""Bytes in the file beside a package: how often it was replaced, and the checksum."""
-_MOST = 4096
+_INDEX = "info/index.json"
 _HERE = {str(Subdir.current()), "noarch"}
-
-
-def lock_of(directory: Path) -> Path:
-    """The file beside an unpacked package that rattler locks, and that tells its archive.
-
-    https://github.com/conda/rattler, crates/rattler_cache/src/package_cache/cache_lock.rs
-    """
-    return directory.with_name(f"{directory.name}.lock")
-
-
-def archive_of(directory: Path) -> str:
-    """The SHA256 of the archive that a package was unpacked from.
-
-    rattler notes it beside the package, and the mamba family in it.
-
-    Args:
-        directory: where it lies unpacked.
-
-    Returns:
-        the checksum; empty where nobody has noted it, or each something else.
-    """
-    noted = {_noted_beside(directory), *_noted_inside(directory)} - {""}
-    return noted.pop() if len(noted) == 1 else ""
-
-
-def _noted_beside(directory: Path) -> str:
-    try:
-        noted = files.read(lock_of(directory), most=_MOST)
-    except OSError:
-        return ""
-    digest = noted[_REVISION : _REVISION + _SHA256]
-    return digest.hex() if len(digest) == _SHA256 and directory.is_dir() else ""
-
-
-def _noted_inside(directory: Path) -> list[str]:
-    found = (entry.get("sha256") for entry in ready.entries(directory, _NOTE))
-    return [sha256 for sha256 in found if isinstance(sha256, str)]
 
 
 def is_there(package: Package, directory: Path, *, is_locked: bool) -> bool:
@@ -74,7 +34,7 @@ def is_there(package: Package, directory: Path, *, is_locked: bool) -> bool:
         directory: where it would lie unpacked.
         is_locked: whether a lock file lists it, instead of a channel.
     """
-    noted = archive_of(directory)
+    noted = unpacked.archive_of(directory)
     if package.sha256 and noted:
         return noted == package.sha256
     is_listed = bool(package.sha256 or package.md5) and not is_locked

@@ -135,6 +135,7 @@ class Mamba:
     ) -> frozenset[str]:
         """Fetch and link the packages of a solution."""
         prefix, environment = request.prefix, workplace.environment
+        is_locked = bool(request.locked)
         to_fetch = solution.records if isinstance(solution.records, frozenset) else None
         with (
             tempfile.TemporaryDirectory(dir=workplace.temporary) as directory,
@@ -149,7 +150,7 @@ class Mamba:
                     caches, prefix, solution.packages, to_fetch, workplace.on_ready
                 )
                 kept = await anyio.to_thread.run_sync(watch.kept)
-                sound = await checking.mend(kept, workplace)
+                sound = await checking.mend(kept, workplace, is_locked=is_locked)
                 try:
                     async with process.task_group() as group:
                         group.start_soon(watch.run)
@@ -166,8 +167,10 @@ class Mamba:
             left = {}
             for package, record in _recorded(prefix, solution.packages):
                 places = watch.places(package)
-                left[record] = [p for p in places if (record.sha256, p) not in checked]
-            await checking.check(left, workplace)
+                unchecked = [p for p in places if (record.sha256, p) not in checked]
+                if unchecked or not places:
+                    left[record] = unchecked
+            await checking.check(left, workplace, is_locked=is_locked)
             return door.ran | (linkscripts.scripted(prefix, solution.packages) - door.left)
 
     async def _link(

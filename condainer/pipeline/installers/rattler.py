@@ -34,6 +34,7 @@ from condainer.pipeline.installers import (
     patience,
     ready,
     solver,
+    unpacked,
 )
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ def _of_lock(
         sha256, md5 = fetch.digests.get(package, ("", ""))
         sha256 = package.sha256 or sha256
         size = package.size or (0 if package.sha256 else fetch.sizes.get(package, 0))
-        if kept.archive_of(directory) != sha256:
+        if unpacked.archive_of(directory) != sha256:
             raise BuildError(
                 f"another program uses another {package.stem} in the package cache {cache}",
                 "build again when it has ended, or have another cache with the key package_cache",
