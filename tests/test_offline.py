@@ -215,6 +215,27 @@ def test_archive_in_no_channel(project: Workshop, hard_channel: Path, tmp_path: 
     assert re.search("no longer the file that was locked|doesn't match", answer.stderr)
 
 
+def test_archive_of_a_server_in_no_channel(
+    project: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    """Nobody lists its SHA256."""
+    original = next(hard_channel.glob("noarch/hard-text-1.0-*.conda"))
+    (tmp_path / "served/loose").mkdir(parents=True)
+    shutil.copy(original, tmp_path / "served/loose")
+    digest = hashlib.sha256(original.read_bytes()).hexdigest()
+    with building.served(tmp_path / "served") as url:
+        spec = f"{url}/loose/{original.name}"
+        project.environment(spec, "hard-links", channel=hard_channel)
+        project.run("build", "-q")
+        lock = project.lock_file.read_text()
+        size = original.stat().st_size
+        assert f"# size {size}\n# sha256 {digest}\n{spec}#" in lock
+        before = identities(project)
+        project.run("build", "-q", "--force", "--locked")
+    assert project.lock_file.read_text() == lock
+    assert identities(project) == before
+
+
 def test_archive_in_no_channel_that_has_changed(
     builtin: Workshop, hard_channel: Path, tmp_path: Path
 ) -> None:

@@ -158,6 +158,28 @@ def completed(package: Package) -> Package:
     return replace(package, sha256=digests[0], md5=digests[1], size=archive.stat().st_size)
 
 
+def identified(package: Package, directories: Sequence[Path]) -> Package:
+    """A package with checksums and size of the archive that it was unpacked from, if that is kept.
+
+    Args:
+        package: which; it stays as it is where its SHA256 is known.
+        directories: where it is unpacked; several where it is not known from which it was linked.
+    """
+    if package.sha256:
+        return package
+    found = set()
+    for directory, archive in zip(directories, _beside(package, directories), strict=True):
+        with contextlib.suppress(OSError):
+            is_its = archive.is_file() and _paths(archive) in (None, _listed(directory))
+            digests = (digest_of(archive), digest_of(archive, "md5")) if is_its else ("", "")
+            is_its = is_its and package.md5 in ("", digests[1])
+            found.add((*digests, archive.stat().st_size) if is_its else ("", "", 0))
+    if len(found) != 1:
+        return package
+    sha256, md5, size = found.pop()
+    return replace(package, sha256=sha256, md5=package.md5 or md5, size=package.size or size)
+
+
 def digest_of(path: Path, kind: str = "sha256") -> str:
     """The checksum of a file."""
     with path.open("rb") as file:

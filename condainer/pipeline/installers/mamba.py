@@ -8,6 +8,7 @@ nothing while they fetch, so progress comes from the lines they print while they
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import tempfile
 from functools import partial
@@ -171,6 +172,7 @@ class Mamba:
                 if unchecked or not places:
                     left[record] = unchecked
             await checking.check(left, workplace, is_locked=is_locked)
+            await anyio.to_thread.run_sync(_identify, prefix, solution.packages, watch)
             return door.ran | (linkscripts.scripted(prefix, solution.packages) - door.left)
 
     async def _link(
@@ -330,6 +332,19 @@ def _recorded(prefix: Path, packages: Iterable[Package]) -> list[tuple[Package, 
     """Packages, each as the lock file will list it: conda's dry run tells no checksums."""
     records = {record.package.stem: record.package for record in read_records(prefix)}
     return [(package, merged(records[package.stem], package)) for package in packages]
+
+
+def _identify(prefix: Path, packages: Iterable[Package], watch: ready.CacheWatch) -> None:
+    """Note in the prefix what archives are that no channel lists, and so no program has noted."""
+    for package, record in _recorded(prefix, packages):
+        found = checking.identified(record, watch.places(package))
+        path = prefix / "conda-meta" / f"{package.stem}.json"
+        if found == record or files.is_absent(path):
+            continue
+        document = files.read_json(path, within=prefix)
+        assert isinstance(document, dict)  # noqa: S101  (`_recorded` has read it)
+        document |= {"sha256": found.sha256, "md5": found.md5, "size": found.size}
+        files.write(path, json.dumps(document).encode(), within=prefix)
 
 
 def _check_conda(request: Request) -> None:
