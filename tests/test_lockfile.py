@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -288,7 +289,7 @@ def test_line_names_a_package(checksum: str, md5: str, sha256: str) -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    package = lockfile.package_from_line(f"{URL}#{MD5}")
+    package = replace(lockfile.package_from_line(f"{URL}#{MD5}"), size=4711, sha256=MD5 * 2)
     added = [
         PipPackage("plain", "1.0", "", ""),
         PipPackage("from-a-file", "2.0", "file:///a%20b/from_a_file-2.0.whl", MD5 * 2),
@@ -297,6 +298,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "lock.txt"
     path.write_text(lockfile.render([package], added, 1_700_000_000))
     assert lockfile.read(path) == Lock((package,), tuple(added), 1_700_000_000)
+    path.write_text(path.read_text().replace("# size 4711", "# size unknown"))
+    assert lockfile.read(path).packages == (replace(package, size=0),)
     path.write_text(path.read_text().replace("@EXPLICIT", ""))
     with pytest.raises(BuildError, match="no line @EXPLICIT"):
         lockfile.read(path)

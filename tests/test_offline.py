@@ -41,7 +41,7 @@ def builtin(workshop: Workshop, tmp_path: Path) -> Workshop:
 
 def identities(project: Workshop) -> list[tuple[str, ...]]:
     """The packages that an image lists, as far as a lock file tells."""
-    names = ("name", "version", "build", "subdir", "url", "sha256", "md5")
+    names = ("name", "version", "build", "subdir", "url", "sha256", "md5", "size")
     packages = image.read_manifest(project.image)["packages"]
     return [tuple(package[name] for name in names) for package in packages]
 
@@ -56,6 +56,7 @@ def test_channel_that_is_switched_off(project: Workshop, hard_channel: Path) -> 
         project.environment(*PACKAGES, channel=url)
         project.run("build", "-q")
         before = identities(project)
+    assert all(all(identity) for identity in before)
     for words in (["--locked"], ["--locked", "--offline"], ["--offline"]):
         project.run("build", "-q", "--force", *words)
         assert identities(project) == before
@@ -108,7 +109,8 @@ def test_lock_of_another_program_that_names_no_sha256(
     with building.served_in_part(0, hard_channel) as (url, asked):
         builtin.environment("hard-text", channel=url)
         builtin.run("build", "-q")
-        text = re.sub(r"# sha256 .*\n", "", builtin.lock_file.read_text())
+        lock = builtin.lock_file.read_text()
+        text = re.sub(r"# (sha256|size) .*\n", "", lock)
         text = text if checksum == "md5" else re.sub(r"#[0-9a-f]{32}\n", "\n", text)
         builtin.lock_file.write_text(text)
         asked.clear()
@@ -117,9 +119,25 @@ def test_lock_of_another_program_that_names_no_sha256(
         builtin.run("build", "-q", "--force", "--locked")
         assert archives(asked) == ["hard-text-2.0-0.conda"]
         first = builtin.image.read_bytes()
-        assert "# sha256 " in builtin.lock_file.read_text()
+        assert builtin.lock_file.read_text() == lock
+        assert all(all(identity) for identity in identities(builtin))
     builtin.run("build", "-q", "--force", "--locked", "--offline")
     assert builtin.image.read_bytes() == first
+
+
+def test_lock_that_names_no_size(builtin: Workshop, hard_channel: Path, tmp_path: Path) -> None:
+    """The image is the same, be a package in the cache or not."""
+    with building.served(hard_channel) as url:
+        builtin.environment("hard-text", channel=url)
+        builtin.run("build", "-q")
+        text = re.sub(r"# size .*\n", "", builtin.lock_file.read_text())
+        images = []
+        for _ in range(2):
+            builtin.lock_file.write_text(text)
+            builtin.run("build", "-q", "--force", "--locked")
+            images.append(builtin.image.read_bytes())
+            shutil.rmtree(tmp_path / "cache")
+    assert images[0] == images[1]
 
 
 def test_another_package_of_that_name_in_the_cache_is_replaced(
@@ -151,6 +169,25 @@ def test_lock_that_lists_a_package_before_what_it_needs(
     assert builtin.run("exec", "hard-hello").stdout == f"hello from {builtin.prefix}\n"
 
 
+def test_channel_that_holds_another_file_now(
+    project: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    """The cache has the one that was locked."""
+    channel = tmp_path / "channel"
+    shutil.copytree(hard_channel, channel)
+    project.environment("hard-text=2", "hard-links", channel=channel)
+    project.run("build", "-q")
+    before = identities(project)
+    (other,) = channel.glob("noarch/hard-text-1.0-*.conda")
+    other.rename(next(channel.glob("noarch/hard-text-2.0-*.conda")))
+    for words in (["--locked"], ["--locked", "--offline"]):
+        project.run("build", "-q", "--force", *words)
+        assert identities(project) == before
+    shutil.rmtree(tmp_path / "cache")
+    answer = project.run("build", "--force", "--locked", status=1)
+    assert re.search("no longer the file that was locked|doesn't match", answer.stderr)
+
+
 # Packages that lie in no channel
 
 
@@ -163,6 +200,7 @@ def test_archive_in_no_channel(project: Workshop, hard_channel: Path, tmp_path: 
     project.run("build", "-q")
     lock = project.lock_file.read_text()
     before = identities(project)
+    assert all(identity[-1] for identity in before)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     assert re.search(
         rf"^# sha256 {digest}\n{re.escape(archive.as_uri())}#[0-9a-f]+$", lock, re.MULTILINE
@@ -175,6 +213,27 @@ def test_archive_in_no_channel(project: Workshop, hard_channel: Path, tmp_path: 
     answer = project.run("build", "--force", "--locked", status=1)
     assert archive.name in answer.stderr
     assert re.search("no longer the file that was locked|doesn't match", answer.stderr)
+
+
+def test_archive_of_a_server_in_no_channel(
+    project: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    """Nobody lists its SHA256."""
+    original = next(hard_channel.glob("noarch/hard-text-1.0-*.conda"))
+    (tmp_path / "served/loose").mkdir(parents=True)
+    shutil.copy(original, tmp_path / "served/loose")
+    digest = hashlib.sha256(original.read_bytes()).hexdigest()
+    with building.served(tmp_path / "served") as url:
+        spec = f"{url}/loose/{original.name}"
+        project.environment(spec, "hard-links", channel=hard_channel)
+        project.run("build", "-q")
+        lock = project.lock_file.read_text()
+        size = original.stat().st_size
+        assert f"# size {size}\n# sha256 {digest}\n{spec}#" in lock
+        before = identities(project)
+        project.run("build", "-q", "--force", "--locked")
+    assert project.lock_file.read_text() == lock
+    assert identities(project) == before
 
 
 def test_archive_in_no_channel_that_has_changed(

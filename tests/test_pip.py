@@ -249,6 +249,28 @@ def test_pip_asks_nobody_offline(workshop: Workshop, basic_channel: Path, tmp_pa
     assert listed(workshop)["cnd_four"] == "1.0"
 
 
+def test_indexes_in_directories_count_offline(
+    workshop: Workshop, basic_channel: Path, wheels: Path, tmp_path: Path
+) -> None:
+    """Beside others, which are not asked."""
+    make_wheel(workshop.directory / "local", "cnd_four", "1.0")
+    (tmp_path / "other").mkdir()
+    make_wheel(tmp_path / "other", "cnd_five", "1.0")
+    make_index(tmp_path / "other")
+    workshop.environment("python", "pip", channel=basic_channel)
+    (workshop.directory / "requirements.txt").write_text(
+        f"--extra-index-url {(tmp_path / 'other/simple').as_uri()}\n"
+        "--find-links local\n"
+        "cnd-delta\ncnd-four\ncnd-five\n"
+    )
+    with building.served_in_part(0, wheels) as (url, asked):
+        workshop.variables["PIP_EXTRA_INDEX_URL"] = f"{url}/simple"
+        workshop.variables["PIP_INDEX_URL"] = (wheels / "simple").as_uri()
+        workshop.run("build", "-q", "--force", "--offline")
+        assert asked == []
+    assert listed(workshop).keys() >= {"cnd_alpha", "cnd_delta", "cnd_four", "cnd_five"}
+
+
 ADDED_BY_HAND = ("cnd_one", "cnd_two", "cnd_three")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from condainer.errors import BuildError
-from condainer.pipeline import space
+from condainer.pipeline import lockfile, space
 from tests import building, localchannel
 
 if TYPE_CHECKING:
@@ -34,10 +35,15 @@ def fail(workshop: Workshop, *arguments: str) -> str:
 def test_staging_that_cannot_hold_what_is_to_be_fetched_is_refused_early(
     workshop: Workshop, tmp_path: Path
 ) -> None:
-    workshop.environment("hard-big", channel=localchannel.ensure("big"))
+    channel = localchannel.ensure("big")
+    workshop.environment("hard-big", channel=channel)
+    (archive,) = channel.rglob("hard-big-*.conda")
+    package = lockfile.package_from_line(archive.as_uri())
+    package = replace(package, size=archive.stat().st_size)
+    workshop.lock_file.write_text(lockfile.render([package], [], 0))
     with building.mounted_tmpfs(tmp_path / "base", "size=32m") as base:
         workshop.configure(mount_base_directory=base)
-        for arguments in ((), ("-n",)):
+        for arguments in ((), ("-n",), ("--locked",)):
             words = fail(workshop, *arguments)
             place = f"{base}/condainer-{workshop.uuid}"
             assert f"no space left for the installation in {place}" in words

@@ -1,9 +1,9 @@
 """The lock file beside an image: the exact packages, for conda and for pip.
 
 conda's part is an @EXPLICIT list of URLs with checksums, as `conda list --explicit --md5` writes
-it, each package after those it depends on; conda can install from it. SHA256 stands in comments
-before the URLs, since older condas read MD5 only. pip's part stands in
-comments, `# pip NAME @ URL --hash=sha256:…`, a form that other tools use as well.
+it, each package after those it depends on; conda can install from it. Size and SHA256 stand in
+comments before the URLs: no conda reads the one, and older condas not the other. pip's part stands
+in comments, `# pip NAME @ URL --hash=sha256:…`, a form that other tools use as well.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PIP = "# pip "
 _SHA256 = "# sha256 "
+_SIZE = "# size "
 _PLATFORM = "# platform: "
 _CREATED = "# created: "
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -43,6 +44,7 @@ _PIP_LINE = re.compile(
 )
 _IN_URL = "sha256="
 """Stands before a checksum behind a URL, as pip has it."""
+_SIZE_LINE = re.compile(rf"{_SIZE}([0-9]{{1,15}})")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}|(sha256:)?[0-9a-f]{64}")
 
 
@@ -101,8 +103,8 @@ def render(packages: Iterable[Package], pip: Iterable[PipPackage], created: int)
         "@EXPLICIT",
     ]
     for package, line in zip(packages, explicit_lines(packages), strict=True):
-        if package.sha256:
-            lines.append(f"{_SHA256}{package.sha256}")
+        lines += [f"{_SIZE}{package.size}"] if package.size else []
+        lines += [f"{_SHA256}{package.sha256}"] if package.sha256 else []
         lines.append(line)
     for added in pip:
         checksum = f" --hash=sha256:{added.sha256}" if added.sha256 else ""
@@ -142,16 +144,18 @@ def read(path: Path) -> Lock:
         raise BuildError(f"{path} is not a lock file: it has no line @EXPLICIT")
     pip = [_pip_package(line.removeprefix(_PIP)) for line in lines if line.startswith(_PIP)]
     packages: dict[str, Package] = {}
-    sha256 = ""
+    sha256, size = "", 0
     for line in lines:
         if line.startswith(_SHA256):
             sha256 = line.removeprefix(_SHA256)
+        elif found := _SIZE_LINE.fullmatch(line):
+            size = int(found[1])
         elif line and not line.startswith(("#", "@")):
             package = package_from_line(line)
-            package = replace(package, sha256=package.sha256 or sha256)
+            package = replace(package, sha256=package.sha256 or sha256, size=size)
             if packages.setdefault(package.name, package) != package:
                 raise BuildError(f"the lock file {path} lists two packages {package.name}")
-            sha256 = ""
+            sha256, size = "", 0
     named = {line.removeprefix(_PLATFORM) for line in lines if line.startswith(_PLATFORM)}
     _check_platforms(path, named | {package.subdir for package in packages.values()})
     return Lock(tuple(packages.values()), tuple(pip), _created(path, lines))

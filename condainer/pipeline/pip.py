@@ -44,8 +44,8 @@ for name in ("data", "purelib", "platlib", "scripts", "include"):
 """
 _REPORT_SINCE = (22, 2)
 _OFFLINE = {
-    "PIP_NO_INDEX": "1",
-    # URLs: pip takes them from its own cache, or fails at once, as nobody listens there.
+    # pip has what it asked before in its own cache, or fails at once, as nobody listens there.
+    # Indexes stay allowed: they may be directories of this machine.
     "PIP_PROXY": "http://127.0.0.1:9",
     "PIP_RETRIES": "0",
     "GIT_ALLOW_PROTOCOL": "file",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from condainer import files, tools
 from condainer.errors import BuildError
+from condainer.pipeline import installers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,14 +31,14 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
 
     Args:
         prefix: the environment.
-        packages: each after those it depends on.
+        packages: in any order; each script runs after those of packages that its own needs.
         workplace: where the scripts run, as activated.
 
     Raises:
         BuildError: with the last lines of one that failed.
     """
     shell = tools.which("bash") or tools.which("sh")
-    for package in packages:
+    for package in _in_order(prefix, packages):
         script = _script_of(prefix, package)
         if script.name not in files.names(script.parent, within=prefix):
             continue
@@ -57,6 +58,27 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
             raise BuildError(
                 f"the post-link script of {package.stem} failed ({answer.verdict}):\n{last}"
             )
+
+
+def _in_order(prefix: Path, packages: Iterable[Package]) -> list[Package]:
+    """Packages, each after those it depends on: a lock file of another program may mix them."""
+    needs = {record.package.name: record.needs for record in installers.read_records(prefix)}
+    wanted = {package.name: package for package in packages}
+    ordered: list[Package] = []
+    begun: set[str] = set()
+    for first in wanted:
+        path = [(first, iter(needs.get(first, ())))] if first not in begun else []
+        begun.add(first)
+        while path:
+            name, left = path[-1]
+            needed = next((each for each in left if each not in begun), None)
+            if needed is not None:
+                begun.add(needed)
+                path.append((needed, iter(needs.get(needed, ()))))
+            else:
+                path.pop()
+                ordered += [wanted[name]] if name in wanted else []
+    return ordered
 
 
 def _script_of(prefix: Path, package: Package) -> Path:

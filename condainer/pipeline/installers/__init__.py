@@ -7,6 +7,7 @@ Both install at the very prefix the image will be mounted at.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 RATTLER = "rattler"
 _FIRST = "the first installer there is"
 
+_NAME_OF_SPEC = re.compile(r"\s*(?:.*::)?([^\s=<>!~\[]*).*", re.DOTALL)
 _LONG_WORD = 300
 """Of longer arguments, such as a few lines of Python, the log shows the beginning."""
 
@@ -115,10 +117,17 @@ def merged(record: Package, plan: Package) -> Package:
 
 @dataclass(frozen=True)
 class Record:
-    """What conda-meta says of an installed package, and the paths it has below the prefix."""
+    """What conda-meta says of an installed package.
+
+    Attributes:
+        package: which.
+        files: the paths it has below the prefix.
+        needs: the names of the packages it depends on, be they installed or not.
+    """
 
     package: Package
     files: tuple[str, ...]
+    needs: tuple[str, ...]
 
 
 def read_records(prefix: Path) -> list[Record]:
@@ -157,10 +166,16 @@ def _read_record(path: Path, prefix: Path) -> Record:
 def _record(entry: object) -> Record:
     if not isinstance(entry, dict):
         raise ValueError("it holds no JSON object")  # noqa: TRY004
-    owned = entry.get("files", [])
-    if not isinstance(owned, list) or not all(isinstance(name, str) for name in owned):
-        raise ValueError("'files' is not a list of paths")
-    return Record(package_from_json(entry), tuple(owned))
+    owned = _texts(entry, "files", "paths")
+    needs = [_NAME_OF_SPEC.sub(r"\1", spec) for spec in _texts(entry, "depends", "specs")]
+    return Record(package_from_json(entry), owned, tuple(needs))
+
+
+def _texts(entry: dict[str, Any], key: str, what: str) -> tuple[str, ...]:
+    listed = entry.get(key, [])
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        raise ValueError(f"'{key}' is not a list of {what}")
+    return tuple(listed)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import zstandard
 
 from condainer import files, process, removal
 from condainer.errors import BuildError, CondainerError
-from condainer.pipeline.installers import ready
+from condainer.pipeline.installers import ready, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,11 +150,34 @@ def wrong_archive(
 
 
 def completed(package: Package) -> Package:
-    """A package with the checksums of its archive, where that is here and no channel lists any."""
+    """A package with checksums and size of its archive, where that is here and nobody lists any."""
     archive = local(package.url)
     if package.sha256 or package.md5 or archive is None or not archive.is_file():
         return package
-    return replace(package, sha256=digest_of(archive), md5=digest_of(archive, "md5"))
+    digests = digest_of(archive), digest_of(archive, "md5")
+    return replace(package, sha256=digests[0], md5=digests[1], size=archive.stat().st_size)
+
+
+def identified(package: Package, directories: Sequence[Path]) -> Package:
+    """A package with checksums and size of the archive that it was unpacked from, if that is kept.
+
+    Args:
+        package: which; it stays as it is where its SHA256 is known.
+        directories: where it is unpacked; several where it is not known from which it was linked.
+    """
+    if package.sha256:
+        return package
+    found = set()
+    for directory, archive in zip(directories, _beside(package, directories), strict=True):
+        with contextlib.suppress(OSError):
+            is_its = archive.is_file() and _paths(archive) in (None, _listed(directory))
+            digests = (digest_of(archive), digest_of(archive, "md5")) if is_its else ("", "")
+            is_its = is_its and package.md5 in ("", digests[1])
+            found.add((*digests, archive.stat().st_size) if is_its else ("", "", 0))
+    if len(found) != 1:
+        return package
+    sha256, md5, size = found.pop()
+    return replace(package, sha256=sha256, md5=package.md5 or md5, size=package.size or size)
 
 
 def digest_of(path: Path, kind: str = "sha256") -> str:
@@ -173,7 +196,8 @@ def _original(package: Package, directories: Sequence[Path], *, is_locked: bool)
     """An archive that has a package's checksum; None where there is none to compare.
 
     Raises:
-        BuildError: where the channel is a directory here, and has another one.
+        BuildError: where the channel is a directory here, and has another one; it may, if what is
+            unpacked is known to be from the one that a lock file lists.
     """
     kind, expected = _checksum(package)
     if not expected:
@@ -187,9 +211,15 @@ def _original(package: Package, directories: Sequence[Path], *, is_locked: bool)
                 if digest == expected:
                     return archive
                 found = digest if archive == channel else found
-    if found:
+    if found and not (is_locked and _are_of(package, directories)):
         raise wrong_archive(package, kind.upper(), found, expected, is_locked=is_locked)
     return None
+
+
+def _are_of(package: Package, directories: Sequence[Path]) -> bool:
+    """Whether all that is unpacked is noted to be from the archive with a package's checksum."""
+    noted = {unpacked.archive_of(directory) for directory in directories}
+    return bool(package.sha256) and noted == {package.sha256}
 
 
 def _checksum(package: Package) -> tuple[str, str]:

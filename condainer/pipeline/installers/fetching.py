@@ -34,6 +34,7 @@ from condainer.pipeline.installers import (
     patience,
     solver,
     tokens,
+    unpacked,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Fetching:
     Attributes:
         missing: the packages that are to be fetched here.
         digests: the SHA256 and the MD5 of those that have come.
+        sizes: theirs in bytes.
     """
 
     def __init__(
@@ -87,12 +89,17 @@ class Fetching:
         self._workplace = workplace
         self._on_there = on_there
         self._is_locked = bool(request.locked)
-        missing = {p: url for p, url in urls.items() if not self._is_kept(p)}
+        missing = {
+            package: url
+            for package, url in urls.items()
+            if not kept.is_there(package, cache / package.stem, is_locked=self._is_locked)
+        }
         if request.offline:
             self._check_offline(missing)
         found = [p for p, url in missing.items() if self._is_locked or _is_fetched_here(url)]
         self.missing = sorted(found, key=lambda package: (package.size, package.name))
         self.digests: dict[Package, tuple[str, str]] = {}
+        self.sizes: dict[Package, int] = {}
         self._queue = [(package, urls[package]) for package in self.missing]
         self._on_the_way: dict[str, Path] = {}
         self._urls: dict[str, str] = {}
@@ -121,19 +128,6 @@ class Fetching:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(removal.remove_tree, directory)
             os.close(lock)
-
-    def _is_kept(self, package: Package) -> bool:
-        """Whether the cache has a package that need not be fetched again.
-
-        One of the same name may be another one: its checksum says which it is. Only what comes from
-        a channel that lists nothing better is taken without.
-        """
-        directory = self._cache / package.stem
-        noted = kept.archive_of(directory)
-        if package.sha256 and noted:
-            return noted == package.sha256
-        is_listed = bool(package.sha256 or package.md5) and not self._is_locked
-        return is_listed and os.path.lexists(directory)
 
     def _check_offline(self, missing: Iterable[Package]) -> None:
         """See that nothing is missing that would have to come from elsewhere.
@@ -196,6 +190,7 @@ class Fetching:
             part = directory / package.stem
             digests = await unpack(client, archive, part, package, is_locked=self._is_locked)
             self.digests[package] = digests
+            self.sizes[package] = _size(archive)
             try:
                 _publish(part, self._cache / package.stem, digests[0])
                 if checking.local(url) is None:
@@ -227,7 +222,8 @@ class Fetching:
         self._bytes += _size(archive)
 
     async def _tell(self) -> None:
-        total = sum(package.size for package in self.missing)
+        sizes = [package.size for package in self.missing]
+        total = sum(sizes) if all(sizes) else 0  # a lock file may leave them out
         while True:
             names = ", ".join(self._on_the_way)
             self._workplace.on_progress(
@@ -293,13 +289,13 @@ def _publish(part: Path, target: Path, sha256: str) -> None:
     """Put an unpacked package where it belongs, unless another program is about to do the same.
 
     One from another archive that is there goes, unless somebody uses it. rattler locks a file that
-    holds how often that was done, and the archive's checksum; see `kept.lock_of`.
+    holds how often that was done, and the archive's checksum; see `unpacked.lock_of`.
     """
-    lock = kept.lock_of(target)
+    lock = unpacked.lock_of(target)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if kept.archive_of(target) == sha256:
+        if unpacked.archive_of(target) == sha256:
             return
         if os.path.lexists(target):
             target.rename(part.with_name(f"{part.name}.replaced"))

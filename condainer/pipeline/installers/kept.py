@@ -1,65 +1,44 @@
-"""What is known of the packages in rattler's cache: which archive each is from, and its record.
+"""What is known of the packages in rattler's cache: which are there, and the record of each.
 
 Packages of a lock file are taken by that alone, so no list of a channel has to be read for them.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from rattler import PackageRecord, RepoDataRecord, Subdir
 
 from condainer import files
 from condainer.errors import BuildError
-from condainer.pipeline.installers import ready
+from condainer.pipeline.installers import ready, unpacked
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from condainer.pipeline.installers import Package
 
-_INDEX, _NOTE = "info/index.json", "info/repodata_record.json"
-_REVISION, _SHA256 = 8, 32
-"""Bytes in the file beside a package: how often it was replaced, and the checksum."""
-_MOST = 4096
+_INDEX = "info/index.json"
 _HERE = {str(Subdir.current()), "noarch"}
 
 
-def lock_of(directory: Path) -> Path:
-    """The file beside an unpacked package that rattler locks, and that tells its archive.
+def is_there(package: Package, directory: Path, *, is_locked: bool) -> bool:
+    """Whether a package need not be fetched again.
 
-    https://github.com/conda/rattler, crates/rattler_cache/src/package_cache/cache_lock.rs
-    """
-    return directory.with_name(f"{directory.name}.lock")
-
-
-def archive_of(directory: Path) -> str:
-    """The SHA256 of the archive that a package was unpacked from.
-
-    rattler notes it beside the package, and the mamba family in it.
+    One of the same name may be another one: its checksum says which it is. Only what comes from a
+    channel that lists nothing better is taken without.
 
     Args:
-        directory: where it lies unpacked.
-
-    Returns:
-        the checksum; empty where nobody has noted it, or each something else.
+        package: which.
+        directory: where it would lie unpacked.
+        is_locked: whether a lock file lists it, instead of a channel.
     """
-    noted = {_noted_beside(directory), *_noted_inside(directory)} - {""}
-    return noted.pop() if len(noted) == 1 else ""
-
-
-def _noted_beside(directory: Path) -> str:
-    try:
-        noted = files.read(lock_of(directory), most=_MOST)
-    except OSError:
-        return ""
-    digest = noted[_REVISION : _REVISION + _SHA256]
-    return digest.hex() if len(digest) == _SHA256 and directory.is_dir() else ""
-
-
-def _noted_inside(directory: Path) -> list[str]:
-    found = (entry.get("sha256") for entry in ready.entries(directory, _NOTE))
-    return [sha256 for sha256 in found if isinstance(sha256, str)]
+    noted = unpacked.archive_of(directory)
+    if package.sha256 and noted:
+        return noted == package.sha256
+    is_listed = bool(package.sha256 or package.md5) and not is_locked
+    return is_listed and os.path.lexists(directory)
 
 
 def site_packages(package: Package, directory: Path) -> str:
@@ -75,7 +54,7 @@ def record(package: Package, url: str, directory: Path) -> RepoDataRecord:
     It is the same whether the package has just been fetched or not, and so is the image.
 
     Args:
-        package: with the checksums that the record is to name.
+        package: with the checksums and the size that the record is to name.
         url: where it comes from.
         directory: where it lies unpacked.
 
@@ -86,7 +65,7 @@ def record(package: Package, url: str, directory: Path) -> RepoDataRecord:
     try:
         files.read_json(path, within=directory)  # rattler reads whatever is there
         own = PackageRecord.from_index_json(
-            path, sha256=package.sha256 or None, md5=package.md5 or None
+            path, package.size or None, package.sha256 or None, package.md5 or None
         )
         found = RepoDataRecord(own, url.rpartition("/")[2], url, package.channel)
     except Exception as error:  # rattler raises two dozen unrelated types

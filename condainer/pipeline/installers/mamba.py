@@ -8,6 +8,7 @@ nothing while they fetch, so progress comes from the lines they print while they
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import tempfile
 from functools import partial
@@ -91,7 +92,7 @@ class Mamba:
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
         """Ask for the packages in a dry run."""
         if request.locked:
-            return Solution(request.locked)
+            return Solution(request.locked, cache=request.package_cache)
         with self._wanted(request, workplace) as wanted:
             argv = [*self._create(request), "--dry-run", *wanted.words]
             async with self._alone(workplace):
@@ -135,6 +136,7 @@ class Mamba:
     ) -> frozenset[str]:
         """Fetch and link the packages of a solution."""
         prefix, environment = request.prefix, workplace.environment
+        is_locked = bool(request.locked)
         to_fetch = solution.records if isinstance(solution.records, frozenset) else None
         with (
             tempfile.TemporaryDirectory(dir=workplace.temporary) as directory,
@@ -149,7 +151,7 @@ class Mamba:
                     caches, prefix, solution.packages, to_fetch, workplace.on_ready
                 )
                 kept = await anyio.to_thread.run_sync(watch.kept)
-                sound = await checking.mend(kept, workplace)
+                sound = await checking.mend(kept, workplace, is_locked=is_locked)
                 try:
                     async with process.task_group() as group:
                         group.start_soon(watch.run)
@@ -166,8 +168,11 @@ class Mamba:
             left = {}
             for package, record in _recorded(prefix, solution.packages):
                 places = watch.places(package)
-                left[record] = [p for p in places if (record.sha256, p) not in checked]
-            await checking.check(left, workplace)
+                unchecked = [p for p in places if (record.sha256, p) not in checked]
+                if unchecked or not places:
+                    left[record] = unchecked
+            await checking.check(left, workplace, is_locked=is_locked)
+            await anyio.to_thread.run_sync(_identify, prefix, solution.packages, watch)
             return door.ran | (linkscripts.scripted(prefix, solution.packages) - door.left)
 
     async def _link(
@@ -327,6 +332,19 @@ def _recorded(prefix: Path, packages: Iterable[Package]) -> list[tuple[Package, 
     """Packages, each as the lock file will list it: conda's dry run tells no checksums."""
     records = {record.package.stem: record.package for record in read_records(prefix)}
     return [(package, merged(records[package.stem], package)) for package in packages]
+
+
+def _identify(prefix: Path, packages: Iterable[Package], watch: ready.CacheWatch) -> None:
+    """Note in the prefix what archives are that no channel lists, and so no program has noted."""
+    for package, record in _recorded(prefix, packages):
+        found = checking.identified(record, watch.places(package))
+        path = prefix / "conda-meta" / f"{package.stem}.json"
+        if found == record or files.is_absent(path):
+            continue
+        document = files.read_json(path, within=prefix)
+        assert isinstance(document, dict)  # noqa: S101  (`_recorded` has read it)
+        document |= {"sha256": found.sha256, "md5": found.md5, "size": found.size}
+        files.write(path, json.dumps(document).encode(), within=prefix)
 
 
 def _check_conda(request: Request) -> None:

@@ -34,6 +34,7 @@ from condainer.pipeline.installers import (
     patience,
     ready,
     solver,
+    unpacked,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Rattler:
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
         """Find the packages with rattler's solver; those of a lock file are known."""
         if request.locked:
-            return Solution(request.locked, cache=solver.cache_of(request).packages)
+            return await anyio.to_thread.run_sync(_of_request, request)
         workplace.on_line(f"{self.description}: solving for {', '.join(request.specs)}")
         ordered = _in_order(await solver.find(request))
         packages = tuple([await _package(record) for record in ordered])
@@ -280,33 +281,47 @@ def _records(solution: Solution) -> list[RepoDataRecord]:
     return solution.records
 
 
+def _of_request(request: Request) -> Solution:
+    """The packages of a lock file, and how much is not in the package cache yet."""
+    cache, packages = solver.cache_of(request).packages, request.locked
+    missing = [p for p in packages if not kept.is_there(p, cache / p.stem, is_locked=True)]
+    return Solution(packages, to_fetch=sum(package.size for package in missing), cache=cache)
+
+
 def _of_lock(
     urls: Mapping[Package, str], fetch: fetching.Fetching, cache: Path
 ) -> list[RepoDataRecord]:
-    """The records of the packages of a lock file, which are all in the cache now."""
+    """The records of the packages of a lock file, which are all in the cache now.
+
+    They say the same whether a package has just been fetched or not: what the lock file leaves out
+    is filled in only of those that are fetched each time.
+    """
     records = []
     for package, url in urls.items():
         directory = cache / package.stem
         sha256, md5 = fetch.digests.get(package, ("", ""))
         sha256 = package.sha256 or sha256
-        if kept.archive_of(directory) != sha256:
+        size = package.size or (0 if package.sha256 else fetch.sizes.get(package, 0))
+        if unpacked.archive_of(directory) != sha256:
             raise BuildError(
                 f"another program uses another {package.stem} in the package cache {cache}",
                 "build again when it has ended, or have another cache with the key package_cache",
             )
         md5 = package.md5 or ("" if package.sha256 else md5)
-        records.append(kept.record(replace(package, sha256=sha256, md5=md5), url, directory))
+        package = replace(package, sha256=sha256, md5=md5, size=size)  # noqa: PLW2901
+        records.append(kept.record(package, url, directory))
     return _in_order(records)
 
 
 def _completed(solution: Solution, fetch: fetching.Fetching) -> list[RepoDataRecord]:
-    """The records of the solver, with checksums also for archives that no channel lists."""
+    """The records of the solver, with checksum and size of archives that no channel lists."""
     records = _records(solution)
     for record, package in zip(records, solution.packages, strict=True):
         if not (record.sha256 or record.md5):
             digests = fetch.digests.get(package, (package.sha256, package.md5))
             sha256, md5 = map(bytes.fromhex, digests)
             record.sha256, record.md5 = sha256 or None, md5 or None
+            record.size = fetch.sizes.get(package, package.size) or None
     return records
 
 

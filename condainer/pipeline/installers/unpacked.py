@@ -26,6 +26,9 @@ _DONE = "info/repodata_record.json"
 _DEPTH = 32
 """How many directories a package may be below the cache: channels in directories are deep."""
 _MOST_ENTRIES = 200_000
+_REVISION, _SHA256 = 8, 32
+"""Bytes in the file beside a package of rattler's: how often it was replaced, and the checksum."""
+_MOST_NOTED = 4096
 _MOST_READ = 300
 """Records that are read at one look, of packages that go by another name than the usual one."""
 
@@ -134,6 +137,43 @@ def noted(directory: Path, package: Package) -> Package:
     except ValueError:
         return package
     return merged(package, record)
+
+
+def lock_of(directory: Path) -> Path:
+    """The file beside an unpacked package that rattler locks, and that tells its archive.
+
+    https://github.com/conda/rattler, crates/rattler_cache/src/package_cache/cache_lock.rs
+    """
+    return directory.with_name(f"{directory.name}.lock")
+
+
+def archive_of(directory: Path) -> str:
+    """The SHA256 of the archive that a package was unpacked from.
+
+    rattler notes it beside the package, and the mamba family in it.
+
+    Args:
+        directory: where it lies unpacked.
+
+    Returns:
+        the checksum; empty where nobody has noted it, or each something else.
+    """
+    noted = {_noted_beside(directory), _noted_inside(directory)} - {""}
+    return noted.pop() if len(noted) == 1 else ""
+
+
+def _noted_beside(directory: Path) -> str:
+    try:
+        noted = files.read(lock_of(directory), most=_MOST_NOTED)
+    except OSError:
+        return ""
+    digest = noted[_REVISION : _REVISION + _SHA256]
+    return digest.hex() if len(digest) == _SHA256 and directory.is_dir() else ""
+
+
+def _noted_inside(directory: Path) -> str:
+    sha256 = read_object(directory, _DONE).get("sha256")
+    return sha256 if isinstance(sha256, str) else ""
 
 
 def read_object(within: Path, name: str) -> dict[str, Any]:
