@@ -1,6 +1,7 @@
 """Shows what is being measured: a live board on a terminal, plain lines elsewhere; and tables.
 
-The build's own board (`condainer.progress`) knows stages; this one knows suites and contenders.
+The build's own board (`condainer.commands.progress`) knows stages; this one knows suites and
+contenders.
 """
 
 from __future__ import annotations

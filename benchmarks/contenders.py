@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import mounttable
+from condainer.system import mounttable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import condainer
-from condainer import process, tools
 from condainer.errors import ToolError
+from condainer.system import process, tools
 from condainer.units import human
 
 if TYPE_CHECKING:

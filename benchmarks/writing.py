@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import contenders
 from benchmarks.measure import program
-from condainer.tools import find_mksquashfs
+from condainer.system.tools import find_mksquashfs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

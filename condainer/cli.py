@@ -20,7 +20,7 @@ from condainer.errors import CondainerError, InterruptedBySignalError, named
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from condainer.project import Project
+    from condainer.project.project import Project
 
 _WRONG_USAGE = 2
 _EXEC_FAILED = 125
@@ -455,7 +455,7 @@ def _positive(text: str) -> int:
 
 
 def _open(arguments: argparse.Namespace) -> Project:
-    from condainer import project
+    from condainer.project import project
 
     return project.open_project(arguments.directory)
 
@@ -482,10 +482,11 @@ def _notes(arguments: argparse.Namespace) -> Callable[[str], None] | None:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from condainer import initialise, project
+    from condainer.commands import init
+    from condainer.project import project
 
     directory = project.absolute(arguments.directory)
-    written = initialise.initialise(directory, arguments.environment, dry_run=arguments.dry_run)
+    written = init.initialise(directory, arguments.environment, dry_run=arguments.dry_run)
     verb = "would write" if arguments.dry_run else "wrote"
     for path in written:
         _inform(arguments, f"{verb} {path}")
@@ -495,9 +496,10 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from condainer import progress, project
+    from condainer.commands import progress
     from condainer.pipeline import run, schedule
     from condainer.pipeline.build import Options
+    from condainer.project import project
     from condainer.units import foreign
 
     projects = project.open_projects(arguments.directories or [arguments.directory])
@@ -534,20 +536,20 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _unmount_idle(arguments: argparse.Namespace, projects: Iterable[Project]) -> frozenset[Path]:
     """Unmount what nobody uses any more; gives what a dry run has left mounted."""
-    from condainer.mounting import lifetime
+    from condainer.mounting import use
 
     left = set()
     for project in projects:
         if not arguments.dry_run:
-            lifetime.unmount_if_idle(project)
-        elif lifetime.is_idle(project):
+            use.unmount_if_idle(project)
+        elif use.is_idle(project):
             _inform(arguments, f"would unmount {project.prefix}, which nobody uses")
             left.add(project.prefix)
     return frozenset(left)
 
 
 def _exec(arguments: argparse.Namespace) -> int:
-    from condainer import execution
+    from condainer.running import execute
 
     command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     if not command:
@@ -556,7 +558,7 @@ def _exec(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _inform(arguments, f"would run {' '.join(command)} from {project.prefix}")
     else:
-        execution.become(
+        execute.become(
             *(project, command),
             on_note=_notes(arguments),
             on_warning=None if arguments.quiet else warn,
@@ -565,7 +567,7 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
-    from condainer import profiling
+    from condainer.commands import profile
 
     command = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     if not command:
@@ -575,7 +577,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         _inform(arguments, f"would run {' '.join(command)} and write {project.startup_file}")
         return 0
     on_note = _notes(arguments) or (lambda _: None)
-    done = profiling.record(project, command, on_note, warn, new=arguments.new)
+    done = profile.record(project, command, on_note, warn, new=arguments.new)
     if done.problem:
         warn(done.problem)
     else:
@@ -587,35 +589,35 @@ def _profile(arguments: argparse.Namespace) -> int:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
-    from condainer import shell
-    from condainer.mounting import backends, lifetime, mountpoint
+    from condainer.mounting import backends, target, use
+    from condainer.running import shell
 
     project = _open(arguments)
     if arguments.dry_run:
         backend = backends.choose(arguments.backend).name
-        lifetime.check_image(project)
+        use.check_image(project)
         _inform(arguments, f"would mount {project.image} at {project.prefix} with {backend}")
         return 0
     if arguments.for_shell == _NO_DESCRIPTOR:
-        lifetime.check_image(project)
-        _print_path(lifetime.offer(project))
+        use.check_image(project)
+        _print_path(use.offer(project))
         return 0
-    held = lifetime.use(
+    held = use.use(
         project,
         arguments.backend,
         on_note=_notes(arguments),
         on_warning=None if arguments.quiet else warn,
     )
-    mount = mountpoint.look(project).mount
+    mount = target.look(project).mount
     backend = backends.name_of(mount.kind) if mount else arguments.backend
     if arguments.backend not in {"auto", backend}:
         _inform(arguments, f"{project.prefix} is mounted already, with {backend}; it stays so")
     if arguments.for_shell is not None:
-        if not lifetime.share(project, arguments.for_shell):
+        if not use.share(project, arguments.for_shell):
             return shell.TRY_AGAIN
         _print(f"{shell.of_python(project.config)}\n")
         return 0
-    lifetime.pin(project)
+    use.pin(project)
     os.close(held.descriptor)
     if arguments.verbose:
         _inform(arguments, f"{project.image} is mounted at {project.prefix} with {backend}")
@@ -627,16 +629,16 @@ def _mount(arguments: argparse.Namespace) -> int:
 
 
 def _umount(arguments: argparse.Namespace) -> int:
-    from condainer.mounting import lifetime, mountpoint
+    from condainer.mounting import target, use
 
     project = _open(arguments)
     if arguments.dry_run:
-        state = mountpoint.look(project).state
+        state = target.look(project).state
         _inform(arguments, f"{project.prefix} is {state.value}; would unmount it if nobody uses it")
         return 0
-    has_gone = lifetime.unmount(project)
-    if lifetime.end_private_mounts(project) or has_gone:
-        lifetime.wait_until_gone(project)
+    has_gone = use.unmount(project)
+    if use.end_private_mounts(project) or has_gone:
+        use.wait_until_gone(project)
         _inform(arguments, f"unmounted {project.prefix}")
     else:
         _inform(arguments, f"{project.prefix} is not mounted")
@@ -644,7 +646,7 @@ def _umount(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from condainer import status
+    from condainer.commands import status
 
     found = status.gather(_open(arguments))
     _print_found(found, status.render, as_json=arguments.json)
@@ -652,7 +654,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _prereq(arguments: argparse.Namespace) -> int:
-    from condainer import prereq, project
+    from condainer.commands import prereq
+    from condainer.project import project
 
     directory = project.absolute(arguments.directory)
     _leave_missing_directory()
@@ -671,12 +674,12 @@ def _print_found(
 
 
 def _cache(arguments: argparse.Namespace) -> int:
-    from condainer import warm
-    from condainer.mounting import lifetime
+    from condainer.commands import cache
+    from condainer.mounting import use
     from condainer.units import human
 
     project = _open(arguments)
-    lifetime.check_image(project)
+    use.check_image(project)
     if arguments.dry_run:
         _inform(arguments, f"would read {project.image}")
         return 0
@@ -686,7 +689,7 @@ def _cache(arguments: argparse.Namespace) -> int:
         if live:
             sys.stderr.write(f"\r{human(done)} of {human(total)} ")
 
-    size = warm.read_all(project.image, show)
+    size = cache.read_all(project.image, show)
     if live:
         sys.stderr.write("\r")
     _inform(arguments, f"read {human(size)} of {project.image}")
@@ -694,7 +697,9 @@ def _cache(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    from condainer import config, files, leftovers, trust
+    from condainer.commands import gc
+    from condainer.project import config
+    from condainer.system import files, trust
 
     there = not files.is_missing(arguments.directory / config.CONFIG_NAME)
     base = _open(arguments).config.mount_base_directory if there else None
@@ -704,16 +709,16 @@ def _gc(arguments: argparse.Namespace) -> int:
         done.append(text)
         _inform(arguments, f"would {text}" if arguments.dry_run else text)
 
-    teller = leftovers.Teller(tell, _notes(arguments) or (lambda _: None))
+    teller = gc.Teller(tell, _notes(arguments) or (lambda _: None))
     whose = [os.getuid()]
     if arguments.user is not None:
         whose = [trust.user_id(arguments.user)]
     elif arguments.all:
-        whose = leftovers.owners(base)
+        whose = gc.owners(base)
     failures = []
     for uid in whose:
         try:
-            leftovers.collect_of(uid, base, teller, dry_run=arguments.dry_run)
+            gc.collect_of(uid, base, teller, dry_run=arguments.dry_run)
         except CondainerError as error:
             failures.append(error)
     for failure in failures:

@@ -29,20 +29,20 @@ def entry() -> NoReturn:
 
 
 def _exec(directory: str, command: list[str], warns: bool) -> NoReturn:  # noqa: FBT001
-    from condainer import execution
     from condainer.errors import MountError
+    from condainer.running import execute
 
     turn = None
     try:
         try:
-            turn = execution.at_once(directory, command, _warn if warns else None)
+            turn = execute.at_once(directory, command, _warn if warns else None)
         except MountError:
             pass  # its daemon has died just now: that is mended below
         from pathlib import Path
 
-        from condainer import project
+        from condainer.project import project
 
-        execution.become(
+        execute.become(
             *(project.open_project(Path(directory)), command),
             on_warning=_warn if warns else None,
             turn=turn,

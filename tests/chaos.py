@@ -43,7 +43,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import removal
+from condainer.system import removal
 from tests import localchannel, support, users
 from tests.building import processes_of, unpack
 from tests.support import CONDAINER, Workshop

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from condainer.fuse import squashfs, vfs
+from condainer.squashfs import image, vfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def opened(data: bytes) -> Iterator[vfs.FileSystem]:
     descriptor = os.memfd_create("image")
     try:
         os.write(descriptor, data)
-        yield vfs.FileSystem(squashfs.Image(descriptor), threads=0)
+        yield vfs.FileSystem(image.Image(descriptor), threads=0)
     finally:
         os.close(descriptor)
 
@@ -139,7 +139,7 @@ LIES: dict[str, tuple[Change, Question]] = {
         content(b"noise"),
     ),
     "a block that is too short": (
-        lambda f: f.inode(b"noise", 56, "<I", squashfs.UNCOMPRESSED | 100),
+        lambda f: f.inode(b"noise", 56, "<I", image.UNCOMPRESSED | 100),
         content(b"noise"),
     ),
     "a fragment that is not there": (
@@ -263,7 +263,7 @@ def with_hole(original: bytes, name: bytes, blocks: int) -> bytes:
     """
     (block_size,) = struct.unpack_from("<12xI", original)
     size = blocks * block_size
-    nothing = squashfs.NOTHING
+    nothing = image.NOTHING
     inode = struct.pack(
         "<4H2I3Q4I", *(9, 0o644, 0, 0, 0, 77, 96, size, size, 1, nothing, 0, nothing)
     )

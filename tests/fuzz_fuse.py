@@ -32,8 +32,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, NoReturn
 
-from condainer.fuse import codecs, kernel, operations, squashfs, vfs
+from condainer.fuse import kernel, operations
 from condainer.fuse.log import Log
+from condainer.squashfs import codecs, image, vfs
 from tests import damage, images
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class _Strict(Log):
     """Whatever is told of a damaged image, it is damage: all else is a fault of our own."""
 
     def failed(self, operation: str, error: BaseException) -> None:
-        if not isinstance(error, squashfs.FormatError):
+        if not isinstance(error, image.FormatError):
             raise AssertionError(operation) from error  # noqa: TRY004
 
 
@@ -149,8 +150,8 @@ def examine(data: bytes, threads: int = 0) -> int:
     try:
         os.write(descriptor, data)
         try:
-            files = vfs.FileSystem(squashfs.Image(descriptor), threads=threads)
-        except (squashfs.FormatError, codecs.CodecError, OSError):
+            files = vfs.FileSystem(image.Image(descriptor), threads=threads)
+        except (image.FormatError, codecs.CodecError, OSError):
             return 0
         client = Client(files)
         try:
@@ -383,7 +384,7 @@ def _examine_within_limits(data: bytes) -> int:
 def _by_coverage(originals: list[damage.Original], seconds: int, crashes: Path) -> None:
     import atheris
 
-    for module in (codecs, squashfs, vfs, kernel, operations):
+    for module in (codecs, image, vfs, kernel, operations):
         for function in _functions(module):
             atheris.instrument_func(function)
 

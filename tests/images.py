@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zstandard
 
-from condainer import mounttable
+from condainer.system import mounttable
 from tests import support
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condainer import activation, variables
-from condainer.activation import Snapshot
 from condainer.errors import ImageError
+from condainer.running import activation, variables
+from condainer.running.activation import Snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path

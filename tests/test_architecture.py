@@ -14,7 +14,7 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-TOP_OF_THE_HOUSE = {"condainer.cli", "condainer.prereq", "condainer.__main__"}
+TOP_OF_THE_HOUSE = {"condainer.cli", "condainer.commands.prereq", "condainer.__main__"}
 
 
 def imports(path: Path) -> set[str]:
@@ -61,11 +61,21 @@ def importers(*rooms: str) -> set[str]:
     }
 
 
+def inside(room: str) -> set[str]:
+    return {module for module in MODULES if within(module, room)}
+
+
+def rooms_of(place: str) -> set[str]:
+    """The rooms that a room or a module imports from."""
+    own = {name for module in inside(place) for name in imports(MODULES[module])}
+    return {name.split(".")[1] for name in own if within(name, "condainer") and "." in name}
+
+
 def test_the_reading_of_imports_sees_something() -> None:
     assert "condainer.cli" in MODULES
-    assert "condainer.execution.become" not in imports(MODULES["condainer.cli"])
-    assert "condainer.execution" in imports(MODULES["condainer.cli"])
-    assert importers("yaml") >= {"condainer.yamlfile"}
+    assert "condainer.running.execute.become" not in imports(MODULES["condainer.cli"])
+    assert "condainer.running.execute" in imports(MODULES["condainer.cli"])
+    assert importers("yaml") >= {"condainer.project.yamlfile"}
 
 
 def test_mounting_and_pipeline_meet_only_in_the_image() -> None:
@@ -74,7 +84,7 @@ def test_mounting_and_pipeline_meet_only_in_the_image() -> None:
 
 
 def test_only_process_starts_programs() -> None:
-    assert importers("subprocess") == {"condainer.process"}
+    assert importers("subprocess") == {"condainer.system.process"}
     assert importers("multiprocessing", "pty", "concurrent.futures.process") == set()
     starters = {
         "anyio.open_process",
@@ -85,11 +95,11 @@ def test_only_process_starts_programs() -> None:
     }
     used = {module: names(path) & starters for module, path in MODULES.items()}
     assert {module: found for module, found in used.items() if found} == {
-        "condainer.process": {"anyio.open_process"},
-        "condainer.execution": {"os.execve"},
+        "condainer.system.process": {"anyio.open_process"},
+        "condainer.running.execute": {"os.execve"},
         "condainer.mounting.keeper": {"os.fork"},
         "condainer.mounting.asking": {"os.fork"},  # it may never come to an end
-        "condainer.impersonation": {"os.fork"},  # a user is a process's own
+        "condainer.system.impersonation": {"os.fork"},  # a user is a process's own
         "condainer.mounting.namespace": {"os.fork"},  # a namespace is a process's own
         # A program of its own, which is to start fast and may import nothing of the rest.
         "condainer.fuse.__main__": {"os.fork"},
@@ -106,19 +116,20 @@ def test_nobody_imports_the_command_line() -> None:
     assert importers("condainer.start") == {"condainer.__main__"}
 
 
-def test_only_the_image_is_read_with_the_file_system_and_nothing_mounts_for_that() -> None:
-    assert {m for m in importers("condainer.fuse") if not within(m, "condainer.fuse")} == {
-        "condainer.image"
+def test_the_reader_of_squashfs_imports_nothing_of_the_rest() -> None:
+    assert rooms_of("condainer.squashfs") == {"squashfs"}
+
+
+def test_the_file_system_knows_the_reader_and_who_notes_what_is_read() -> None:
+    assert rooms_of("condainer.fuse") == {"fuse", "squashfs", "startup"}
+    used = {name for module in inside("condainer.fuse") for name in imports(MODULES[module])}
+    assert {name for name in used if within(name, "condainer.startup")} == {
+        "condainer.startup.record.Recorder"
     }
-    used = {name for name in imports(MODULES["condainer.image"]) if within(name, "condainer.fuse")}
-    assert {name.split(".")[2] for name in used} == {"codecs", "squashfs", "vfs"}
 
 
-def test_the_file_system_imports_nothing_of_the_rest() -> None:
-    inside = {module: path for module, path in MODULES.items() if within(module, "condainer.fuse")}
-    for path in inside.values():
-        ours = {name for name in imports(path) if within(name, "condainer")}
-        assert {name for name in ours if not within(name, "condainer.fuse")} <= {"condainer"}
+def test_nobody_imports_the_file_system_that_mounts() -> None:
+    assert {m for m in importers("condainer.fuse") if not within(m, "condainer.fuse")} == set()
 
 
 def test_errors_import_nothing_of_the_house() -> None:
@@ -126,41 +137,49 @@ def test_errors_import_nothing_of_the_house() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "allowed"),
+    ("room", "allowed"),
     [
-        ("condainer.config", {"errors", "files", "places", "yamlfile"}),
-        ("condainer.environment", {"errors", "files", "yamlfile"}),
-        ("condainer.yamlfile", {"errors"}),
-        ("condainer.places", set()),
-        ("condainer.variables", set()),
-        ("condainer.project", {"config", "errors", "places"}),
-        ("condainer.image", {"errors", "files", "fuse"}),
-        ("condainer.process", {"errors"}),
-        ("condainer.tools", {"process", "errors"}),
-        ("condainer.locks", {"errors", "runtime"}),
-        ("condainer.runtime", {"errors", "trust"}),
-        ("condainer.trust", {"errors"}),
-        ("condainer.notes", set()),
-        ("condainer.mounttable", set()),
         ("condainer.units", set()),
-        ("condainer.files", {"errors", "units"}),
-        ("condainer.activation", {"errors", "files", "project", "variables"}),
-        ("condainer.sourcing", {"errors", "process"}),
-        ("condainer.shell", {"files", "variables"}),
+        ("condainer.system", {"errors", "units"}),
+        ("condainer.project", {"errors", "units", "system", "squashfs"}),
+        ("condainer.startup", {"errors", "system", "project", "squashfs"}),
+        ("condainer.mounting", {"errors", "units", "system", "project", "running", "squashfs"}),
+        ("condainer.running", {"errors", "system", "project", "mounting"}),
         (
-            "condainer.execution",
-            {"activation", "errors", "files", "locks", "mounting", "places", "trust", "variables"},
+            "condainer.pipeline",
+            {"errors", "units", "system", "project", "running", "startup", "squashfs"},
         ),
-        ("condainer.progress", {"pipeline", "units"}),
+        ("condainer.commands.progress", {"pipeline", "units"}),
     ],
 )
-def test_a_room_imports_only_what_is_below_it(module: str, allowed: set[str]) -> None:
+def test_a_room_imports_only_what_is_below_it(room: str, allowed: set[str]) -> None:
+    assert rooms_of(room) - {room.split(".")[1]} <= allowed
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("condainer.project.config", {"errors", "system.files", "project"}),
+        ("condainer.project.environment", {"errors", "system.files", "project.yamlfile"}),
+        ("condainer.project.places", set()),
+        ("condainer.project.yamlfile", {"errors"}),
+        ("condainer.running.activation", {"errors", "system.files", "project", "running"}),
+        ("condainer.running.shell", {"system.files", "running.variables"}),
+        ("condainer.running.sourcing", {"errors", "system.process"}),
+        ("condainer.running.variables", set()),
+        ("condainer.system.notes", set()),
+        ("condainer.system.process", {"errors"}),
+        ("condainer.system.trust", {"errors"}),
+    ],
+)
+def test_a_module_imports_only_what_is_below_it(module: str, allowed: set[str]) -> None:
+    below = {f"condainer.{name}" for name in allowed}
     own = {name for name in imports(MODULES[module]) if within(name, "condainer")}
-    assert {name.split(".")[1] for name in own} <= allowed
+    assert {name for name in own if not within(name, *below)} == set()
 
 
 def test_progress_knows_only_the_events_of_the_pipeline() -> None:
-    found = {name for name in imports(MODULES["condainer.progress"]) if "pipeline" in name}
+    found = {name for name in imports(MODULES["condainer.commands.progress"]) if "pipeline" in name}
     assert found
     assert all(within(name, "condainer.pipeline.events") for name in found)
 
@@ -182,9 +201,12 @@ def test_only_the_command_line_and_progress_write_to_the_user() -> None:
         for module, path in MODULES.items()
         if {"sys.stdout", "sys.stderr"} & names(path) or "print" in _called(path)
     }
-    names_of_programs = ("__main__", "locate", "program", "record", "unpack")
-    programs = {f"condainer.fuse.{name}" for name in names_of_programs}
-    assert writers <= {"condainer.cli", "condainer.progress", *programs}
+    programs = {
+        "condainer.fuse.__main__",
+        *(f"condainer.squashfs.{name}" for name in ("reading", "unpack")),
+        *(f"condainer.startup.{name}" for name in ("locate", "record")),
+    }
+    assert writers <= {"condainer.cli", "condainer.commands.progress", *programs}
     assert "condainer.cli" in writers
 
 

@@ -22,7 +22,7 @@ from benchmarks import compare, host, report, results, suites, summary, writing
 from benchmarks.results import Results, UnusableError
 from benchmarks.samples import Sample, Table
 from benchmarks.suites import read, startup
-from condainer import mounttable
+from condainer.system import mounttable
 from tests import support
 
 if TYPE_CHECKING:

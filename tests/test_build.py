@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import condainer
-from condainer import image
+from condainer.project import image
 from tests import building, support
 from tests.localchannel.hardcases import BINARY, NAMES, TEXT
 from tests.localchannel.package import EPOCH, PLACEHOLDER, SITE_PACKAGES, Package, put

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import image, sourcing
 from condainer.pipeline import dependence
+from condainer.project import image
+from condainer.running import sourcing
 from tests import building, support
 from tests.localchannel.package import Package, put
 

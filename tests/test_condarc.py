@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 import rattler
 
-from condainer import environment, image
 from condainer.errors import ConfigError
 from condainer.pipeline.installers import channels, condarc, network
+from condainer.project import environment, image
 from tests import building
 from tests.localchannel.package import Package, put
 

@@ -14,10 +14,10 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from condainer import config
-from condainer.config import KEYS, Config
 from condainer.errors import ConfigError
-from condainer.places import Places
+from condainer.project import config
+from condainer.project.config import KEYS, Config
+from condainer.project.places import Places
 
 if TYPE_CHECKING:
     from tests.support import Workshop

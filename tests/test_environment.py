@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from condainer import environment
-from condainer.environment import Environment
 from condainer.errors import ConfigError
+from condainer.project import environment
+from condainer.project.environment import Environment
 
 PATH = Path("/project/environment.yml")
 

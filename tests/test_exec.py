@@ -551,9 +551,20 @@ def test_nothing_heavy_is_imported_for_a_live_mount(built: Workshop) -> None:
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     own = {name for name in modules if name.startswith("condainer")}
     assert own == {
-        *("condainer", "condainer.start", "condainer.errors", "condainer.execution"),
-        *("condainer.files", "condainer.locks", "condainer.places", "condainer.variables"),
-        *("condainer.notes", "condainer.runtime", "condainer.trust", "condainer.mounting.asking"),
+        *("condainer", "condainer.start", "condainer.errors", "condainer.running.execute"),
+        *(
+            "condainer.system.files",
+            "condainer.system.locks",
+            "condainer.project.places",
+            "condainer.running.variables",
+        ),
+        *(
+            "condainer.system.notes",
+            "condainer.system.runtime",
+            "condainer.system.trust",
+            "condainer.mounting.asking",
+        ),
+        *("condainer.project", "condainer.running", "condainer.system"),
         *("condainer.mounting", "condainer.mounting.live", "condainer.mounting.namespace"),
     }
     before = {line.rpartition("|")[2].strip() for line in _imports_of_nothing(built)}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import removal
 from condainer.mounting import extract
-from condainer.project import open_project
+from condainer.project.project import open_project
+from condainer.system import removal
 from tests import building, support
 from tests.support import CONDAINER, wait_for
 from tests.test_keeping import keepers_of, kill_keepers

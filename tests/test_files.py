@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from condainer import files
+from condainer.system import files
 
 
 def test_a_file_of_the_size_it_may_have(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import mounttable
+from condainer.system import mounttable
 from tests import images, support
 from tests.images import daemons, is_mounted, served
 

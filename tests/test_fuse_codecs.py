@@ -15,8 +15,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condainer.fuse import codecs
-from condainer.fuse.codecs import CodecError
+from condainer.squashfs import codecs
+from condainer.squashfs.codecs import CodecError
 from tests import images
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.fuse import squashfs, vfs
-from condainer.fuse.codecs import CodecError
-from condainer.fuse.squashfs import FormatError
+from condainer.squashfs import image, vfs
+from condainer.squashfs.codecs import CodecError
+from condainer.squashfs.image import FormatError
 from tests import images, support
 from tests.forgery import BEYOND, LIES, Forgery, content, names, opened, with_hole, xattrs
 
@@ -134,7 +134,7 @@ def test_a_table_of_4_billion_entries(originals: list[Path], tmp_path: Path, tab
 
 def whole(descriptor: int) -> None:
     """Open an image, and ask for what is at the end of its tables."""
-    files = vfs.FileSystem(squashfs.Image(descriptor), threads=0)
+    files = vfs.FileSystem(image.Image(descriptor), threads=0)
     files.image.xattrs(files.inode(files.resolve(b"text")))
     files.image.fragment(0xFFFF_FFFE)
 
@@ -304,10 +304,13 @@ def test_directories_that_have_no_end(originals: list[Path], tmp_path: Path, tar
     image = tmp_path / "image.squashfs"
     image.write_bytes(forgery.data)
     (tmp_path / "record").write_bytes(bytes(8))
-    programs = (["record", str(tmp_path / "record"), str(image)], ["unpack", str(image)])
+    programs = (
+        ["startup.record", str(tmp_path / "record"), str(image)],
+        ["squashfs.unpack", str(image)],
+    )
     for name, *arguments in programs:
         done = subprocess.run(
-            [sys.executable, "-m", f"condainer.fuse.{name}", *arguments],
+            [sys.executable, "-m", f"condainer.{name}", *arguments],
             cwd=support.REPOSITORY,
             capture_output=True,
             text=True,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.fuse import kernel, operations, squashfs, vfs
+from condainer.fuse import kernel, operations
+from condainer.squashfs import image, vfs
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def serving(collection: images.Collection, kind: type[vfs.FileSystem]) -> Iterat
     """A kernel with a mount of a file system of some kind."""
     descriptor = os.open(collection.image("small", "-comp", "zstd"), os.O_RDONLY)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    files = kind(squashfs.Image(descriptor), threads=0)
+    files = kind(image.Image(descriptor), threads=0)
     session = kernel.Session(theirs.fileno(), files)
     thread = threading.Thread(target=session.serve)
     with contextlib.closing(theirs):
@@ -118,11 +119,11 @@ def test_another_protocol(old: Kernel) -> None:
 class Unforeseen(vfs.FileSystem):
     """A file system with a fault that nobody has thought of."""
 
-    def target(self, inode: squashfs.Inode) -> bytes:
+    def target(self, inode: image.Inode) -> bytes:
         raise ZeroDivisionError(f"inode\n{inode.number}")
 
     def _read(
-        self, inode: squashfs.Inode, offset: int, size: int, *, wait: bool
+        self, inode: image.Inode, offset: int, size: int, *, wait: bool
     ) -> list[memoryview] | None:
         if wait:
             raise LookupError("at a distance")
@@ -161,7 +162,7 @@ def test_the_bindings_are_told_an_error_too(
 ) -> None:
     """What is not an OSError would be another number to them, or the end."""
     descriptor = os.open(collection.image("small", "-comp", "zstd"), os.O_RDONLY)
-    files = Unforeseen(squashfs.Image(descriptor), threads=0)
+    files = Unforeseen(image.Image(descriptor), threads=0)
     ask = operations.Operations(files, None, None, lambda: None)
     for name, *arguments in (("readlink", "/link"), ("read", "/noise", 10, 0, None)):
         with pytest.raises(OSError, match=name) as caught:

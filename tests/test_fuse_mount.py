@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import condainer
-from condainer import mounttable
 from condainer.fuse import attach
 from condainer.fuse.options import _split as split
+from condainer.system import mounttable
 from tests import images, support
 from tests.images import (
     daemons,

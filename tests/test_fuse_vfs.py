@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from condainer.fuse import codecs, squashfs, vfs
-from condainer.fuse.blocks import Blocks, Place
+from condainer.squashfs import codecs, image, vfs
+from condainer.squashfs.cache import Blocks, Place
 from tests import images
 from tests.support import PATIENCE, wait_for
 
@@ -25,10 +25,10 @@ _T = TypeVar("_T")
 
 
 @contextlib.contextmanager
-def opened(image: Path, *, threads: int = 0, **how: int) -> Iterator[vfs.FileSystem]:
-    descriptor = os.open(image, os.O_RDONLY)
+def opened(path: Path, *, threads: int = 0, **how: int) -> Iterator[vfs.FileSystem]:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield vfs.FileSystem(squashfs.Image(descriptor), threads=threads, **how)
+        yield vfs.FileSystem(image.Image(descriptor), threads=threads, **how)
     finally:
         os.close(descriptor)
 
@@ -115,15 +115,15 @@ def differences(files: vfs.FileSystem, tree: Path) -> list[Path]:
         inode, status = files.inode(ref), path.lstat()
         expected = (status.st_mode, status.st_uid, status.st_gid, int(status.st_mtime))
         same = (inode.mode, inode.uid, inode.gid, inode.mtime) == expected
-        if inode.kind == squashfs.DIRECTORY:
+        if inode.kind == image.DIRECTORY:
             entries = {entry.name: entry.ref for _, entry in files.listing(ref)}
             names = sorted(os.fsencode(entry.name) for entry in path.iterdir())
             same = same and sorted(entries) == names
             same = same and all(files.lookup(ref, name) == at for name, at in entries.items())
             left += [(at, path / os.fsdecode(name)) for name, at in entries.items()]
-        elif inode.kind == squashfs.LINK:
+        elif inode.kind == image.LINK:
             same = same and os.fsdecode(files.target(inode)) == str(path.readlink())
-        elif inode.kind == squashfs.REGULAR:
+        elif inode.kind == image.REGULAR:
             same = same and inode.size == status.st_size
             same = same and b"".join(files.read(inode, 0, inode.size)) == path.read_bytes()
         if not same:
@@ -241,7 +241,7 @@ def test_blocks_are_found_in_any_order(collection: images.Collection) -> None:
         at_once(16, lambda start: look(files, start))
 
 
-class Counting(squashfs.Image):
+class Counting(image.Image):
     """An image that counts how many metadata blocks are asked for."""
 
     asked = 0
@@ -353,14 +353,14 @@ def test_many_want_many_blocks() -> None:
 
 def test_all_who_wait_hear_of_an_error_and_the_next_tries_again() -> None:
     loader = Loader()
-    loader.error = squashfs.FormatError("damaged")
+    loader.error = image.FormatError("damaged")
     blocks = Blocks(loader, 1000, 0)
     errors: list[str] = []
 
     def ask() -> None:
         try:
             blocks.get(Place(7, 1, 10))
-        except squashfs.FormatError as error:
+        except image.FormatError as error:
             errors.append(str(error))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -451,7 +451,7 @@ def test_nobody_loads_ahead_without_helpers() -> None:
 def test_who_loads_ahead_keeps_errors_to_itself() -> None:
     loader = Loader()
     loader.gate.set()
-    loader.error = squashfs.FormatError("damaged")
+    loader.error = image.FormatError("damaged")
     blocks = Blocks(loader, 1000, 1)
     blocks.ahead(Place(1, 1, 10))
     wait_for(lambda: loader.loaded == [1])
@@ -463,7 +463,7 @@ def test_who_loads_ahead_keeps_errors_to_itself() -> None:
 # Reading ahead in files
 
 
-class CountingImage(squashfs.Image):
+class CountingImage(image.Image):
     """An image that knows who has had which blocks decompressed."""
 
     def __init__(self, descriptor: int) -> None:

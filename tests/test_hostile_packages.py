@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 from rattler.index import index_fs
 
-from condainer import image
 from condainer.errors import BuildError
 from condainer.pipeline.installers import contents
+from condainer.project import image
 from tests import building
 from tests.localchannel.package import PLACEHOLDER, Package, put, subdir, write
 

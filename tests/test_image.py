@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from condainer import image, tools
 from condainer.errors import ImageError
+from condainer.project import image
+from condainer.system import tools
 from tests import support
 from tests.forgery import Forgery
 from tests.images import bomb
@@ -176,7 +177,7 @@ def test_a_bomb_in_the_place_of_the_manifest(tmp_path: Path) -> None:
 ONE = """
 import sys
 from pathlib import Path
-from condainer import image
+from condainer.project import image
 from condainer.errors import ImageError
 
 try:
@@ -262,7 +263,7 @@ def test_damaged_bytes_give_an_error_or_a_value(
 MANY = """
 import random, resource, sys
 from pathlib import Path
-from condainer import image
+from condainer.project import image
 from condainer.errors import ImageError
 
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from condainer import image
-from condainer.config import Config
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import installers
 from condainer.pipeline.installers import Request, complaints, mamba, patience, solver
+from condainer.project import image
+from condainer.project.config import Config
 from tests import building
 from tests.localchannel.package import Package, put
 

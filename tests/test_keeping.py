@@ -274,7 +274,7 @@ def test_a_mount_that_goes_leaves_a_build_its_directory(ready: Workshop) -> None
 def test_a_mount_that_does_not_come_is_an_error(ready: Workshop) -> None:
     """Somebody who holds the lock of those who mount, and never does."""
     impatient = (
-        "from condainer.mounting import lifetime, live; live.DEADLINE = lifetime.DEADLINE = 1.0; "
+        "from condainer.mounting import live, use; live.DEADLINE = use.DEADLINE = 1.0; "
         "from condainer.start import entry; entry()"
     )
     command = [sys.executable, "-c", impatient, "exec", "--", "true"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import files
+from condainer.system import files
 from tests import building
 from tests.localchannel.package import SITE_PACKAGES, put
 from tests.test_pip import make_wheel

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 from rattler import Subdir
 
-from condainer import image
 from condainer.errors import BuildError
 from condainer.pipeline import credentials as credentials_module
 from condainer.pipeline import lockfile
 from condainer.pipeline.installers import Package
 from condainer.pipeline.lockfile import Lock, PipPackage
+from condainer.project import image
 from tests import building
 
 if TYPE_CHECKING:

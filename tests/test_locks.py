@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import locks
 from condainer.errors import CondainerError
+from condainer.system import locks
 from tests import support
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HOLD = """
 import sys
 from pathlib import Path
-from condainer import locks
+from condainer.system import locks
 
 locks.acquire(Path(sys.argv[1]), shared=sys.argv[2] == "shared", timeout=60)
 print("held", flush=True)
@@ -102,7 +102,7 @@ def test_one_that_waits_gets_a_file_that_is_there(path: Path) -> None:
 COUNT = """
 import sys
 from pathlib import Path
-from condainer import locks
+from condainer.system import locks
 
 lock, counter = Path(sys.argv[1]), Path(sys.argv[2])
 for _ in range(100):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import image
 from condainer.pipeline.installers import Package as Solved
 from condainer.pipeline.installers import package_from_json, ready
+from condainer.project import image
 from tests import building, localchannel
 from tests.localchannel.package import Package, put
 

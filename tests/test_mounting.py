@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from condainer import mounttable, users
+from condainer.system import mounttable, users
 from tests import building, support
 from tests.support import CONDAINER, daemons_of, wait_for
 
@@ -852,7 +852,7 @@ def test_mountpoints_with_spaces_and_the_like(tmp_path: Path) -> None:
     """In a namespace of its own, so that nothing is left."""
     where = tmp_path / "a b\tc\nd\\e#f größe\rg"
     where.mkdir()
-    script = "import sys\nfrom condainer import mounttable\nfrom pathlib import Path\n"
+    script = "import sys\nfrom condainer.system import mounttable\nfrom pathlib import Path\n"
     script += "print(ascii(mounttable.mount_at(Path(sys.argv[1]))))"
     done = subprocess.run(
         [

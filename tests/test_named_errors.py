@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from condainer import errors
+from condainer.commands.progress import Board
 from condainer.errors import NEEDS_PROC, BuildError, MountError
 from condainer.fuse import attach
 from condainer.mounting import namespace
 from condainer.pipeline import space
 from condainer.pipeline.events import Failed, Progress, Stage, StageStarted, Unit
 from condainer.pipeline.installers import failures
-from condainer.progress import Board
 from tests import support
 from tests.support import CONDAINER, REPOSITORY
 
@@ -213,9 +213,9 @@ def test_a_failed_project_is_on_the_board_no_more() -> None:
 
 
 def test_a_build_that_fails_leaves_the_board_while_others_go_on(workshop: Workshop) -> None:
-    from condainer import project
     from condainer.pipeline import run
     from condainer.pipeline.build import Options
+    from condainer.project import project
 
     (workshop.directory / "environment.yml").write_text("dependencies: [[]]\n")
     seen: list[object] = []
@@ -248,7 +248,7 @@ def test_a_machine_without_proc_is_told_so(workshop: Workshop, command: str) -> 
 
 @AS_ROOT
 def test_nothing_is_called_safe_where_proc_does_not_tell_what_is_mounted(tmp_path: Path) -> None:
-    script = f"from condainer import trust; trust.find_stranger({str(tmp_path)!r}, {{0}})"
+    script = f"from condainer.system import trust; trust.find_stranger({str(tmp_path)!r}, {{0}})"
     done = subprocess.run(
         [*WITHOUT_PROC, sys.executable, "-c", script],
         cwd=REPOSITORY,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import image
+from condainer.project import image
 from tests import building
 
 if TYPE_CHECKING:

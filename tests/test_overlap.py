@@ -25,13 +25,13 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from condainer import process
 from condainer.pipeline import installers
 from condainer.pipeline.archive import Archive, ChangedError
 from condainer.pipeline.epoch import Epoch
 from condainer.pipeline.installers import Final
 from condainer.pipeline.overlap import Overlap
 from condainer.pipeline.streaming import Streaming
+from condainer.system import process
 from tests import building, localchannel, support
 from tests.localchannel.package import PLACEHOLDER, Package, put
 from tests.support import PATIENCE, compressing, wait_for

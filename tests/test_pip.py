@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import image
 from condainer.errors import BuildError
 from condainer.pipeline import editable, logins, pip
+from condainer.project import image
 from tests import building, support
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from condainer import process
 from condainer.errors import ToolError
+from condainer.system import process
 from tests.support import REPOSITORY, wait_for
 
 if TYPE_CHECKING:
-    from condainer.process import Finished
+    from condainer.system.process import Finished
 
 
 def run(
@@ -229,7 +229,7 @@ def test_what_left_the_group_and_holds_the_pipe_is_not_waited_for(tmp_path: Path
 
 _AS_FIRST_PROCESS = """\
 import anyio, sys
-from condainer import process
+from condainer.system import process
 assert __import__("os").getpid() == 1
 command = ["sh", "-c", "sleep 600 & echo said"]
 done = anyio.run(lambda: process.run(command, on_line=print))
@@ -255,7 +255,7 @@ def test_children_that_nobody_waits_for_do_not_hold_a_build_up() -> None:
 
 _ADOPTING = """\
 import anyio
-from condainer import process
+from condainer.system import process
 async def main():
     async with process.adopting():
         await process.run(["sh", "-c", "setsid sleep 600 & echo $!"], on_line=print)

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condainer import progress, units
+from condainer import units
+from condainer.commands import progress
+from condainer.commands.progress import Board
 from condainer.pipeline.events import (
     Built,
     Note,
@@ -23,7 +25,6 @@ from condainer.pipeline.events import (
     StageStarted,
     Unit,
 )
-from condainer.progress import Board
 from tests import support
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def test_a_build_goes_on_where_its_words_cannot_be_written(
 
 PLAY = """
 import sys
-from condainer import progress
+from condainer.commands import progress
 from condainer.pipeline.events import *
 
 with progress.reporter(quiet=False, verbose=False, several=False) as reporter:

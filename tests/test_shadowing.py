@@ -160,6 +160,6 @@ def test_a_condainer_that_only_a_path_leads_to_starts_itself(
     try:
         (daemon,) = support.daemons_of(ready)
         words = (Path("/proc") / str(daemon) / "cmdline").read_bytes().split(b"\0")
-        assert os.fsencode(tmp_path / "library/condainer/program.py") in words
+        assert os.fsencode(tmp_path / "library/condainer/system/program.py") in words
     finally:
         ready.run("umount")

@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from condainer import shell
-from condainer.activation import Snapshot
+from condainer.running import shell
+from condainer.running.activation import Snapshot
 from tests import support
 
 if TYPE_CHECKING:

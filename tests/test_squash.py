@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import image, tools
-from condainer.config import COMPRESSORS, Config
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import squash, tree
+from condainer.project import image
+from condainer.project.config import COMPRESSORS, Config
+from condainer.system import tools
 from tests import building
 
 if TYPE_CHECKING:

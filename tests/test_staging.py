@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import removal
+from condainer.system import removal
 from tests import building
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import image
-from condainer.pipeline import startup
+from condainer.project import image
+from condainer.startup import listing
 from tests import building
 from tests.forgery import opened
 from tests.localchannel.package import Package
@@ -86,12 +86,12 @@ def test_what_several_programs_read_adds_up(noisy: Workshop) -> None:
 
 
 def test_a_list_has_no_more_than_a_build_takes(tmp_path: Path) -> None:
-    many = startup.joined(["first"], [f"x{number}" for number in range(100_000)])
+    many = listing.joined(["first"], [f"x{number}" for number in range(100_000)])
     assert many[:2] == ["first", "x0"]
     assert len(many) == 65_534
-    long = startup.joined((), [f"{number}{'y' * 4000}" for number in range(2000)])
+    long = listing.joined((), [f"{number}{'y' * 4000}" for number in range(2000)])
     (tmp_path / "list").write_text("".join(f"{name}\n" for name in long))
-    assert startup.read(tmp_path / "list") == tuple(long)
+    assert listing.read(tmp_path / "list") == tuple(long)
     assert 900 < len(long) < 1000
 
 
@@ -237,13 +237,13 @@ def test_repacking_that_is_killed_leaves_the_image(noisy: Workshop) -> None:
 
 def test_a_list_that_somebody_wrote(tmp_path: Path) -> None:
     path = tmp_path / "list"
-    assert startup.read(path) == ()
+    assert listing.read(path) == ()
     path.write_text("# words\n\nb\na b\nb\n../../etc/passwd\n")
-    names = startup.read(path)
+    names = listing.read(path)
     assert names == ("b", "a b")
     (tmp_path / "b").touch()
     (tmp_path / "a b").touch()
-    order = startup.write_order(names, tmp_path, tmp_path)
+    order = listing.write_order(names, tmp_path, tmp_path)
     assert order is not None
     assert order.read_text() == f"{tmp_path}/b 32767\n"
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer import errors, impersonation, trust
+from condainer import errors
+from condainer.system import impersonation, trust
 from tests import support, users
 from tests.users import ANN, BOB
 
@@ -123,7 +124,10 @@ def test_a_file_system_of_another_user_is_not_believed(place: Place) -> None:
     place.enter(0, "mount", "--bind", str(allowed), "/etc/fuse.conf")
     command = ("squashfuse", "-o", "allow_other", str(image), str(theirs))
     assert place.enter(BOB, *command).returncode == 0
-    script = "import sys; from condainer import trust; print(trust.find_stranger(sys.argv[1], {0}))"
+    script = (
+        "import sys; from condainer.system import trust; "
+        "print(trust.find_stranger(sys.argv[1], {0}))"
+    )
     try:
         told = place.enter(ANN, users.PYTHON, "-c", script, str(theirs)).stdout
         assert f"{theirs} is on a file system of user {BOB}" in told
@@ -346,7 +350,8 @@ def test_who_asks_a_silent_mount_comes_to_an_end(place: Place, silent: Path) -> 
 
 def test_root_does_not_wait_for_what_a_user_cannot_end(place: Place, silent: Path) -> None:
     script = (
-        "import os, sys; from condainer import errors, impersonation; impersonation.PATIENCE = 1\n"
+        "import os, sys; from condainer import errors; from condainer.system import impersonation; "
+        "impersonation.PATIENCE = 1\n"
         "try:\n    impersonation.run_as(int(sys.argv[2]), lambda _: os.statvfs(sys.argv[1]))\n"
         "except errors.CondainerError as error:\n    print(error)"
     )

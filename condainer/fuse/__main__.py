@@ -16,10 +16,11 @@ import sys
 from typing import NoReturn
 
 import condainer
-from condainer.fuse import binding, options, squashfs, vfs
+from condainer.fuse import binding, options
 from condainer.fuse.attach import AttachError
-from condainer.fuse.codecs import CodecError
 from condainer.fuse.options import INHERITED, Options, UnknownOptionError, UsageError
+from condainer.squashfs import image, vfs
+from condainer.squashfs.codecs import CodecError
 
 _NOT_MOUNTED, _WRONG_USAGE, _BAD_IMAGE = 1, 254, 255
 _RECORD = "CONDAINER_FUSE_RECORD"
@@ -62,7 +63,7 @@ def _mount(asked: Options) -> int:
         return _WRONG_USAGE
     try:
         files = open_files(asked)
-    except (OSError, squashfs.FormatError, CodecError, vfs.NotFoundError, MemoryError) as error:
+    except (OSError, image.FormatError, CodecError, vfs.NotFoundError, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         reason = reason or "it needs too much memory"
         _say(f"condainer.fuse: {asked.image}: {reason}")
@@ -80,13 +81,13 @@ def open_files(asked: Options) -> vfs.FileSystem:
         NotFoundError: where it has no such subdirectory.
     """
     descriptor = os.open(asked.image, os.O_RDONLY | os.O_CLOEXEC)
-    image = squashfs.Image(descriptor, asked.offset)
+    opened = image.Image(descriptor, asked.offset)
     threads = 0 if asked.single else binding.threads() - 1
-    files = vfs.FileSystem(image, threads=threads)
+    files = vfs.FileSystem(opened, threads=threads)
     if _RECORD in os.environ:
-        from condainer.fuse.record import Recorder
+        from condainer.startup.record import Recorder
 
-        files = Recorder(image, threads=threads, path=os.environ[_RECORD])
+        files = Recorder(opened, threads=threads, path=os.environ[_RECORD])
     if asked.subdir:
         files.descend(os.fsencode(asked.subdir))
     return files

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from condainer.fuse.options import Options
-    from condainer.fuse.vfs import FileSystem
+    from condainer.squashfs.vfs import FileSystem
 
 NAMES = ("kernel", "fusepy", "mfusepy")
 _MODULES = {"fusepy": "fuse", "mfusepy": "mfusepy"}

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 
 from condainer.fuse import operations
 from condainer.fuse.log import Log
-from condainer.fuse.vfs import NotFoundError
+from condainer.squashfs.vfs import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from condainer.fuse.squashfs import Inode
-    from condainer.fuse.vfs import FileSystem
+    from condainer.squashfs.image import Inode
+    from condainer.squashfs.vfs import FileSystem
 
 _MAJOR, _MINOR = 7, 31
 _LEAST_MINOR = 12

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 from condainer.fuse.log import Log
-from condainer.fuse.squashfs import (
+from condainer.squashfs.image import (
     BLOCK,
     CHARACTER,
     DIRECTORY,
@@ -23,14 +23,14 @@ from condainer.fuse.squashfs import (
     REGULAR,
     XATTR_PREFIXES,
 )
-from condainer.fuse.vfs import NotFoundError, WrongKindError
+from condainer.squashfs.vfs import NotFoundError, WrongKindError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import ParamSpec
 
-    from condainer.fuse.squashfs import Inode
-    from condainer.fuse.vfs import FileSystem
+    from condainer.squashfs.image import Inode
+    from condainer.squashfs.vfs import FileSystem
 
     _P = ParamSpec("_P")
 

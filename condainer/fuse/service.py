@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from condainer.fuse.options import Options
-    from condainer.fuse.vfs import FileSystem
+    from condainer.squashfs.vfs import FileSystem
 
 _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _OVER = signal.SIGUSR1

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import process, tools
 from condainer.errors import MountError
+from condainer.system import process, tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable

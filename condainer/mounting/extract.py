@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import process, removal, tools, users
 from condainer.errors import CondainerError, MountError
+from condainer.system import process, removal, tools, users
 from condainer.units import human
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from condainer.project import Project
+    from condainer.project.project import Project
 
 PATIENCE = 3600.0
 """Seconds for which unpacking may take."""
@@ -33,7 +33,7 @@ _ROOM = 64 << 20
 """Bytes to leave free, for directories and for what others write meanwhile."""
 _KEPT = 0o755
 """The permissions that what is unpacked may have."""
-_MODULE = "condainer.fuse.unpack"
+_MODULE = "condainer.squashfs.unpack"
 
 
 def unpack(project: Project, note: Callable[[Path], None]) -> None:

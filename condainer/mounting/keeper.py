@@ -20,16 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from condainer import activation, image, locks, mounttable, process, runtime, trust
 from condainer.errors import CondainerError, MountError, named
-from condainer.mounting import asking, backends, live, mountpoint, namespace
+from condainer.mounting import asking, backends, live, namespace, target
+from condainer.project import image
+from condainer.running import activation
+from condainer.system import locks, mounttable, process, runtime, trust
 
 if TYPE_CHECKING:
     import subprocess
 
     from condainer.mounting.backends import Backend
-    from condainer.mounttable import Mount
-    from condainer.project import Project
+    from condainer.project.project import Project
+    from condainer.system.mounttable import Mount
 
 _ATTEMPTS = 3
 _READY = b"ready"
@@ -80,8 +82,8 @@ def end_orphans(project: Project) -> None:
     deadline = time.monotonic() + _PATIENCE
     while process.running(commands) and time.monotonic() < deadline:
         time.sleep(_MOUNT_POLL)
-    if mountpoint.mend(project):
-        mountpoint.prepare(project)
+    if target.mend(project):
+        target.prepare(project)
 
 
 def _daemons() -> list[Backend]:
@@ -172,8 +174,8 @@ def _shed(project: Project, sender: int) -> int:
     null = _high(os.open(os.devnull, os.O_RDWR))
     log = _high(runtime.open_file(project.mount_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     sender = _high(sender)
-    for target, source in enumerate((null, log, log, sender)):
-        os.dup2(source, target, inheritable=target != _SENDER)
+    for number, source in enumerate((null, log, log, sender)):
+        os.dup2(source, number, inheritable=number != _SENDER)
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         if int(name) > _SENDER:
             with contextlib.suppress(OSError):  # the one that listed them
@@ -220,7 +222,7 @@ class _Kept:
         birth: when that was started, as `_birth` tells it.
         mount: its line in the mount table; None where it is not for all to see.
         made: the namespace that it is in instead.
-        claim: on another user's directory, as `mountpoint.claim` gives it.
+        claim: on another user's directory, as `target.claim` gives it.
     """
 
     daemon: int
@@ -261,7 +263,7 @@ def _encoded(text: str) -> bytes:
 def _adopted(project: Project) -> _Kept:
     record = live.read(project.places)
     daemon = record.daemon if record is not None else 0
-    return _Kept(daemon, _birth(daemon), mountpoint.look(project).mount)
+    return _Kept(daemon, _birth(daemon), target.look(project).mount)
 
 
 def _mount(project: Project, backend: Backend) -> _Kept:
@@ -284,7 +286,7 @@ def _mount(project: Project, backend: Backend) -> _Kept:
         except BaseException:
             runtime.remove(project.record)
             raise
-        return _Kept(0, "", mountpoint.look(project).mount)
+        return _Kept(0, "", target.look(project).mount)
     command = backend.mount_command(project.image, project.prefix)
     if not backend.is_daemon:
         answer = process.call(command)
@@ -302,14 +304,14 @@ def _mount(project: Project, backend: Backend) -> _Kept:
         _note(project, project.prefix, backend.name, daemon.pid, identity)
     except BaseException:
         _end(daemon)
-        mountpoint.mend(project)
+        target.mend(project)
         raise
     daemon.returncode = 0  # it is waited for by its number: whoever takes over has no other
     return _Kept(daemon.pid, _birth(daemon.pid), mounttable.mount_at(project.prefix))
 
 
 def _mount_privately(project: Project, backend: Backend, identity: tuple[int, ...]) -> _Kept:
-    claim = mountpoint.claim(project)
+    claim = target.claim(project)
     try:
         made = namespace.make(f"fuse.{backend.name}", str(project.image), str(project.prefix))
         try:
@@ -319,7 +321,7 @@ def _mount_privately(project: Project, backend: Backend, identity: tuple[int, ..
             made.close()
             raise
     except BaseException:
-        mountpoint.disclaim(project, claim)
+        target.disclaim(project, claim)
         raise
     made.leave()
     return _Kept(daemon, _birth(daemon), None, made, claim)
@@ -439,7 +441,7 @@ def _note(
 
 def _wait_until_live(project: Project, daemon: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _MOST
-    while mountpoint.look(project).state is not mountpoint.State.LIVE:
+    while target.look(project).state is not target.State.LIVE:
         if daemon.poll() is not None:
             words = _tail(project.mount_log)
             raise MountError(words or f"it ended with exit status {daemon.returncode}")
@@ -486,7 +488,7 @@ def _serve(project: Project, kept: _Kept, keeper: int) -> None:
     _end_shadow(shadow)
     if kept.made is not None:
         kept.made.close()
-        mountpoint.disclaim(project, kept.claim)
+        target.disclaim(project, kept.claim)
         runtime.remove(project.record)
     locks.discard(project.keeper_lock, keeper)
     _clean_up(project)
@@ -504,9 +506,9 @@ def _outlast_others(project: Project) -> None:
     Not for ever: who only says so could keep this process. An empty directory is left then.
     """
     deadline = time.monotonic() + _OTHERS_PATIENCE
-    while mountpoint.is_needed_by_others(project) and time.monotonic() < deadline:
+    while target.is_needed_by_others(project) and time.monotonic() < deadline:
         time.sleep(_OTHERS_POLL)
-    mountpoint.remove(project)
+    target.remove(project)
 
 
 def _shadow(shadow: int, project: Project, kept: _Kept, keeper: int) -> int:
@@ -556,7 +558,7 @@ def _birth(pid: int) -> str:
 
 def _is_served(project: Project, kept: _Kept) -> bool:
     if kept.daemon == 0:
-        return kept.mount is not None and mountpoint.look(project).mount == kept.mount
+        return kept.mount is not None and target.look(project).mount == kept.mount
     with contextlib.suppress(ChildProcessError):  # it was started by the one before us
         os.waitpid(kept.daemon, os.WNOHANG)
     return bool(kept.birth) and _birth(kept.daemon) == kept.birth
@@ -582,17 +584,17 @@ def _unmount_if_idle(project: Project, kept: _Kept, shadow: int, *, even_if_pinn
     if kept.made is not None:
         _end_shadow(shadow)  # which holds the namespace as well
         kept.made.close()
-        mountpoint.disclaim(project, kept.claim)
+        target.disclaim(project, kept.claim)
     else:
-        mount = mountpoint.look(project).mount
-        if mount is None or mount != kept.mount or mountpoint.take_away(project, mount.kind):
+        mount = target.look(project).mount
+        if mount is None or mount != kept.mount or target.take_away(project, mount.kind):
             # Something else was mounted over it, or runs from it without holding the lock.
             os.close(descriptor)
             return False
     deadline = time.monotonic() + _PATIENCE  # a container that was started meanwhile may need it
     while kept.daemon and _is_served(project, kept) and time.monotonic() < deadline:
         time.sleep(_MOUNT_POLL)
-    mountpoint.tidy(project)
+    target.tidy(project)
     locks.discard(project.use_lock, descriptor)
     return True
 
@@ -615,10 +617,10 @@ def _is_left_to_us(project: Project) -> bool:
     log = runtime.status(project.mount_log)
     if log is not None and not os.path.samestat(log, os.fstat(_LOG)):
         return False  # of another keeper, maybe in a mount namespace that we cannot look into
-    if mountpoint.look(project).state is mountpoint.State.LIVE:
+    if target.look(project).state is target.State.LIVE:
         return False
     left = any(map(runtime.exists, (project.use_lock, project.pin, project.mount_log)))
-    return left or mountpoint.is_there(project)
+    return left or target.is_there(project)
 
 
 def _has_tidied(project: Project) -> bool:
@@ -627,9 +629,9 @@ def _has_tidied(project: Project) -> bool:
         try:
             if locks.is_held(project.keeper_lock, shared=True):
                 return True
-            mountpoint.mend(project)
-            if mountpoint.look(project).state is not mountpoint.State.LIVE:
-                mountpoint.clear(project)
+            target.mend(project)
+            if target.look(project).state is not target.State.LIVE:
+                target.clear(project)
             return True
         finally:
             turn.end()

@@ -2,7 +2,7 @@
 
 Every `exec` comes through here, hundreds at the same moment, so nothing is imported that takes
 long. What has to be done where there is no mount, or something is wrong with it, is the business
-of `lifetime`.
+of `use`.
 
 The keeper of a mount notes in a record what the mount serves. It lies in the runtime directory. It
 counts only while somebody holds the keeper's lock: the directory may have come with a project.
@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import time
 
-from condainer import locks, notes, runtime, trust
 from condainer.errors import CondainerError, MountError, TooLateError
 from condainer.mounting import asking, namespace
-from condainer.places import Places, private_instance
+from condainer.project.places import Places, private_instance
+from condainer.system import locks, notes, runtime, trust
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _is_stopped(places: Places) -> bool:
     """Whether a process that unpacks an image, or waits for that, is stopped."""
     from pathlib import Path
 
-    from condainer import process, users
+    from condainer.system import process, users
 
     holders = users.users_of(Path(places.prefix), Path(places.mount_lock))
     pids = [*(user.pid for user in holders), *process.running_on(places.unpacking)]
@@ -278,7 +278,7 @@ def too_late(places: Places) -> TooLateError:
     """What to say where a mount has not come in time."""
     from pathlib import Path
 
-    from condainer import users
+    from condainer.system import users
 
     holders = users.users_of(Path(places.prefix), Path(places.mount_lock))
     who = f"process {users.describe(holders)}" if holders else "another process"

@@ -19,10 +19,6 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from condainer import environment as environment_module
-from condainer import files, shell, tools, trust
-from condainer import image as image_module
-from condainer.config import CONFIG_NAME
 from condainer.errors import BuildError
 from condainer.pipeline import (
     bytecode,
@@ -38,33 +34,33 @@ from condainer.pipeline import (
     space,
     squash,
     staging,
-    startup,
     tree,
 )
-from condainer.pipeline.events import (
-    Built,
-    Emit,
-    Note,
-    Stage,
-)
+from condainer.pipeline.events import Built, Emit, Note, Stage
 from condainer.pipeline.installers import Installer, Package, Request, check_names
 from condainer.pipeline.overlap import Overlap
 from condainer.pipeline.site import Site
 from condainer.pipeline.streaming import Streaming
+from condainer.project import environment as environment_module
+from condainer.project import image as image_module
+from condainer.project.config import CONFIG_NAME
+from condainer.running import shell
+from condainer.startup import listing
+from condainer.system import files, tools, trust
 from condainer.units import human
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from condainer.environment import Environment
     from condainer.pipeline.epoch import Epoch
     from condainer.pipeline.installers import Solution, Workplace
     from condainer.pipeline.lockfile import Lock, PipPackage
     from condainer.pipeline.parts import Part
     from condainer.pipeline.schedule import Budget
     from condainer.pipeline.staging import Hold
-    from condainer.project import Project
-    from condainer.tools import Mksquashfs
+    from condainer.project.environment import Environment
+    from condainer.project.project import Project
+    from condainer.system.tools import Mksquashfs
 
 _LEAST_COMPRESSION = 10
 """No environment shrinks more than that: with less room than a tenth there is no use in trying."""
@@ -235,7 +231,7 @@ class Build:
             ):
                 await anyio.to_thread.run_sync(squash.verify, part.content, counted)
                 if plan.startup:
-                    await startup.mark(part, plan.startup, workplace)
+                    await listing.mark(part, plan.startup, workplace)
             size = part.size
             async with self._site.stage(Stage.PUBLISH):
                 if source and image_module.fingerprint(plan.image) != source:  # on another node
@@ -350,7 +346,7 @@ class Build:
                 **({"installer": installer.description} if installer else {}),
             },
             epoch=self._site.epoch,
-            startup=startup.read(project.startup_file),
+            startup=listing.read(project.startup_file),
             created=lock.created if lock else self._site.epoch.stamp or int(time.time()),
         )
 
@@ -563,7 +559,7 @@ class Build:
             place = self._place_of_image(part, counted.bytes, counted.bytes // space.IMAGE_RATIO)
             with self._site.watching(place):
                 async with self._site.workplace(Stage.SQUASH) as workplace:
-                    order = startup.write_order(plan.startup, source, workplace.temporary)
+                    order = listing.write_order(plan.startup, source, workplace.temporary)
                     await squash.write(
                         *(plan.mksquashfs, source, part, plan.compression, workplace), order=order
                     )

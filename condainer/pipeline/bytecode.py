@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import files, process
 from condainer.errors import BuildError
 from condainer.pipeline import tree
+from condainer.system import files, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

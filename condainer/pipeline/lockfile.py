@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from condainer import files
 from condainer.errors import BuildError
 from condainer.pipeline.installers import Package, channels
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import files
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
 from condainer.pipeline.requirements import rewritten
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence

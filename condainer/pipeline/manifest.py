@@ -15,19 +15,20 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import condainer
-from condainer import files, image
-from condainer.activation import SNAPSHOT, Snapshot
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
 from condainer.pipeline.installers import Package, merged, notes, read_records
+from condainer.project import image
+from condainer.running.activation import SNAPSHOT, Snapshot
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from condainer.environment import Environment
     from condainer.pipeline.epoch import Epoch
-    from condainer.project import Project
+    from condainer.project.environment import Environment
+    from condainer.project.project import Project
 
 FORMAT = 1
 _NO_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO}

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import image
 from condainer.errors import BuildError
-from condainer.trust import user_name
+from condainer.project import image
+from condainer.system.trust import user_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import files
 from condainer.errors import BuildError
 from condainer.pipeline import credentials, installers, logins, tree
 from condainer.pipeline.lockfile import PipPackage
 from condainer.pipeline.requirements import absolute
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

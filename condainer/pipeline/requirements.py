@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import files
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

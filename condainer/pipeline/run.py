@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from condainer import process
 from condainer.errors import CondainerError, InterruptedBySignalError, named
 from condainer.pipeline import schedule
 from condainer.pipeline.build import Build, Options
 from condainer.pipeline.events import Failed
+from condainer.system import process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from condainer.pipeline.events import Emit
-    from condainer.project import Project
+    from condainer.project.project import Project
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from condainer import files, tools
 from condainer.errors import BuildError
 from condainer.pipeline import installers
+from condainer.system import files, tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from condainer import process
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials, epoch, parts, space
 from condainer.pipeline.epoch import Epoch
@@ -25,15 +24,16 @@ from condainer.pipeline.events import (
     Unit,
 )
 from condainer.pipeline.installers import Workplace
+from condainer.running.variables import FOREIGN
+from condainer.system import process
 from condainer.units import printable
-from condainer.variables import FOREIGN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from condainer.pipeline.schedule import Budget
     from condainer.pipeline.staging import Hold
-    from condainer.project import Project
+    from condainer.project.project import Project
 
 _OF_ACTIVATION = re.compile(
     r"CONDA_(?:PREFIX(?:_\d+)?|DEFAULT_ENV|SHLVL|PROMPT_MODIFIER|STACKED_\d+)"

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from condainer import files
-from condainer.activation import SCRIPTS, Snapshot
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import dependence
-from condainer.shell import PackageScripts
-from condainer.sourcing import LIMIT, Sourced, Sourcing, ended, too_slow
-from condainer.variables import LEVEL, MARK, WHERE_GIVEN, apply
+from condainer.running.activation import SCRIPTS, Snapshot
+from condainer.running.shell import PackageScripts
+from condainer.running.sourcing import LIMIT, Sourced, Sourcing, ended, too_slow
+from condainer.running.variables import LEVEL, MARK, WHERE_GIVEN, apply
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

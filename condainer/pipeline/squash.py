@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from condainer import image, tools
 from condainer.errors import BuildError, ImageError, ToolError
+from condainer.project import image
+from condainer.system import tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
     from anyio import Event
 
-    from condainer.config import Config
     from condainer.pipeline.installers import Workplace
     from condainer.pipeline.parts import Part
     from condainer.pipeline.tree import Tree
-    from condainer.tools import Mksquashfs
+    from condainer.project.config import Config
+    from condainer.system.tools import Mksquashfs
 
 PREFERENCE = ("zstd", "gzip")
 """Which algorithm is taken where the project names none, by what mksquashfs has."""

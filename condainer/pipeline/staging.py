@@ -21,16 +21,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condainer import files, locks, mounttable, runtime, trust, users
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import tree
-from condainer.project import METADATA
-from condainer.removal import remove_tree
+from condainer.project.project import METADATA
+from condainer.system import files, locks, mounttable, runtime, trust, users
+from condainer.system.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from condainer.project import Project
+    from condainer.project.project import Project
 
 _MOMENT = 0.2
 """Seconds for which somebody who only looks may hold a lock."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from condainer import process
 from condainer.errors import BuildError
 from condainer.pipeline.archive import ChangedError
+from condainer.system import process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-from condainer import files, process, tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import credentials
 from condainer.pipeline.installers import channels
+from condainer.system import files, process, tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from anyio import Event
 
-    from condainer.config import Config
-    from condainer.process import Finished
+    from condainer.project.config import Config
+    from condainer.system.process import Finished
 
 RATTLER = "rattler"
 _FIRST = "the first installer there is"

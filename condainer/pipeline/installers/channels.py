@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer.environment import channel_url
 from condainer.errors import BuildError
+from condainer.project.environment import channel_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -24,9 +24,9 @@ import anyio
 import anyio.to_thread
 import zstandard
 
-from condainer import files, process, removal
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline.installers import ready, unpacked
+from condainer.system import files, process, removal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer import files, yamlfile
-from condainer.config import CHANNEL_PRIORITIES
 from condainer.errors import ConfigError
+from condainer.project import yamlfile
+from condainer.project.config import CHANNEL_PRIORITIES
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from rattler import PathsJson
 
-from condainer import files
 from condainer.errors import BuildError
+from condainer.system import files
 from condainer.units import human
 
 if TYPE_CHECKING:

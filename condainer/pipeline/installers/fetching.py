@@ -23,7 +23,6 @@ import anyio
 import anyio.to_thread
 from rattler.package_streaming import download_and_extract, download_to_path
 
-from condainer import process, removal
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials, tree
 from condainer.pipeline.installers import (
@@ -36,6 +35,7 @@ from condainer.pipeline.installers import (
     tokens,
     unpacked,
 )
+from condainer.system import process, removal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

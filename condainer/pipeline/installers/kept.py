@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from rattler import PackageRecord, RepoDataRecord, Subdir
 
-from condainer import files
 from condainer.errors import BuildError
 from condainer.pipeline.installers import ready, unpacked
+from condainer.system import files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from condainer import tools
+from condainer.system import tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from condainer import files, process, tools
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline.installers import (
     Package,
@@ -37,6 +36,7 @@ from condainer.pipeline.installers import (
     secrets,
     sharing,
 )
+from condainer.system import files, process, tools
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping

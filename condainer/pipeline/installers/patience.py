@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from condainer import process
 from condainer.errors import BuildError
+from condainer.system import process
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

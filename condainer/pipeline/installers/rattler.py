@@ -18,7 +18,6 @@ import anyio.to_thread
 import rattler
 from rattler.install import InstallerReporter
 
-from condainer import removal
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials, tree
 from condainer.pipeline.installers import (
@@ -36,6 +35,7 @@ from condainer.pipeline.installers import (
     solver,
     unpacked,
 )
+from condainer.system import removal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

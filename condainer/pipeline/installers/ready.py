@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from condainer import files
 from condainer.pipeline import tree
 from condainer.pipeline.installers import Final, unpacked
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

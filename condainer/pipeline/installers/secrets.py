@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
-from condainer import files
 from condainer.errors import BuildError
 from condainer.pipeline import credentials, lockfile
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from condainer import files
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping

@@ -13,9 +13,9 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from condainer import files
 from condainer.pipeline import credentials
 from condainer.pipeline.installers import merged, package_from_json
+from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

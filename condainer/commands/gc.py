@@ -1,0 +1,264 @@
+"""`gc`: takes away what killed processes of a user have left on this node.
+
+Dead mounts, mounts that nobody keeps, copies of images that nobody uses, staging directories of
+killed builds, lock files and empty mountpoints. What is in use, being mounted or being built
+stays, and so does what is not empty.
+
+Root does so for other users, in a process that becomes the user: whatever that user has planted
+there, it can lead to nothing that the user could not have done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from condainer.errors import CondainerError, MountError
+from condainer.mounting import extract, keeper, target, use
+from condainer.pipeline import staging
+from condainer.project.config import Config
+from condainer.project.places import DEFAULT_BASE
+from condainer.project.project import Project
+from condainer.system import impersonation, locks, mounttable, runtime, trust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_FILE = re.compile(
+    rf"({_UUID})(\.[0-9a-f]+-[0-9a-f]+-[0-9a-f]+)?"
+    r"\.(?:build|mounting|use|keeper|pin|log|reads|unpacking|(?:mount|results)(?:\.[0-9a-f]{16})?)"
+)
+_MOUNTPOINT = re.compile(rf"condainer-({_UUID})")
+_NOBODY = 65534
+_RUNTIME = re.compile(r"\.condainer-([0-9]+)")
+
+
+@dataclass(frozen=True)
+class Teller:
+    """To whom to tell what.
+
+    Attributes:
+        action: takes a line about each thing that is done, or would be.
+        note: takes a line about what is passed over.
+    """
+
+    action: Callable[[str], None]
+    note: Callable[[str], None]
+
+
+def collect(base: Path | None, teller: Teller, *, dry_run: bool) -> None:
+    """Look for what this user's processes have left, and take it away.
+
+    Args:
+        base: a mount base directory to look in, besides the usual one and those that something is
+            mounted in.
+        teller: hears of it.
+        dry_run: change nothing.
+    """
+    for each in _bases(base):
+        try:
+            projects = _projects(each, teller)
+        except (CondainerError, OSError) as error:
+            teller.action(f"{each} is left as it is: {_words(error)}")
+            continue
+        for project in projects:
+            try:
+                _collect_one(project, teller, dry_run=dry_run)
+            except (CondainerError, OSError) as error:
+                teller.action(f"{project.prefix} is left as it is: {_words(error)}")
+        if not dry_run:
+            runtime.tidy(each / f".condainer-{os.getuid()}")
+
+
+def _collect_one(project: Project, teller: Teller, *, dry_run: bool) -> None:
+    trust.check_base(project)
+    for text, act in _actions(project):
+        teller.action(text)
+        if not dry_run:
+            act()
+
+
+def _words(error: CondainerError | OSError) -> str:
+    if isinstance(error, CondainerError):
+        return error.message
+    return f"{error.filename or 'something'}: {error.strerror}"
+
+
+def owners(base: Path | None) -> list[int]:
+    """The users of whom there is any trace on this node.
+
+    Directories are looked into by a process of nobody's: what is mounted there may never answer.
+
+    Args:
+        base: a mount base directory to look in, as for `collect`.
+    """
+    found = set()
+    for mount in mounttable.mounts_at_or_below(Path("/")):
+        if mount.owner is not None and _MOUNTPOINT.fullmatch(mount.mountpoint.name):
+            found.add(mount.owner)
+
+    def look(say: Callable[[str], None]) -> None:
+        for each in {Path(DEFAULT_BASE), *([base] if base else [])}:
+            with contextlib.suppress(OSError):
+                for uid in _owners_in(each):
+                    say(str(uid))
+
+    return sorted(found | set(map(int, impersonation.run_as(_NOBODY, look))))
+
+
+def _owners_in(base: Path) -> set[int]:
+    found = set()
+    mounted = {str(mount.mountpoint) for mount in mounttable.mounts_at_or_below(base)}
+    top = base.resolve()
+    for path in base.iterdir():
+        is_ours = _MOUNTPOINT.fullmatch(path.name) or _RUNTIME.fullmatch(path.name)
+        if is_ours and str(top / path.name) not in mounted:
+            with contextlib.suppress(OSError):
+                found.add(path.lstat().st_uid)
+    return found
+
+
+def collect_of(uid: int, base: Path | None, teller: Teller, *, dry_run: bool) -> None:
+    """Do what `collect` does for another user; for root only.
+
+    Args:
+        uid: the user's.
+        base: as for `collect`.
+        teller: hears of it.
+        dry_run: change nothing.
+
+    Raises:
+        CondainerError: if it does not come to its end.
+    """
+    if uid == os.getuid():
+        collect(base, teller, dry_run=dry_run)
+        return
+    who = trust.user_name(uid)
+
+    def work(say: Callable[[str], None]) -> None:
+        told = Teller(lambda text: say(f"+{text}"), lambda text: say(f"-{text}"))
+        collect(base, told, dry_run=dry_run)
+
+    for line in impersonation.run_as(uid, work):
+        tell = teller.action if line[:1] == "+" else teller.note
+        tell(f"{who}: {line[1:]}")
+
+
+def _bases(base: Path | None) -> list[Path]:
+    found = {Path(DEFAULT_BASE), *([base] if base else [])}
+    for mount in mounttable.mounts_at_or_below(Path("/")):
+        if mount.owner == os.getuid() and _MOUNTPOINT.fullmatch(mount.mountpoint.name):
+            found.add(mount.mountpoint.parent)
+    return sorted(path for path in found if path.is_dir())
+
+
+def _projects(base: Path, teller: Teller) -> list[Project]:
+    """The mounts of which there is any trace of this user in a base directory."""
+    found = set()
+    for name in runtime.names(base / f".condainer-{os.getuid()}"):
+        match = _FILE.fullmatch(name)
+        if match is not None:
+            found.add((match[1], match[2] or ""))
+    top = base.resolve()
+    mounts = {str(mount.mountpoint): mount for mount in mounttable.mounts_at_or_below(base)}
+    for path in base.iterdir():
+        match = _MOUNTPOINT.fullmatch(path.name)
+        if match is None:
+            continue
+        mount = mounts.get(str(top / path.name))
+        try:  # what is mounted is not asked: it may never answer
+            owner = path.lstat().st_uid if mount is None else mount.owner or 0
+        except OSError as error:
+            teller.note(f"{path} is passed over: {error.strerror}")
+            continue
+        if owner != os.getuid():
+            teller.note(f"{path} is passed over: it is of {trust.user_name(owner)}")
+        else:
+            found.add((match[1], ""))
+    return [
+        Project(base, Config(uuid=uuid, mount_base_directory=base), instance=instance)
+        for uuid, instance in sorted(found, key=lambda pair: (pair[0], not pair[1]))
+    ]
+
+
+def _actions(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What there is to do, in words, and how."""
+    if locks.is_held(project.build_lock):
+        return
+    if runtime.exists(project.build_lock):
+        yield f"remove what a killed build left at {project.prefix}", lambda: _unbuild(project)
+    try:
+        turn = locks.Turn(project.mount_lock)
+    except locks.BusyError:
+        return
+    try:
+        if project.instance:
+            yield from _of_a_private_mount(project)
+        else:
+            yield from _of_a_mount(project)
+    finally:
+        turn.end()
+
+
+def _unbuild(project: Project) -> None:
+    with staging.claim(project):
+        pass
+
+
+def _of_a_private_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
+    if not _is_in_use(project):
+        yield f"remove the lock files of a mount at {project.prefix}", lambda: _clear(project)
+
+
+def _of_a_mount(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
+    if runtime.exists(project.places.unpacking) and not _is_in_use(project):
+        text = f"remove what a killed unpacking left for {project.prefix}"
+        yield text, lambda: extract.remove_part(project)
+    situation = target.look(project)
+    if situation.state is target.State.DEAD:
+        yield f"unmount {project.prefix}, whose daemon has died", lambda: _mend(project)
+    elif situation.state is target.State.LIVE:
+        if locks.is_held(project.keeper_lock):
+            return
+        if locks.is_held(project.use_lock):
+            yield f"keep {project.prefix} until its last use ends", lambda: keeper.adopt(project)
+        else:
+            yield f"unmount {project.prefix}, which nobody uses", lambda: _unmount(project)
+        return
+    left = target.traces(project)
+    if left and not _is_in_use(project):
+        yield f"remove the lock files of {project.prefix}", lambda: _clear(project)
+    elif not left and _is_empty(project.prefix) and not target.is_needed_by_others(project):
+        text = f"remove the empty directory {project.prefix}"
+        yield text, lambda: target.remove(project)
+
+
+def _is_in_use(project: Project) -> bool:
+    return locks.is_held(project.use_lock) or locks.is_held(project.keeper_lock)
+
+
+def _unmount(project: Project) -> None:
+    if not use.unmount(project):
+        raise MountError("it has gone by itself")
+
+
+def _mend(project: Project) -> None:
+    target.mend(project)
+    _clear(project)
+
+
+def _clear(project: Project) -> None:
+    with contextlib.suppress(locks.BusyError):
+        target.clear(project)
+
+
+def _is_empty(directory: Path) -> bool:
+    try:
+        return not any(directory.iterdir())
+    except OSError:
+        return False

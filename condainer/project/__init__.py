@@ -1,0 +1,1 @@
+"""A project on disk: its directory, condainer.yml, environment.yml and image."""

@@ -1,0 +1,1 @@
+"""Running programs from an environment: activation, variables, and `exec`."""

@@ -1,0 +1,95 @@
+"""The files that a program reads when it starts, next to each other in the image.
+
+`condainer profile` has listed them. Where they lie in an image is noted behind it, where no file
+system looks, so that whoever wants can read that part ahead: `image` says how.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from condainer.errors import BuildError
+from condainer.project import image
+from condainer.system import files, process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.parts import Part
+
+_HIGHEST = 32767
+"""Priority that mksquashfs gives a file at the most."""
+_MOST = 2 * _HIGHEST
+"""Files: mksquashfs knows so many priorities."""
+_LONGEST_LIST = 3_900_000
+"""Bytes of a list."""
+
+
+def read(path: Path) -> tuple[str, ...]:
+    """The list that is kept in a project; empty where there is none.
+
+    Raises:
+        CondainerError: where it cannot be read.
+    """
+    if files.is_missing(path):
+        return ()
+    lines = (line.strip() for line in files.read_text(path).splitlines())
+    names = (line for line in lines if line and not line.startswith(("#", "/")))
+    return tuple(dict.fromkeys(name for name in names if ".." not in name.split("/")))
+
+
+def joined(before: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A list and what another command has read, behind it; as much as `read` and a build take."""
+    kept: list[str] = []
+    left = _LONGEST_LIST
+    for name in dict.fromkeys((*before, *names)):
+        left -= len(os.fsencode(name)) + 1
+        if left < 0 or len(kept) == _MOST:
+            break
+        kept.append(name)
+    return kept
+
+
+def write_order(names: Sequence[str], prefix: Path, directory: Path | None) -> Path | None:
+    """Write down for mksquashfs which files come first.
+
+    Args:
+        names: their paths below the prefix, in their order.
+        prefix: the environment.
+        directory: where to write it.
+
+    Returns:
+        the file; None where nothing comes first.
+    """
+    if not names or directory is None:
+        return None
+    path = directory / "order"
+    with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        for place, name in enumerate(names[:_MOST]):
+            if not any(letter.isspace() for letter in name) and os.path.lexists(prefix / name):
+                file.write(f"{prefix / name} {_HIGHEST - place}\n")
+    return path
+
+
+async def mark(part: Part, names: Sequence[str], workplace: Workplace) -> None:
+    """Note behind an image which part of it has some files.
+
+    Raises:
+        BuildError: where the image cannot be read.
+    """
+    place = replace(workplace, pass_fds=[*workplace.pass_fds, part.descriptor])
+    answer = await place.run(
+        process.own_program("condainer.startup.locate", str(part.content)),
+        stdin=b"\0".join(os.fsencode(name) for name in names),
+        capture=True,
+    )
+    if answer.returncode != 0:
+        last = answer.tail[-1] if answer.tail else answer.verdict
+        raise BuildError(f"cannot see where files lie in {part.path}: {last}")
+    start, end = map(int, answer.stdout.split())
+    if start < end:
+        image.write_startup(part.content, start, end)

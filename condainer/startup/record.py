@@ -1,0 +1,96 @@
+"""Notes which files of an image are read, in the order of their first reads.
+
+For laying an image out anew: `python -m condainer.fuse` does so where the variable
+CONDAINER_FUSE_RECORD names a file, to which it adds the place of each file's inode, in eight bytes,
+before that file is read for the first time. What that means:
+
+    python -m condainer.startup.record RECORD IMAGE
+
+prints the paths of these files, a null byte behind each.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+from condainer.squashfs import reading
+from condainer.squashfs.vfs import FileSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from condainer.squashfs.image import Image, Inode
+
+_PLACE = struct.Struct("<Q")
+
+
+class Recorder(FileSystem):
+    """A file system that notes what is read.
+
+    Args:
+        image: what it shows.
+        threads: as of any.
+        path: of the file that it is noted in; made.
+
+    Raises:
+        OSError: where that cannot be written.
+    """
+
+    def __init__(self, image: Image, *, threads: int, path: str) -> None:
+        super().__init__(image, threads=threads)
+        self._seen: set[int] = set()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(path, flags, 0o600)
+
+    def _read(self, inode: Inode, offset: int, size: int, *, wait: bool) -> list[memoryview] | None:
+        if inode.ref not in self._seen:
+            self._seen.add(inode.ref)
+            os.write(self._file, _PLACE.pack(inode.ref))
+        return super()._read(inode, offset, size, wait=wait)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Returns:
+        the exit status.
+    """
+    record, image = arguments
+
+    def show(files: FileSystem) -> None:
+        with open(record, "rb") as file:  # noqa: PTH123  (pathlib is slow to import)
+            noted = file.read()
+        sys.stdout.buffer.writelines(name + b"\0" for name in read(noted, files))
+
+    return reading.with_image(image, show)
+
+
+def read(record: bytes, files: FileSystem) -> Iterator[bytes]:
+    """The paths of what was read, in that order.
+
+    Args:
+        record: what was noted.
+        files: what the image holds.
+
+    Raises:
+        FormatError: where it is damaged.
+    """
+    whole = record[: len(record) // _PLACE.size * _PLACE.size]
+    seen = dict.fromkeys(ref for (ref,) in _PLACE.iter_unpack(whole))
+    names = _names(files, seen)
+    return (names[ref] for ref in seen if ref in names)
+
+
+def _names(files: FileSystem, wanted: dict[int, None]) -> dict[int, bytes]:
+    """Where what is wanted is in the image; a file with several names has the last one here."""
+    return {entry.ref: name for name, entry in files.walk() if entry.ref in wanted}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What condainer asks of the operating system: processes, files, locks, users."""
