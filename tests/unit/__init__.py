@@ -1,0 +1,1 @@
+"""Tests of what runs in this process: no channel, no image, no mount."""
