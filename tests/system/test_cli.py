@@ -247,7 +247,7 @@ def test_ctrl_c_is_said_in_one_line(workshop: Workshop) -> None:
     import fcntl
 
     workshop.image.write_bytes(
-        Path(__file__).parent.parent.joinpath("condainer/mounting/probe.squashfs").read_bytes()
+        REPOSITORY.joinpath("condainer/mounting/probe.squashfs").read_bytes()
     )
     runtime = workshop.runtime
     runtime.mkdir(mode=0o700)

@@ -16,7 +16,7 @@ from condainer.project.project import open_project
 from condainer.system import removal
 from tests import building, support
 from tests.support import CONDAINER, wait_for
-from tests.test_keeping import keepers_of, kill_keepers
+from tests.system.test_keeping import keepers_of, kill_keepers
 
 if TYPE_CHECKING:
     from tests.support import Workshop

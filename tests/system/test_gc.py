@@ -12,8 +12,8 @@ import pytest
 
 from tests import support
 from tests.support import daemons_of, wait_for
-from tests.test_extract import stop_unpacking, unpackers_of
-from tests.test_keeping import kill_keepers, use
+from tests.system.test_extract import stop_unpacking, unpackers_of
+from tests.system.test_keeping import kill_keepers, use
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from condainer.pipeline import scripts
 from condainer.pipeline.installers import Workplace, package_from_json
 from tests import building
 from tests.localchannel.package import Package, put
-from tests.test_pip import make_source
+from tests.system.test_pip import make_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -254,7 +254,7 @@ def other_cache(tmp_path: Path) -> dict[str, str]:
 def start(kind: str, environment: dict[str, str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.localchannel", kind]
     pipe = subprocess.PIPE
-    checkout = Path(__file__).parents[1]
+    checkout = Path(__file__).parents[2]
     return subprocess.Popen(
         command, cwd=checkout, env=environment, stdout=pipe, stderr=pipe, text=True
     )

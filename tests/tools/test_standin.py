@@ -25,7 +25,7 @@ from tests.localchannel import PLACEHOLDER, ensure
 from tests.localchannel.package import Package, put, subdir, write
 from tests.standin import write_program
 
-TRANSCRIPTS = Path(__file__).parent / "standin/transcripts"
+TRANSCRIPTS = Path(__file__).parents[1] / "standin/transcripts"
 HOME = "/home/user"
 """Where the transcripts were made."""
 
