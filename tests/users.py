@@ -167,3 +167,11 @@ def namespace(
         finally:
             holder.communicate()
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def make(path: Path, mode: int, owner: int = 0, group: int = 0) -> Path:
+    """Make a directory with a mode that some user owns."""
+    path.mkdir()
+    path.chmod(mode)
+    os.chown(path, owner, group)
+    return path

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +14,12 @@ from condainer.mounting import extract
 from condainer.project.project import open_project
 from condainer.system import removal
 from tests import building, support
+from tests.keepers import keepers_of, kill_keepers, stop_unpacking, unpackers_of
 from tests.support import CONDAINER, wait_for
-from tests.system.test_keeping import keepers_of, kill_keepers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support import Workshop
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can hide /dev/fuse")
@@ -143,19 +144,6 @@ def test_a_killed_unpacking_leaves_nothing_for_long(ready: Workshop) -> None:
     assert not list(ready.base.glob(".condainer-*/*.unpacking"))
     ready.run("umount")
     ready.wait_until_clean()
-
-
-def unpackers_of(workshop: Workshop) -> list[int]:
-    return support.running("unsquashfs", f"{workshop.runtime}/{workshop.uuid}.unpacking")
-
-
-def stop_unpacking(workshop: Workshop) -> tuple[int, int]:
-    """Wait for what unpacks, and have it stand still; gives its process id and its keeper's."""
-    wait_for(lambda: unpackers_of(workshop))
-    (unpacker,) = unpackers_of(workshop)
-    os.kill(unpacker, signal.SIGSTOP)
-    stat = Path(f"/proc/{unpacker}/stat").read_text()
-    return unpacker, int(stat.rpartition(") ")[2].split()[1])
 
 
 def test_what_a_killed_keeper_had_started_does_not_go_on(ready: Workshop) -> None:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import support
+from tests.keepers import kill_keepers, stop_unpacking, unpackers_of, use
 from tests.support import daemons_of, wait_for
-from tests.system.test_extract import stop_unpacking, unpackers_of
-from tests.system.test_keeping import kill_keepers, use
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,74 +9,17 @@ import resource
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.keepers import keepers_of, kill_keepers, pair_of, use
 from tests.support import CONDAINER, daemons_of, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support import Workshop
-
-
-def keepers_of(workshop: Workshop) -> list[int]:
-    """The keeper of a workshop's mount, and its shadow; `ps` shows what they keep."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().rstrip(b"\0").decode()
-            except OSError:
-                continue
-            if line.startswith("condainer-keep") and str(workshop.directory)[:20] in line:
-                found.append(int(entry.name))
-    return sorted(found)
-
-
-def holds_the_lock(workshop: Workshop, pid: int) -> bool:
-    path = str(workshop.runtime / f"{workshop.uuid}.keeper")
-    try:
-        for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
-            target = os.readlink(f"/proc/{pid}/fd/{entry.name}")  # noqa: PTH115
-            if target == path and "FLOCK" in entry.read_text():
-                return True
-    except OSError:
-        return False  # it ends just now
-    return False
-
-
-def pair_of(workshop: Workshop, without: int = 0) -> tuple[int, int]:
-    """The keeper and its shadow, once there are both, and one has gone."""
-    found: list[int] = []
-
-    def is_there() -> bool:
-        found[:] = sorted(keepers_of(workshop), key=lambda pid: not holds_the_lock(workshop, pid))
-        # For an instant the shadow has the keeper's own descriptor.
-        holders = [pid for pid in found if holds_the_lock(workshop, pid)]
-        return len(found) == 2 and without not in found and holders == found[:1]
-
-    wait_for(is_there, "there are not two of them")
-    return found[0], found[1]
-
-
-def kill_keepers(workshop: Workshop) -> None:
-    """Both at once, so that neither takes over from the other."""
-    for pid in sorted(pair_of(workshop), reverse=True):
-        os.kill(pid, signal.SIGSTOP)
-    for pid in keepers_of(workshop):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not keepers_of(workshop))
-
-
-def use(workshop: Workshop) -> subprocess.Popen[str]:
-    """Start a command that runs from the mount until its standard input ends."""
-    user = workshop.start("exec", "--", "sh", "-c", "echo runs; cat", stdin=subprocess.PIPE)
-    assert user.stdout is not None
-    assert user.stdout.readline() == "runs\n"
-    return user
+from tests.support import Workshop
 
 
 def rebuild(workshop: Workshop, word: str) -> None:

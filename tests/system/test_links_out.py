@@ -14,7 +14,7 @@ import pytest
 from condainer.system import files
 from tests import building
 from tests.localchannel.package import SITE_PACKAGES, put
-from tests.system.test_pip import make_wheel
+from tests.wheels import make_wheel
 
 if TYPE_CHECKING:
     from pathlib import Path

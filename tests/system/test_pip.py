@@ -7,73 +7,20 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.errors import BuildError
-from condainer.pipeline import editable, logins, pip
+from condainer.pipeline import logins
 from condainer.project import image
 from tests import building, support
+from tests.wheels import make_index, make_source, make_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support import Workshop
-
-
-def make_wheel(directory: Path, name: str, version: str, *requirements: str) -> Path:
-    """A wheel with one module, which knows its version."""
-    directory.mkdir(parents=True, exist_ok=True)
-    info = f"{name}-{version}.dist-info"
-    needed = "".join(f"Requires-Dist: {requirement}\n" for requirement in requirements)
-    extra = "Provides-Extra: more\n" if any("extra ==" in text for text in requirements) else ""
-    files = {
-        f"{name}.py": f"VERSION = {version!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        f"{extra}{needed}",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
-    }
-    record = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
-    wheel = directory / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for path, text in {**files, f"{info}/RECORD": record}.items():
-            archive.writestr(path, text)
-    return wheel
-
-
-def make_index(directory: Path) -> Path:
-    """A package index as a directory, which pip reads from a file:// URL."""
-    for wheel in directory.glob("*.whl"):
-        name = wheel.name.partition("-")[0].replace("_", "-")
-        (directory / "simple" / name).mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        page = directory / "simple" / name / "index.html"
-        before = page.read_text() if page.exists() else ""
-        link = f'<a href="{wheel.as_uri()}#sha256={digest}">{wheel.name}</a>\n'
-        if link not in before:
-            page.write_text(before + link)
-    return directory / "simple"
-
-
-def make_source(directory: Path, name: str) -> Path:
-    """A source tree whose build needs nothing but itself."""
-    (directory / "build").mkdir(parents=True)
-    (directory / "pyproject.toml").write_text(
-        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["build"]\n'
-    )
-    code = Path(__file__).read_text()
-    helper = code[code.index("def make_wheel") : code.index("def make_index")]
-    (directory / "build/backend.py").write_text(
-        "from __future__ import annotations\nimport zipfile\nfrom pathlib import Path\n"
-        f"{helper}\n"
-        "def build_wheel(directory, settings=None, metadata=None):\n"
-        f"    return make_wheel(Path(directory), {name!r}, '1.0').name\n"
-    )
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -363,31 +310,6 @@ def test_failing_pip_shows_its_last_lines_and_the_log(
     assert building.parts(indexed) == []
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("-r other.txt", "-r /base/other.txt"),
-        ("-rother.txt", "-r /base/other.txt"),
-        ("--requirement=other.txt", "--requirement /base/other.txt"),
-        ("-c 'with space.txt'", "-c '/base/with space.txt'"),
-        ("-r ../other.txt  # a comment", "-r /base/../other.txt"),
-        ("-r /absolute/other.txt", "-r /absolute/other.txt"),
-        ("-r https://example.org/other.txt", "-r https://example.org/other.txt"),
-        ("-f ./wheels", "-f /base/wheels"),
-        ("--find-links https://example.org/", "--find-links https://example.org/"),
-        ("--index-url https://example.org/simple", "--index-url https://example.org/simple"),
-        ("--no-binary :all:", "--no-binary :all:"),
-        ("requests[socks]>=2", "requests[socks]>=2"),
-        ("-e ./package", "-e ./package"),
-    ],
-)
-def test_paths_of_other_files_count_from_environment_yml(
-    tmp_path: Path, line: str, expected: str
-) -> None:
-    written = pip.write_requirements([line], Path("/base"), tmp_path)
-    assert written.read_text() == f"{expected}\n"
-
-
 def test_editable_packages_become_copies(
     indexed: Workshop, basic_channel: Path, tmp_path: Path
 ) -> None:
@@ -436,34 +358,6 @@ def test_editable_packages_that_a_file_elsewhere_lists_are_refused(
     assert "the package cnd_git-1.0 is installed as editable" in refused
     assert "list it without -e" in refused
     assert not (indexed.directory / "src").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("own.pth", "# a comment\n\n{outside}\n"),
-        ("own.pth", "\ufeff../../../../outside\n"),
-        ("own.pth", "import sys; sys.path.insert(0, '{outside}')\n"),
-        ("own.pth", "in\n../site-packages/link\n"),
-        ("x.egg-link", "{outside}\n.\n"),
-        ("__editable___x_1_0_finder.py", "MAPPING = {{'x': '{outside}'}}\n"),
-        ("x-1.0.dist-info/direct_url.json", '{{"dir_info": {{"editable": true}}}}'),
-    ],
-)
-def test_what_leads_out_of_the_environment_is_refused(tmp_path: Path, name: str, text: str) -> None:
-    site = tmp_path / "prefix/lib/python3.12/site-packages"
-    (site / "in").mkdir(parents=True)
-    (site / "x-1.0.dist-info").mkdir()
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (site / "link").symlink_to(outside)
-    (site / name).write_text(text.format(outside=outside), encoding="utf-8")
-    with pytest.raises(BuildError, match="the image would need") as refused:
-        editable.check(tmp_path / "prefix")
-    assert "without -e" in refused.value.hint
-    (site / name).write_text("in\n./in\n../site-packages\n/nothing/there\nimport os; '/nothing'\n")
-    if name == "own.pth":
-        editable.check(tmp_path / "prefix")
 
 
 def make_repository(source: Path, bare: Path) -> Path:
@@ -522,31 +416,6 @@ def test_passwords_in_requirements_are_in_no_command_line(
     assert "s3cret" not in said.stdout + said.stderr + lock + workshop.build_log.read_text()
     unpacked = building.unpack(workshop.image, tmp_path / "image")
     assert building.holders(b"s3cret", unpacked) == []
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        "thing @ svn+https://me:s3cret@example.org/thing",
-        "hg+https://me:s3cret@example.org/thing#egg=thing",
-        "--index-url https://a:s3cret@example.org/a\n--extra-index-url https://b:s3cret@example.org/b",
-        "-i https://me:s3cret%20with%20blanks@example.org/simple",
-    ],
-)
-def test_a_password_that_cannot_be_hidden_is_refused(tmp_path: Path, lines: str) -> None:
-    (tmp_path / "requirements.txt").write_text(f"{lines}\n")
-    with pytest.raises(BuildError, match="would show a password") as refused:
-        logins.handed([tmp_path / "requirements.txt"], {}, tmp_path)
-    assert "s3cret" not in str(refused.value)
-
-
-def test_a_password_for_a_proxy_is_refused_where_pip_would_show_it(tmp_path: Path) -> None:
-    (tmp_path / "requirements.txt").write_text("thing\n")
-    variables = {"PIP_PROXY": "me:s3cret@proxy:3128"}
-    with pytest.raises(BuildError, match="would show a password") as refused:
-        logins.handed([tmp_path / "requirements.txt"], variables, tmp_path)
-    assert "s3cret" not in str(refused.value)
-    assert "HTTPS_PROXY" in refused.value.hint
 
 
 def test_git_is_told_each_login_for_its_repository(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests import building, support
 from tests.localchannel.package import SITE_PACKAGES, Package, put
-from tests.system.test_pip import make_wheel
+from tests.wheels import make_wheel
 
 if TYPE_CHECKING:
     from tests.support import Workshop

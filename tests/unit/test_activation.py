@@ -16,7 +16,6 @@ from condainer.running.activation import Snapshot
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support import Workshop
 
 NAME = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True)
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="=\0"), min_size=1)
@@ -117,17 +116,3 @@ def test_places_are_filled(value: str, given_variables: dict[str, str], expected
 @given(st.text().filter(lambda text: "\0" not in text), st.dictionaries(NAME, st.text()))
 def test_values_without_places_stay(value: str, given_variables: dict[str, str]) -> None:
     assert variables.expand(value, given_variables) == value
-
-
-def test_values_that_hold_the_home_directory_are_the_callers(
-    workshop: Workshop, hard_channel: Path, tmp_path: Path
-) -> None:
-    """Built by one user, used by another: with a package's own script, end to end."""
-    workshop.environment(
-        "python", channel=hard_channel, more='variables:\n  CACHE: "$HOME/x"\n  MULTI: "a\\nb"\n'
-    )
-    workshop.run("build", "-q")
-    done = workshop.run(
-        "exec", "--", "sh", "-c", 'echo "$CACHE|$MULTI|$HOME"', variables={"HOME": str(tmp_path)}
-    )
-    assert done.stdout == f"$HOME/x|a\nb|{tmp_path}\n"

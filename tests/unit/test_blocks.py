@@ -1,0 +1,213 @@
+"""The cache of decompressed blocks, asked by any number of threads at once."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from condainer.squashfs import image
+from condainer.squashfs.cache import Blocks, Place
+from tests.support import PATIENCE, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_T = TypeVar("_T")
+
+
+def at_once(count: int, ask: Callable[[int], _T]) -> list[_T]:
+    """Ask in as many threads, which begin together, and give what each was answered."""
+    found: dict[int, _T | Exception] = {}
+    together = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        together.wait(PATIENCE)
+        try:
+            found[number] = ask(number)
+        except Exception as error:  # noqa: BLE001  (raised below)
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    answers = [found[number] for number in range(count)]
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, Exception)]
+
+
+class Loader:
+    """Loads blocks, when it is let, and counts how often.
+
+    Attributes:
+        loaded: the positions of the blocks, in order.
+        gate: what loading waits for.
+        threads: that loaded.
+    """
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+        self.threads: list[int] = []
+        self.gate = threading.Event()
+        self.error: Exception | None = None
+
+    def __call__(self, position: int, word: int, most: int) -> bytes:
+        assert word == 1
+        self.loaded.append(position)
+        self.threads.append(threading.get_ident())
+        assert self.gate.wait(PATIENCE)
+        if self.error is not None:
+            raise self.error
+        return bytes([position]) * most
+
+
+def test_a_block_that_many_want_is_loaded_once() -> None:
+    loader = Loader()
+    blocks = Blocks(loader, 1000, 0)
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        answers.append(blocks.get(Place(7, 1, 10)))
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: loader.loaded)
+    loader.gate.set()
+    for thread in threads:
+        thread.join()
+    assert answers == [bytes([7]) * 10] * 16
+    assert loader.loaded == [7]
+    assert blocks.ready(7) == bytes([7]) * 10
+    assert blocks.ready(8) is None
+
+
+def test_many_want_many_blocks() -> None:
+    loader = Loader()
+    loader.gate.set()
+    blocks = Blocks(loader, 10_000, 0)
+
+    def ask(number: int) -> None:
+        order = list(range(50))
+        random.Random(number).shuffle(order)  # noqa: S311
+        for position in order:
+            assert blocks.get(Place(position, 1, 100)) == bytes([position]) * 100
+
+    at_once(16, ask)
+    assert sorted(loader.loaded) == list(range(50))
+
+
+def test_all_who_wait_hear_of_an_error_and_the_next_tries_again() -> None:
+    loader = Loader()
+    loader.error = image.FormatError("damaged")
+    blocks = Blocks(loader, 1000, 0)
+    errors: list[str] = []
+
+    def ask() -> None:
+        try:
+            blocks.get(Place(7, 1, 10))
+        except image.FormatError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: loader.loaded)
+    loader.gate.set()
+    for thread in threads:
+        thread.join()
+    assert errors == ["damaged"] * 8
+    loader.error = None
+    assert blocks.get(Place(7, 1, 10)) == bytes([7]) * 10
+
+
+class Unkept(bytes):
+    """A block that there is no memory left to keep."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise MemoryError
+
+
+def test_nobody_waits_for_a_block_that_could_not_be_kept() -> None:
+    loaded: list[bytes] = [Unkept(), b"block"]
+    blocks = Blocks(lambda *_: loaded.pop(0), 1000, 0)
+    with pytest.raises(MemoryError):
+        blocks.get(Place(7, 1, 10))
+    assert not blocks._coming  # noqa: SLF001  (whoever found it there would wait)
+    assert blocks.get(Place(7, 1, 10)) == b"block"
+
+
+def test_blocks_are_kept_up_to_a_limit() -> None:
+    """Those that were wanted last; one block is kept even where it is larger."""
+    loader = Loader()
+    loader.gate.set()
+    blocks = Blocks(loader, 1000, 0)
+    for position in range(20):
+        blocks.get(Place(position, 1, 100))
+        assert kept(blocks, 100) <= 1000
+    assert kept(blocks, 100) == 1000
+    assert blocks.ready(10) is not None
+    blocks.get(Place(99, 1, 100))
+    assert blocks.ready(10) is not None
+    assert blocks.ready(11) is None
+    blocks.get(Place(100, 1, 5000))
+    assert kept(blocks, 100) == 0
+    assert blocks.ready(100) is not None
+
+
+def kept(blocks: Blocks, size: int) -> int:
+    return sum(size for position in range(100) if blocks.ready(position) is not None)
+
+
+def test_many_threads_keep_to_the_limit() -> None:
+    loader = Loader()
+    loader.gate.set()
+    blocks = Blocks(loader, 1000, 0)
+
+    def ask(number: int) -> None:
+        chance = random.Random(number)  # noqa: S311
+        for _ in range(300):
+            position = chance.randrange(50)
+            assert blocks.get(Place(position, 1, 100)) == bytes([position]) * 100
+
+    at_once(16, ask)
+    assert kept(blocks, 100) == 1000
+
+
+def test_helpers_load_ahead() -> None:
+    loader = Loader()
+    blocks = Blocks(loader, 1000, 2)
+    for position in range(10):
+        blocks.ahead(Place(position, 1, 10))
+    loader.gate.set()
+    wait_for(lambda: blocks.ready(0) and blocks.ready(1))
+    assert threading.get_ident() not in loader.threads
+    assert len(loader.loaded) < 10  # nobody who wants them: no more than a few are remembered
+
+
+def test_nobody_loads_ahead_without_helpers() -> None:
+    loader = Loader()
+    blocks = Blocks(loader, 1000, 0)
+    blocks.ahead(Place(1, 1, 10))
+    assert loader.loaded == []
+
+
+def test_who_loads_ahead_keeps_errors_to_itself() -> None:
+    loader = Loader()
+    loader.gate.set()
+    loader.error = image.FormatError("damaged")
+    blocks = Blocks(loader, 1000, 1)
+    blocks.ahead(Place(1, 1, 10))
+    wait_for(lambda: loader.loaded == [1])
+    loader.error = None
+    blocks.ahead(Place(2, 1, 10))
+    wait_for(lambda: blocks.ready(2))
