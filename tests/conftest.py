@@ -1,4 +1,4 @@
-"""Fixtures: channels, and workshops that check what is left behind."""
+"""Fixtures of all layers: channels, images, and workshops that check what is left behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,34 @@ from tests import images, localchannel, standin, support
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+NEEDS = {
+    "channel": {"hard_channel", "basic_channel"},
+    "image": {"built", "collection"},
+    "mount": {"ready", "mounted"},
+}
+"""Markers, and the fixtures from which they follow."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with what it needs, and have slow files begin first.
+
+    A file runs in one worker from its first test to its last. A slow one that began late would
+    keep one worker busy while all others have nothing left to do.
+
+    Raises:
+        pytest.UsageError: If a test in `tests/unit` needs more than this process.
+    """
+    for item in items:
+        used = set(getattr(item, "fixturenames", ()))
+        needed = [name for name, fixtures in NEEDS.items() if fixtures & used]
+        if needed and item.nodeid.startswith("tests/unit/"):
+            words = f"{item.nodeid} needs {needed[0]}: it belongs in another layer than unit"
+            raise pytest.UsageError(words)
+        for name in needed:
+            item.add_marker(name)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
