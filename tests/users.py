@@ -13,6 +13,7 @@ import site
 import subprocess
 import sys
 import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +128,36 @@ class Place:
             os.chown(path, user, user)
         return directory
 
+    @property
+    def base(self) -> Path:
+        """The mount base directory, which all users share."""
+        return self.directory / "base"
+
+    @property
+    def anns(self) -> Path:
+        """The project that Ann has built."""
+        return self.directory / f"home-{ANN}" / "project"
+
+    def configure(
+        self, directory: Path, identity: str, *, base: Path | None = None, more: str = ""
+    ) -> None:
+        """Write the files of a project.
+
+        Args:
+            directory: of the project.
+            identity: its UUID.
+            base: the mount base directory; None for the one that all users share.
+            more: further lines of condainer.yml.
+        """
+        (directory / "condainer.yml").write_text(
+            f"uuid: {identity}\nmount_base_directory: {base or self.base}\n"
+            f"unmount_after: 0.5\n{more}"
+        )
+        (directory / "environment.yml").write_text(
+            f"name: theirs\nchannels: [{self.directory}/channel, nodefaults]\n"
+            "dependencies: [python, hard-hello]\n"
+        )
+
 
 @contextlib.contextmanager
 def namespace(
@@ -167,6 +198,19 @@ def namespace(
         finally:
             holder.communicate()
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def shared_project(channel: Path) -> Iterator[Place]:
+    """A place in which Ann has built a project; afterwards its mounts must have gone."""
+    with namespace(channel=channel) as place:
+        place.base.mkdir()
+        place.base.chmod(0o1777)
+        place.configure(place.project(ANN), str(uuid.uuid4()))
+        place.run(ANN, "build", "-q", cwd=place.anns)
+        yield place
+        left = f"left: {list(place.base.iterdir())}"
+        support.wait_for(lambda: not list(place.base.iterdir()), left)
 
 
 def make(path: Path, mode: int, owner: int = 0, group: int = 0) -> Path:

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,19 +31,7 @@ SLOW = 'echo runs; cat >/dev/null; ls "$CONDA_PREFIX/bin/hard-hello"'
 @pytest.fixture(scope="module")
 def place(hard_channel: Path) -> Iterator[Place]:
     """A project that two users share."""
-    with users.namespace(channel=hard_channel) as made:
-        base = made.directory / "base"
-        base.mkdir()
-        base.chmod(0o1777)
-        directory = made.project(ANN)
-        (directory / "condainer.yml").write_text(
-            f"uuid: {uuid.uuid4()}\nmount_base_directory: {base}\nunmount_after: 0.5\n"
-        )
-        (directory / "environment.yml").write_text(
-            f"name: theirs\nchannels: [{made.directory}/channel, nodefaults]\n"
-            "dependencies: [python, hard-hello]\n"
-        )
-        made.run(ANN, "build", "-q", cwd=directory)
+    with users.shared_project(hard_channel) as made:
         yield made
 
 
@@ -52,7 +39,7 @@ def place(hard_channel: Path) -> Iterator[Place]:
 def left(place: Place) -> Iterator[None]:
     """Nothing is left behind."""
     yield
-    base = place.directory / "base"
+    base = place.base
     support.wait_for(lambda: not list(base.iterdir()), f"left: {list(base.iterdir())}")
 
 
@@ -66,19 +53,15 @@ def bare(place: Place) -> Iterator[Place]:
     assert place.enter(0, "umount", *programs).returncode == 0
 
 
-def project_of(place: Place) -> Path:
-    return place.directory / f"home-{ANN}" / "project"
-
-
 def prefix_of(place: Place) -> Path:
-    identity = (project_of(place) / "condainer.yml").read_text().split()[1]
-    return place.directory / "base" / f"condainer-{identity}"
+    identity = (place.anns / "condainer.yml").read_text().split()[1]
+    return place.base / f"condainer-{identity}"
 
 
 def start(place: Place, user: int, *argv: str) -> subprocess.Popen[str]:
     """Start a command and wait until it runs."""
     program = (users.PYTHON, "-m", "condainer", "exec", "--", *argv)
-    process = place.start(user, *program, cwd=project_of(place), stdin=subprocess.PIPE)
+    process = place.start(user, *program, cwd=place.anns, stdin=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "runs\n", process.communicate()
     return process
@@ -86,11 +69,11 @@ def start(place: Place, user: int, *argv: str) -> subprocess.Popen[str]:
 
 def namespace_of(place: Place, user: int = ANN) -> str:
     command = ("exec", "--", "readlink", "/proc/self/ns/mnt")
-    return place.run(user, *command, cwd=project_of(place)).stdout
+    return place.run(user, *command, cwd=place.anns).stdout
 
 
 def test_exec_without_fusermount(bare: Place) -> None:
-    done = bare.run(ANN, "-v", "exec", "hard-hello", cwd=project_of(bare))
+    done = bare.run(ANN, "-v", "exec", "hard-hello", cwd=bare.anns)
     assert done.stdout.startswith(f"hello from {prefix_of(bare)}")
     assert "in a namespace of its own" in done.stderr
 
@@ -102,7 +85,7 @@ def test_backends_without_fusermount(bare: Place, backend: str) -> None:
     show = "".join(f'umount "$(type -P {name})"; ' for name in others)
     try:
         assert bare.enter(0, "bash", "-c", hide).returncode == 0
-        done = bare.run(ANN, "-v", "exec", "hard-hello", cwd=project_of(bare))
+        done = bare.run(ANN, "-v", "exec", "hard-hello", cwd=bare.anns)
         assert done.stdout.startswith(f"hello from {prefix_of(bare)}")
         assert f"mounted with {backend}" in done.stderr
     finally:
@@ -119,7 +102,7 @@ def test_all_of_a_user_share_one_namespace(bare: Place) -> None:
 
 def test_many_at_once_share_one_namespace(bare: Place) -> None:
     program = (users.PYTHON, "-m", "condainer", "exec", "--", "readlink", "/proc/self/ns/mnt")
-    started = [bare.start(ANN, *program, cwd=project_of(bare)) for _ in range(16)]
+    started = [bare.start(ANN, *program, cwd=bare.anns) for _ in range(16)]
     answers = [process.communicate() for process in started]
     assert {process.returncode for process in started} == {0}, answers
     assert len({out for out, _ in answers}) == 1
@@ -142,11 +125,11 @@ def keepers_of(place: Place) -> list[int]:
 
 def daemons_of(place: Place) -> list[int]:
     lines = place.enter(ANN, "pgrep", "-fa", "^[^ ]*squashfuse_ll").stdout.splitlines()
-    return [int(line.split()[0]) for line in lines if str(project_of(place)) in line]
+    return [int(line.split()[0]) for line in lines if str(place.anns) in line]
 
 
 def runtime_of(place: Place) -> Path:
-    return place.directory / "base" / f".condainer-{ANN}"
+    return place.base / f".condainer-{ANN}"
 
 
 def test_where_the_daemon_has_died_nobody_enters_its_namespace(bare: Place) -> None:
@@ -160,7 +143,7 @@ def test_where_the_daemon_has_died_nobody_enters_its_namespace(bare: Place) -> N
         os.kill(pid, signal.SIGKILL)
     support.wait_for(lambda: all(not lives(pid) for pid in daemons))
     program = (users.PYTHON, "-m", "condainer", "exec", "--", "ls", str(runtime_of(bare)))
-    other = bare.start(ANN, *program, cwd=project_of(bare))
+    other = bare.start(ANN, *program, cwd=bare.anns)
     lock = runtime_of(bare) / f"{prefix_of(bare).name.removeprefix('condainer-')}.mounting"
     support.wait_for(lambda: lock.exists() or other.poll() is not None)
     for pid in stopped:
@@ -178,16 +161,16 @@ def test_a_keeper_whose_daemon_has_died_leaves_the_next_mount_alone(bare: Place)
     os.kill(daemon, signal.SIGKILL)
     support.wait_for(lambda: not list(runtime_of(bare).glob("*.keeper")))
     (first,) = keepers_of(bare)
-    text = (project_of(bare) / "condainer.yml").read_text()
+    text = (bare.anns / "condainer.yml").read_text()
     try:
-        (project_of(bare) / "condainer.yml").write_text(text.replace(": 0.5", ": 60"))
+        (bare.anns / "condainer.yml").write_text(text.replace(": 0.5", ": 60"))
         seen = namespace_of(bare)
         user.communicate()
         support.wait_for(lambda: not lives(first))
         assert namespace_of(bare) == seen
-        bare.run(ANN, "umount", cwd=project_of(bare))
+        bare.run(ANN, "umount", cwd=bare.anns)
     finally:
-        (project_of(bare) / "condainer.yml").write_text(text)
+        (bare.anns / "condainer.yml").write_text(text)
 
 
 def test_what_is_noted_of_namespaces_that_are_gone_goes_with_the_next_mount(bare: Place) -> None:
@@ -199,11 +182,11 @@ def test_what_is_noted_of_namespaces_that_are_gone_goes_with_the_next_mount(bare
         (runtime / f"{stem}{suffix}").touch(0o600)
     for path in (runtime, *runtime.iterdir()):
         os.chown(path, ANN, ANN)
-    bare.run(ANN, "exec", "true", cwd=project_of(bare))
+    bare.run(ANN, "exec", "true", cwd=bare.anns)
 
 
 def test_the_working_directory_stays(bare: Place) -> None:
-    where = project_of(bare)
+    where = bare.anns
     assert bare.run(ANN, "exec", "pwd", cwd=where).stdout == f"{where}\n"
     gone = where.parent / "gone"
     gone.mkdir(mode=0o755)
@@ -220,27 +203,34 @@ def test_an_exec_within_an_exec(bare: Place) -> None:
     path = f"{bare.directory}/library"
     done = bare.run(
         *(ANN, "exec", "--", "env", f"PYTHONPATH={path}", "sh", "-c", command),
-        cwd=project_of(bare),
+        cwd=bare.anns,
     )
     first, second = done.stdout.split()
     assert first == second
 
 
 def test_mount_unpacks_since_all_are_to_see_it(bare: Place) -> None:
-    done = bare.run(ANN, "mount", cwd=project_of(bare))
+    done = bare.run(ANN, "mount", cwd=bare.anns)
     assert "unpacking" in done.stderr
     program = prefix_of(bare) / "bin/hard-hello"
     assert bare.enter(ANN, str(program)).stdout.startswith("hello from")
-    bare.run(ANN, "umount", cwd=project_of(bare))
+    bare.run(ANN, "umount", cwd=bare.anns)
 
 
 def test_umount_ends_a_mount_in_a_namespace(bare: Place) -> None:
     user = start(bare, ANN, "sh", "-c", SLOW)
-    answer = bare.run(ANN, "umount", cwd=project_of(bare), status=1)
+    answer = bare.run(ANN, "umount", cwd=bare.anns, status=1)
     assert f"({user.pid})" in answer.stderr
     user.communicate()
-    bare.run(ANN, "exec", "true", cwd=project_of(bare))
-    assert "unmounted" in bare.run(ANN, "umount", cwd=project_of(bare)).stderr
+    support.wait_for(lambda: not list(bare.base.iterdir()))
+    file = bare.anns / "condainer.yml"
+    text = file.read_text()
+    file.write_text(text.replace("unmount_after: 0.5", "unmount_after: 600"))
+    try:
+        bare.run(ANN, "exec", "true", cwd=bare.anns)
+        assert "unmounted" in bare.run(ANN, "umount", cwd=bare.anns).stderr
+    finally:
+        file.write_text(text)
     assert not prefix_of(bare).exists()
 
 
@@ -249,15 +239,15 @@ def test_a_build_leaves_the_mount_of_a_running_program_alone(bare: Place) -> Non
     ann = start(bare, ANN, "sh", "-c", SLOW)
     bob = start(bare, BOB, "sh", "-c", SLOW)
     for running in (ann, bob):
-        answer = bare.run(ANN, "build", "--force", "-q", cwd=project_of(bare), status=None)
+        answer = bare.run(ANN, "build", "--force", "-q", cwd=bare.anns, status=None)
         out, errors = running.communicate()
         assert (running.returncode, errors) == (0, ""), out
         assert answer.returncode != 0
         assert f"{prefix_of(bare)} is in use" in answer.stderr
-    bare.run(ANN, "exec", "true", cwd=project_of(bare))
+    bare.run(ANN, "exec", "true", cwd=bare.anns)
 
     def can_build() -> bool:  # when the other's keeper has seen that nobody uses it any more
-        again = bare.run(ANN, "build", "--force", "-q", cwd=project_of(bare), status=None)
+        again = bare.run(ANN, "build", "--force", "-q", cwd=bare.anns, status=None)
         return again.returncode == 0
 
     support.wait_for(can_build)
@@ -270,7 +260,7 @@ def test_nobody_mounts_while_a_build_runs(bare: Place) -> None:
     with bare.start(ANN, "flock", str(lock), "sh", "-c", "echo held; read x", stdin=-1) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        answer = bare.run(ANN, "exec", "true", cwd=project_of(bare), status=None)
+        answer = bare.run(ANN, "exec", "true", cwd=bare.anns, status=None)
         holder.communicate("\n")
     lock.unlink(missing_ok=True)
     support.wait_for(lambda: not list(runtime_of(bare).glob("*")))
@@ -284,12 +274,12 @@ def test_what_a_killed_keeper_had_claimed_goes_with_the_next_mount(bare: Place) 
     claim = prefix_of(bare).with_name(f"{prefix_of(bare).name}.{ANN}")
     claim.touch(0o644)
     os.chown(claim, ANN, ANN)
-    bare.run(ANN, "exec", "true", cwd=project_of(bare))
+    bare.run(ANN, "exec", "true", cwd=bare.anns)
 
 
 def test_the_older_of_two_mounts_keeps_the_claim_for_the_newer(bare: Place) -> None:
     """Bob's mounts of two states of the image are over one directory, which is Ann's."""
-    image = next(project_of(bare).glob("*.squashfs"))
+    image = next(bare.anns.glob("*.squashfs"))
     ann = start(bare, ANN, "sh", "-c", SLOW)
     older = start(bare, BOB, "sh", "-c", SLOW)
     os.utime(image)
@@ -305,18 +295,18 @@ def test_the_older_of_two_mounts_keeps_the_claim_for_the_newer(bare: Place) -> N
 
 
 def test_prereq_tells_of_namespaces(bare: Place) -> None:
-    done = bare.run(ANN, "prereq", "--json", cwd=project_of(bare))
+    done = bare.run(ANN, "prereq", "--json", cwd=bare.anns)
     found = json.loads(done.stdout)
     assert (found["exec"], found["can_mount"]) == ("namespace", False)
 
 
 def test_status_tells_of_a_mount_in_a_namespace(bare: Place) -> None:
     user = start(bare, ANN, "sh", "-c", SLOW)
-    found = json.loads(bare.run(ANN, "status", "--json", cwd=project_of(bare)).stdout)
+    found = json.loads(bare.run(ANN, "status", "--json", cwd=bare.anns).stdout)
     (private,) = found["mount"]["private"]
     assert user.pid in [each["pid"] for each in private["users"]]
     assert private["backend"] == "squashfuse_ll"
-    told = bare.run(ANN, "status", cwd=project_of(bare)).stdout
+    told = bare.run(ANN, "status", cwd=bare.anns).stdout
     assert "in a namespace" in told
     user.communicate()
 
@@ -337,15 +327,15 @@ def test_two_users_of_one_project_do_not_meet(place: Place) -> None:
 def test_nothing_is_mounted_over_a_directory_of_somebody_who_is_not_trusted(place: Place) -> None:
     """The project is Ann's, so that Bob trusts her anyway, but not the other way round."""
     bob = start(place, BOB, "sh", "-c", SLOW)
-    done = place.run(ANN, "-q", "exec", "hard-hello", cwd=project_of(place), status=125)
+    done = place.run(ANN, "-q", "exec", "hard-hello", cwd=place.anns, status=125)
     assert done.stdout == ""
     assert f"is mounted by user {BOB} (daemon)" in done.stderr
     assert "trusted_users" in done.stderr
-    file = project_of(place) / "condainer.yml"
+    file = place.anns / "condainer.yml"
     text = file.read_text()
     file.write_text(f"{text}trusted_users: nobody, {BOB}\n")
     try:
-        done = place.run(ANN, "exec", "hard-hello", cwd=project_of(place))
+        done = place.run(ANN, "exec", "hard-hello", cwd=place.anns)
         assert done.stdout.startswith("hello from")
     finally:
         file.write_text(text)
@@ -370,7 +360,7 @@ def test_without_namespaces_the_image_is_unpacked(bare: Place) -> None:
     done = bare.enter(
         *(ANN, "unshare", "-U", "--map-current-user", "--keep-caps", "sh", "-c"),
         f"echo 0 > /proc/sys/user/max_user_namespaces; {command}",
-        cwd=project_of(bare),
+        cwd=bare.anns,
     )
     assert done.stdout.startswith("hello from"), done.stderr
     assert "a namespace of its own: No space left on device" in done.stderr

@@ -25,31 +25,14 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become o
 
 @pytest.fixture(scope="module")
 def place(hard_channel: Path) -> Iterator[Place]:
-    with users.namespace(channel=hard_channel) as made:
-        base = made.directory / "base"
-        base.mkdir()
-        base.chmod(0o1777)
+    with users.shared_project(hard_channel) as made:
         yield made
-        support.wait_for(lambda: not list(base.iterdir()), f"left: {list(base.iterdir())}")
-
-
-def write(place: Place, directory: Path, identity: str) -> None:
-    (directory / "condainer.yml").write_text(
-        f"uuid: {identity}\nmount_base_directory: {place.directory}/base\nunmount_after: 0.5\n"
-    )
-    (directory / "environment.yml").write_text(
-        f"name: theirs\nchannels: [{place.directory}/channel, nodefaults]\n"
-        "dependencies: [python, hard-hello]\n"
-    )
 
 
 @pytest.fixture(scope="module")
 def anns(place: Place) -> Path:
     """A project that one user has built."""
-    directory = place.project(ANN)
-    write(place, directory, str(uuid.uuid4()))
-    place.run(ANN, "build", "-q", cwd=directory)
-    return directory
+    return place.anns
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +96,7 @@ def test_a_dead_daemon_is_repaired(place: Place, anns: Path) -> None:
 
 def mountpoint(place: Place, directory: Path) -> Path:
     (image,) = directory.glob("*.squashfs")
-    return place.directory / "base" / f"condainer-{image.stem}"
+    return place.base / f"condainer-{image.stem}"
 
 
 def test_prereq(place: Place, anns: Path) -> None:
@@ -207,7 +190,7 @@ def test_root_is_told_as_well(place: Place, anns: Path) -> None:
 def test_two_users_of_two_images_do_not_meet(place: Place, anns: Path, bobs: Path) -> None:
     other = place.project(BOB, "other")
     identity = str(uuid.uuid4())
-    write(place, other, identity)
+    place.configure(other, identity)
     (image,) = bobs.glob("*.squashfs")
     shutil.copy(image, other / f"{identity}.squashfs")
     place.run(ANN, "mount", cwd=anns)
@@ -244,7 +227,7 @@ def test_a_squatted_mountpoint(place: Place, anns: Path) -> None:
 
 
 def test_a_squatted_runtime_directory(place: Place, anns: Path) -> None:
-    target = place.directory / "base" / f".condainer-{ANN}"
+    target = place.base / f".condainer-{ANN}"
     support.wait_for(lambda: not target.exists())
     target.mkdir(mode=0o777)
     os.chown(target, BOB, BOB)

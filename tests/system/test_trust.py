@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become o
 def test_a_file_system_of_another_user_is_not_believed(place: Place) -> None:
     """Its root says it is root's; who has mounted it is what counts."""
     theirs = make(place.directory / "theirs", 0o755, BOB)
-    (image,) = anns(place).glob("*.squashfs")
+    (image,) = place.anns.glob("*.squashfs")
     allowed = place.directory / "fuse.conf"
     allowed.write_text("user_allow_other\n")
     place.enter(0, "mount", "--bind", str(allowed), "/etc/fuse.conf")
@@ -49,42 +49,21 @@ def test_a_file_system_of_another_user_is_not_believed(place: Place) -> None:
 @pytest.fixture(scope="module")
 def place(hard_channel: Path) -> Iterator[Place]:
     """A project of Ann's that is built."""
-    with users.namespace(channel=hard_channel) as made:
-        base = made.directory / "base"
-        base.mkdir()
-        base.chmod(0o1777)
-        directory = made.project(ANN)
-        configure(made, directory, base, str(uuid.uuid4()))
-        made.run(ANN, "build", "-q", cwd=directory)
+    with users.shared_project(hard_channel) as made:
         yield made
-        support.wait_for(lambda: not list(base.iterdir()), f"left: {list(base.iterdir())}")
-
-
-def configure(place: Place, directory: Path, base: Path, identity: str, more: str = "") -> None:
-    (directory / "condainer.yml").write_text(
-        f"uuid: {identity}\nmount_base_directory: {base}\nunmount_after: 0.5\n{more}"
-    )
-    (directory / "environment.yml").write_text(
-        f"name: anns\nchannels: [{place.directory}/channel, nodefaults]\n"
-        "dependencies: [python, hard-hello]\n"
-    )
-
-
-def anns(place: Place) -> Path:
-    return place.directory / f"home-{ANN}" / "project"
 
 
 def prefix(place: Place) -> Path:
-    (image,) = anns(place).glob("*.squashfs")
-    return place.directory / "base" / f"condainer-{image.stem}"
+    (image,) = place.anns.glob("*.squashfs")
+    return place.base / f"condainer-{image.stem}"
 
 
 def at_base(place: Place, base: Path, more: str = "") -> Path:
     """The same image in a project with another mount base directory."""
     directory = place.project(ANN, f"at-{base.name}-{len(more)}")
-    (image,) = anns(place).glob("*.squashfs")
+    (image,) = place.anns.glob("*.squashfs")
     shutil.copy(image, directory)
-    configure(place, directory, base, image.stem, more)
+    place.configure(directory, image.stem, base=base, more=more)
     return directory
 
 
@@ -123,18 +102,18 @@ def test_a_mountpoint_that_another_user_makes_and_mounts_at(place: Place) -> Non
     target = prefix(place)
     support.wait_for(lambda: not target.exists())
     make(target, 0o755, BOB, BOB)
-    (image,) = anns(place).glob("*.squashfs")
+    (image,) = place.anns.glob("*.squashfs")
     assert place.enter(BOB, "squashfuse", str(image), str(target)).returncode == 0
     try:
         for _ in range(2):
-            done = place.run(ANN, "-q", "exec", "true", cwd=anns(place), status=125)
+            done = place.run(ANN, "-q", "exec", "true", cwd=place.anns, status=125)
             assert f"{target} is mounted by user {BOB} (daemon)" in done.stderr
-        done = place.run(ANN, "gc", cwd=anns(place))
+        done = place.run(ANN, "gc", cwd=place.anns)
         assert done.stderr == "nothing of yours is left behind on this node\n"
         assert place.run(0, "gc", cwd=Path("/")).returncode == 0
-        assert f"{target} is passed over" in place.run(ANN, "-v", "gc", cwd=anns(place)).stderr
-        place.run(ANN, "status", cwd=anns(place))
-        place.run(ANN, "umount", cwd=anns(place), status=1)
+        assert f"{target} is passed over" in place.run(ANN, "-v", "gc", cwd=place.anns).stderr
+        place.run(ANN, "status", cwd=place.anns)
+        place.run(ANN, "umount", cwd=place.anns, status=1)
     finally:
         place.enter(BOB, "fusermount3", "-u", str(target))
         target.rmdir()
@@ -146,12 +125,12 @@ def test_a_mountpoint_that_root_has_made_is_for_all(place: Place) -> None:
     make(target, 0o755)
     try:
         for user in (BOB, ANN):
-            done = place.run(user, "exec", "hard-hello", cwd=anns(place))
+            done = place.run(user, "exec", "hard-hello", cwd=place.anns)
             assert done.stdout.startswith("hello from")
             assert done.stderr == ""
         support.wait_for(lambda: not list(target.parent.glob(".condainer-*")))
         target.chmod(0o777)
-        done = place.run(ANN, "exec", "true", cwd=anns(place), status=125)
+        done = place.run(ANN, "exec", "true", cwd=place.anns, status=125)
         assert f"{target} is not safe to run programs from" in done.stderr
     finally:
         target.rmdir()
@@ -168,9 +147,9 @@ def test_a_file_beside_the_mountpoint_that_another_user_locks(place: Place) -> N
         locked.append(path.open())
         fcntl.flock(locked[-1], fcntl.LOCK_EX)
     try:
-        assert place.run(ANN, "exec", "hard-hello", cwd=anns(place)).stdout.startswith("hello")
-        place.run(ANN, "umount", cwd=anns(place))
-        place.run(ANN, "build", "--force", "-q", cwd=anns(place))
+        assert place.run(ANN, "exec", "hard-hello", cwd=place.anns).stdout.startswith("hello")
+        place.run(ANN, "umount", cwd=place.anns)
+        place.run(ANN, "build", "--force", "-q", cwd=place.anns)
     finally:
         for file in locked:
             file.close()
@@ -178,13 +157,13 @@ def test_a_file_beside_the_mountpoint_that_another_user_locks(place: Place) -> N
 
 
 def test_a_mount_at_the_runtime_directory_is_not_asked(place: Place) -> None:
-    target = place.directory / "base" / f".condainer-{ANN}"
+    target = place.base / f".condainer-{ANN}"
     support.wait_for(lambda: not target.exists())
     make(target, 0o700, ANN, ANN)
     assert place.enter(0, "mount", "-t", "tmpfs", "-o", "mode=700", "none", str(target))
     place.enter(0, "chown", f"{ANN}:{ANN}", str(target))
     try:
-        done = place.run(ANN, "exec", "true", cwd=anns(place), status=125)
+        done = place.run(ANN, "exec", "true", cwd=place.anns, status=125)
         assert f"something is mounted at {target}" in done.stderr
     finally:
         place.enter(0, "umount", str(target))
@@ -193,12 +172,12 @@ def test_a_mount_at_the_runtime_directory_is_not_asked(place: Place) -> None:
 
 def test_a_daemon_that_is_stopped_keeps_no_command_waiting(place: Place) -> None:
     """Each says which process to look at; nothing has gone when that goes on."""
-    place.run(ANN, "mount", cwd=anns(place))
+    place.run(ANN, "mount", cwd=place.anns)
     (daemon,) = support.running("squashfuse_ll", str(prefix(place)))
     os.kill(daemon, signal.SIGSTOP)
     try:
         commands = {
-            name: place.start(ANN, users.PYTHON, "-m", "condainer", *argv, cwd=anns(place))
+            name: place.start(ANN, users.PYTHON, "-m", "condainer", *argv, cwd=place.anns)
             for name, argv in {
                 "exec": ("exec", "true"),
                 "status": ("status",),
@@ -217,8 +196,8 @@ def test_a_daemon_that_is_stopped_keeps_no_command_waiting(place: Place) -> None
         assert told["exec"][0] == ""
     finally:
         os.kill(daemon, signal.SIGCONT)
-    assert place.run(ANN, "exec", "hard-hello", cwd=anns(place)).stdout.startswith("hello")
-    place.run(ANN, "umount", cwd=anns(place))
+    assert place.run(ANN, "exec", "hard-hello", cwd=place.anns).stdout.startswith("hello")
+    place.run(ANN, "umount", cwd=place.anns)
 
 
 _SILENT = """
@@ -277,7 +256,7 @@ def test_only_a_user_can_be_named(place: Place, number: str) -> None:
 
 def test_a_namespace_without_root_shows_root_as_nobody(place: Place) -> None:
     done = place.enter(
-        *(BOB, "unshare", "-Ur", users.PYTHON, "-m", "condainer", "-d", str(anns(place))),
+        *(BOB, "unshare", "-Ur", users.PYTHON, "-m", "condainer", "-d", str(place.anns)),
         *("exec", "hard-hello"),
     )
     assert "belongs to" not in done.stderr
@@ -288,7 +267,7 @@ def test_no_link_of_others_says_where_an_image_is_written(place: Place, *, dangl
     directory = place.project(ANN, f"linked-{dangling}")
     directory.chmod(0o777)
     identity = str(uuid.uuid4())
-    configure(place, directory, place.directory / "base", identity)
+    place.configure(directory, identity)
     private = place.directory / f"home-{ANN}" / f"thesis-{dangling}"
     if not dangling:
         private.write_text("mine")
@@ -335,21 +314,21 @@ def test_a_claim_of_another_user_is_named(place: Place) -> None:
     os.chown(path, BOB, BOB)
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        done = place.run(ANN, "build", "--force", cwd=anns(place), status=1)
+        done = place.run(ANN, "build", "--force", cwd=place.anns, status=1)
         assert f"is in use by user {BOB} (daemon), since 2" in done.stderr
         assert "mount_base_directory" in done.stderr
-        told = place.run(ANN, "status", cwd=anns(place)).stdout
+        told = place.run(ANN, "status", cwd=place.anns).stdout
         assert f"user {BOB} (daemon), since 2" in told
     path.unlink()
 
 
 def test_root_takes_away_what_a_users_killed_jobs_have_left(place: Place) -> None:
     """An epilogue does: an unpacked copy, whose keeper and user were killed with the job."""
-    place.run(ANN, "mount", "--backend", "extract", cwd=anns(place))
+    place.run(ANN, "mount", "--backend", "extract", cwd=place.anns)
     kill_all_of(place, ANN)
     assert (prefix(place) / "bin").exists()
     assert place.run(BOB, "gc", "--user", str(ANN), cwd=Path("/"), status=1).stderr.count("root")
-    there = ("-d", str(anns(place)), "gc")
+    there = ("-d", str(place.anns), "gc")
     would = f"would user {ANN} (nobody): unmount {prefix(place)}"
     support.wait_for(  # who is killed drops locks a moment after it is no longer seen
         lambda: would in place.run(0, "-n", *there, "--user", "nobody", cwd=Path("/")).stderr
@@ -362,7 +341,7 @@ def test_root_takes_away_what_a_users_killed_jobs_have_left(place: Place) -> Non
 
 
 def test_root_is_led_nowhere_by_what_a_user_has_planted(place: Place) -> None:
-    base = place.directory / "base"
+    base = place.base
     identity = str(uuid.uuid4())
     roots = make(place.directory / "roots", 0o700)
     (roots / f"{identity}.build").write_text(
@@ -377,7 +356,7 @@ def test_root_is_led_nowhere_by_what_a_user_has_planted(place: Place) -> None:
         os.lchown(path, ANN, ANN)
     try:
         for whose in (("--user", str(ANN)), ("--all",)):
-            done = place.run(0, "-d", str(anns(place)), "gc", *whose, cwd=Path("/"), status=None)
+            done = place.run(0, "-d", str(place.anns), "gc", *whose, cwd=Path("/"), status=None)
             assert "bug" not in done.stderr
         assert [path.name for path in roots.iterdir()] == [f"{identity}.build"]
         assert target.is_symlink()
@@ -409,7 +388,7 @@ def test_no_link_in_a_project_directory_is_written_through(place: Place, *, swap
     directory = place.project(ANN, f"shared-{swaps}")
     directory.chmod(0o777)
     identity = str(uuid.uuid4())
-    configure(place, directory, place.directory / "base", identity)
+    place.configure(directory, identity)
     private = place.directory / f"home-{ANN}" / "private"
     private.write_text("mine")
     private.chmod(0o600)
