@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from tests.forgery import Change
 
+pytestmark = pytest.mark.slow
+
 PLAIN_TABLES = ("-noI", "-noX", "-comp", "zstd", "-b", "4096", "-always-use-fragments")
 ALL_PLAIN = ("-noI", "-noD", "-noF", "-noX", "-b", "8192")
 ALL_COMPRESSED = ("-comp", "lzo", "-b", "4096")

@@ -11,6 +11,8 @@ import pytest
 
 from tests import support
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(not os.access("/dev/fuse", os.W_OK), reason="nothing can be mounted")
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from tests.support import Workshop
 
+pytestmark = pytest.mark.slow
+
 VARIABLES = "variables:\n  PLAIN: a b\n  HARD_QUOTING: größe $HOME 'x' \"y\"\n"
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.support import Workshop
 
+pytestmark = pytest.mark.slow
+
 OLD_IMAGE = b"an image that was here before"
 IMPATIENT = """\
 from condainer import cli

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from tests.support import Workshop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def mounted_once(built: Workshop) -> Iterator[None]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from tests.support import Workshop
 
+pytestmark = pytest.mark.slow
+
 OLD_IMAGE = b"an image that was here before"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.support import Workshop
 
+pytestmark = pytest.mark.slow
+
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can do that")
 
 

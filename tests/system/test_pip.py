@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.support import Workshop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:

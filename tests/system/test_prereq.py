@@ -19,6 +19,8 @@ from tests.support import CONDAINER
 if TYPE_CHECKING:
     from tests.support import Workshop
 
+pytestmark = pytest.mark.slow
+
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can hide programs")
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 HOST = {**dict.fromkeys(host.MACHINE, "the same"), "kernel": "6.1", "page caches": "dropped"}
 ENVIRONMENT = {"packages": 3, "files": 1000, "bytes": 50_000_000, "image bytes": 10_000_000}
 WAYS = ("directory", "squashfuse_ll", "python")
