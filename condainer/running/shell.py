@@ -169,6 +169,21 @@ _condainer_try() {
   fi
 }
 
+# Opens a lock file, which may go away at any moment. Without all this zsh would end the caller's
+# shell then: a redirection of `exec` that fails is fatal to it.
+_condainer_hold() {
+  _CONDAINER_HOLD=
+  if [[ -n "${ZSH_VERSION-}" ]]; then
+    builtin eval '() {
+      builtin emulate -L zsh
+      { { exec {_CONDAINER_HOLD}<"$1" } 2>/dev/null } always { TRY_BLOCK_ERROR=0 }
+    } "$1"'
+  else
+    { builtin eval 'exec {_CONDAINER_HOLD}<"$1"'; } 2>/dev/null
+  fi
+  [[ -n "$_CONDAINER_HOLD" ]]
+}
+
 _condainer_is_exported() {
   if [[ -n "${ZSH_VERSION-}" ]]; then
     builtin eval "[[ \${(Pt)1} = *export* ]]"
@@ -180,7 +195,7 @@ _condainer_is_exported() {
 _condainer_forget() {
   builtin unset _CONDAINER_PREFIX _CONDAINER_DIRECTORY _CONDAINER_NAMES _CONDAINER_HOLD
   builtin unset _CONDAINER_PROMPT
-  builtin unset -f _condainer _condainer_hide _condainer_source _condainer_try
+  builtin unset -f _condainer _condainer_hide _condainer_source _condainer_try _condainer_hold
   builtin unset -f _condainer_is_exported _condainer_forget
   builtin unset -f _condainer_activate _condainer_deactivate _condainer_begin
 }
@@ -200,8 +215,7 @@ _condainer_activate() {
     [[ "$_c_status" = @TRY_AGAIN@ ]] || builtin break
     _c_lock="$(_condainer -q -d "$_CONDAINER_DIRECTORY" mount --for-shell)" ||
       { _c_status=1; builtin break; }
-    [[ -e "$_c_lock" ]] || builtin continue  # zsh would give up on the whole function
-    builtin eval 'exec {_CONDAINER_HOLD}<"$_c_lock"' || builtin continue
+    _condainer_hold "$_c_lock" || builtin continue
     _c_python="$(_condainer -q -d "$_CONDAINER_DIRECTORY" \
       mount --for-shell "$_CONDAINER_HOLD")" &&
       _c_status=0 || { _c_status=$?; builtin eval 'exec {_CONDAINER_HOLD}<&-'; }

@@ -498,6 +498,27 @@ def test_the_callers_shell_makes_no_difference(
     )
 
 
+@pytest.mark.parametrize("how", ["all options", "posix", "ksh", "functions"])
+def test_a_lock_file_that_goes_just_now_is_asked_for_again(
+    name: str, how: str, ready: Workshop, tmp_path: Path
+) -> None:
+    """A socket stands for it: it is there when it is looked for, and cannot be opened."""
+    copy = ready.copy(tmp_path / "copy")
+    begin = "_condainer() {\n"
+    once = "  if [[ ! -e asked ]]; then builtin : > asked; builtin echo socket; return; fi\n"
+    script = copy.directory / "activate"
+    script.write_text(script.read_text().replace(begin, begin + once))
+    command = [sys.executable, "-c", "import socket as s; s.socket(s.AF_UNIX).bind('socket')"]
+    subprocess.run(command, cwd=copy.directory, check=True)
+    done = source(
+        name,
+        copy,
+        f"{HARSH[how][name]}\n\\builtin . ./activate\n\\builtin echo $CONDA_DEFAULT_ENV\n"
+        "\\builtin . ./deactivate\n\\builtin echo end\n",
+    )
+    assert (done.stdout, done.stderr) == ("test\nend\n", "")
+
+
 @pytest.mark.parametrize("how", ["all options", "posix", "functions"])
 def test_a_mount_that_fails_leaves_any_shell_as_it_was(
     name: str, how: str, ready: Workshop, tmp_path: Path
