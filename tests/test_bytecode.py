@@ -15,7 +15,7 @@ import pytest
 from condainer.errors import BuildError
 from condainer.pipeline import bytecode, space
 from condainer.pipeline.bytecode import Interpreter
-from condainer.pipeline.installers import Workplace
+from condainer.pipeline.workplace import Workplace
 from tests import building
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from condainer.pipeline import installers
 from condainer.pipeline.installers import fetching, network
+from condainer.pipeline.packages import package_from_json
 from tests import building, localchannel
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def test_a_cache_that_cannot_be_written(
 def test_others_go_on_while_a_package_is_unpacked(tmp_path: Path) -> None:
     """As what is compressed meanwhile has to, and the board."""
     archive = next(localchannel.ensure("big").rglob("hard-big-*.conda"))
-    package = installers.package_from_json({"name": "hard-big", "version": "1.0", "build": "0"})
+    package = package_from_json({"name": "hard-big", "version": "1.0", "build": "0"})
     begun, ended = threading.Event(), threading.Event()
     ticks = 0
 

@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from condainer.errors import BuildError, ToolError
-from condainer.pipeline import installers
-from condainer.pipeline.installers import Request, complaints, mamba, patience, solver
+from condainer.pipeline.installers import choice, complaints, mamba, patience, solver
+from condainer.pipeline.installers.interface import Request
 from condainer.project import image
 from condainer.project.config import Config
 from tests import building
@@ -250,28 +250,28 @@ def test_installers_are_chosen_in_their_order(
     configured = functools.partial(Config, uuid=CONFIG.uuid)
     monkeypatch.delenv("CONDAINER_INSTALLER", raising=False)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert installers.choose(CONFIG).description.startswith("rattler")
-    assert installers.choose(configured(conda_exe="mamba")).description.startswith("rattler")
+    assert choice.choose(CONFIG).description.startswith("rattler")
+    assert choice.choose(configured(conda_exe="mamba")).description.startswith("rattler")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert installers.choose(CONFIG).description.startswith("mamba ")
+    assert choice.choose(CONFIG).description.startswith("mamba ")
     monkeypatch.setenv("PATH", f"{micromamba.parent}:{tmp_path}:/usr/bin:/bin")
-    assert installers.choose(CONFIG).description.startswith("micromamba ")
-    assert installers.choose(configured(conda_exe=str(second))).description.startswith("mamba ")
+    assert choice.choose(CONFIG).description.startswith("micromamba ")
+    assert choice.choose(configured(conda_exe=str(second))).description.startswith("mamba ")
     monkeypatch.setenv("CONDAINER_INSTALLER", "rattler")
-    assert installers.choose(configured(conda_exe="mamba")).description.startswith("rattler")
-    assert installers.choose(CONFIG, str(micromamba)).description.startswith("micromamba ")
+    assert choice.choose(configured(conda_exe="mamba")).description.startswith("rattler")
+    assert choice.choose(CONFIG, str(micromamba)).description.startswith("micromamba ")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere/micromamba", "~nosuchuser/mamba"])
 def test_installer_that_was_asked_for_has_to_be_there(name: str) -> None:
     with pytest.raises(ToolError, match=f"'{name}' was not found"):
-        installers.choose(CONFIG, name)
+        choice.choose(CONFIG, name)
 
 
 def test_configured_path_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONDAINER_INSTALLER", raising=False)
     with pytest.raises(ToolError, match="'/nowhere/mamba' was not found"):
-        installers.choose(Config(uuid=CONFIG.uuid, conda_exe="/nowhere/mamba"))
+        choice.choose(Config(uuid=CONFIG.uuid, conda_exe="/nowhere/mamba"))
 
 
 @pytest.mark.parametrize("command", [("build", "-n"), ("prereq",)])

@@ -14,8 +14,8 @@ from rattler import Subdir
 from condainer.errors import BuildError
 from condainer.pipeline import credentials as credentials_module
 from condainer.pipeline import lockfile
-from condainer.pipeline.installers import Package
 from condainer.pipeline.lockfile import Lock, PipPackage
+from condainer.pipeline.packages import Package
 from condainer.project import image
 from tests import building
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.pipeline.installers import Package as Solved
-from condainer.pipeline.installers import package_from_json, ready
+from condainer.pipeline.installers import ready
+from condainer.pipeline.packages import Package as Solved
+from condainer.pipeline.packages import package_from_json
 from condainer.project import image
 from tests import building, localchannel
 from tests.localchannel.package import Package, put
@@ -23,7 +24,7 @@ from tests.localchannel.package import Package, put
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from condainer.pipeline.installers import Final, Listing
+    from condainer.pipeline.workplace import Final, Listing
     from tests.localchannel.package import Recipe
     from tests.support import Workshop
 

@@ -13,7 +13,8 @@ import anyio
 import pytest
 
 from condainer.pipeline import scripts
-from condainer.pipeline.installers import Workplace, package_from_json
+from condainer.pipeline.packages import package_from_json
+from condainer.pipeline.workplace import Workplace
 from tests import building
 from tests.localchannel.package import Package, put
 from tests.test_pip import make_source

@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from condainer.errors import CondainerError
 from condainer.mounting import backends, namespace, target
-from condainer.pipeline import installers, schedule, staging
+from condainer.pipeline import schedule, staging
+from condainer.pipeline.installers import choice
 from condainer.project.config import CONFIG_NAME, Config, load
 from condainer.project.project import Project
 from condainer.system import files, mounttable, process, removal, runtime, tools, trust
@@ -116,7 +117,7 @@ def _mksquashfs() -> Check:
 def _installer(config: Config) -> Check:
     notes: list[str] = []
     try:
-        found = installers.choose(config, only_looks=True, on_note=notes.append)
+        found = choice.choose(config, only_looks=True, on_note=notes.append)
     except CondainerError as error:
         return Check("installer", ok=False, detail=error.message, hint=error.hint)
     return Check("installer", ok=True, detail="; ".join([found.description, *notes]))

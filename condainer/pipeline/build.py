@@ -24,7 +24,6 @@ from condainer.pipeline import (
     bytecode,
     editable,
     epoch,
-    installers,
     lockfile,
     manifest,
     parts,
@@ -37,8 +36,10 @@ from condainer.pipeline import (
     tree,
 )
 from condainer.pipeline.events import Built, Emit, Note, Stage
-from condainer.pipeline.installers import Installer, Package, Request, check_names
+from condainer.pipeline.installers import choice
+from condainer.pipeline.installers.interface import Installer, Request
 from condainer.pipeline.overlap import Overlap
+from condainer.pipeline.packages import Package, check_names
 from condainer.pipeline.site import Site
 from condainer.pipeline.streaming import Streaming
 from condainer.project import environment as environment_module
@@ -53,11 +54,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from condainer.pipeline.epoch import Epoch
-    from condainer.pipeline.installers import Solution, Workplace
+    from condainer.pipeline.installers.interface import Solution
     from condainer.pipeline.lockfile import Lock, PipPackage
     from condainer.pipeline.parts import Part
     from condainer.pipeline.schedule import Budget
     from condainer.pipeline.staging import Hold
+    from condainer.pipeline.workplace import Workplace
     from condainer.project.environment import Environment
     from condainer.project.project import Project
     from condainer.system.tools import Mksquashfs
@@ -323,7 +325,7 @@ class Build:
         request = self._request(environment, lock, wants_pip=requirements is not None)
         installer = None
         if conda:
-            installer = installers.choose(
+            installer = choice.choose(
                 config,
                 self.options.installer,
                 only_looks=self.options.dry_run,

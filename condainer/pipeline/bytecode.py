@@ -20,7 +20,7 @@ from condainer.system import files, process
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.workplace import Workplace
 
 # Without the working directory, for which an older Python has no option.
 _ABOUT = """\

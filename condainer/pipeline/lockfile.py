@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from condainer.errors import BuildError
-from condainer.pipeline.installers import Package, channels
+from condainer.pipeline.installers import channels
+from condainer.pipeline.packages import Package
 from condainer.system import files
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import condainer
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import Package, merged, notes, read_records
+from condainer.pipeline.packages import Package, merged, notes, read_records
 from condainer.project import image
 from condainer.running.activation import SNAPSHOT, Snapshot
 from condainer.system import files

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from condainer.pipeline import bytecode, tree
 from condainer.pipeline.archive import Archive, ChangedError, mode_of
-from condainer.pipeline.installers import Final
+from condainer.pipeline.workplace import Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from condainer.pipeline.epoch import Epoch
-    from condainer.pipeline.installers import Listing, Package
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import Listing
 
 _CHUNK = 1 << 20
 _STEP = 1 << 20

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condainer.errors import BuildError
-from condainer.pipeline import credentials, installers, logins, tree
+from condainer.pipeline import credentials, logins, tree
 from condainer.pipeline.lockfile import PipPackage
+from condainer.pipeline.packages import read_records
 from condainer.pipeline.requirements import absolute
 from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.workplace import Workplace
 
 _LAST_LINES = 8
 _ABOUT_PIP = """\
@@ -131,7 +132,7 @@ def list_installed(prefix: Path) -> list[tuple[str, str]]:
         BuildError: names what cannot be read.
     """
     lib = prefix / "lib"
-    owned = {name for record in installers.read_records(prefix) for name in record.files}
+    owned = {name for record in read_records(prefix) for name in record.files}
     return sorted(
         _name_and_version(path, prefix)
         # No link is followed: conda-forge has python3.1 for those from 3.10 on.

@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError
-from condainer.pipeline import installers
+from condainer.pipeline.packages import read_records
 from condainer.system import files, tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from condainer.pipeline.installers import Package, Workplace
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import Workplace
 
 _MESSAGES = ".messages.txt"
 _LAST_LINES = 8
@@ -62,7 +63,7 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
 
 def _in_order(prefix: Path, packages: Iterable[Package]) -> list[Package]:
     """Packages, each after those it depends on: a lock file of another program may mix them."""
-    needs = {record.package.name: record.needs for record in installers.read_records(prefix)}
+    needs = {record.package.name: record.needs for record in read_records(prefix)}
     wanted = {package.name: package for package in packages}
     ordered: list[Package] = []
     begun: set[str] = set()

@@ -23,7 +23,7 @@ from condainer.pipeline.events import (
     StageStarted,
     Unit,
 )
-from condainer.pipeline.installers import Workplace
+from condainer.pipeline.workplace import Workplace
 from condainer.running.variables import FOREIGN
 from condainer.system import process
 from condainer.units import printable

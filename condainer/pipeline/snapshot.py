@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from condainer.pipeline.dependence import Dependence
-    from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.workplace import Workplace
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MARK = "@condainer-{}@"

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from anyio import Event
 
-    from condainer.pipeline.installers import Workplace
     from condainer.pipeline.parts import Part
     from condainer.pipeline.tree import Tree
+    from condainer.pipeline.workplace import Workplace
     from condainer.project.config import Config
     from condainer.system.tools import Mksquashfs
 

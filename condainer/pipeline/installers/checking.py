@@ -31,7 +31,8 @@ from condainer.system import files, process, removal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from condainer.pipeline.installers import Package, Workplace
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import Workplace
 
 _LIST = "info/paths.json"
 _SUFFIXES = (".conda", ".tar.bz2")

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
     from rattler import Client
 
-    from condainer.pipeline.installers import Package, Request, Workplace
+    from condainer.pipeline.installers.interface import Request
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import Workplace
 
 _AT_ONCE = 5
 """Packages on their way: to get a small one takes hardly more than to ask for it."""

@@ -17,7 +17,7 @@ from condainer.system import files
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from condainer.pipeline.installers import Package
+    from condainer.pipeline.packages import Package
 
 _INDEX = "info/index.json"
 _HERE = {str(Subdir.current()), "noarch"}

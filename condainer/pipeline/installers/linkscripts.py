@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from condainer.pipeline.installers import Package
+    from condainer.pipeline.packages import Package
 
 _PROGRAM = """\
 #!/bin/sh

@@ -20,26 +20,23 @@ import anyio.to_thread
 
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline.installers import (
-    Package,
-    Request,
-    Solution,
-    Workplace,
     channels,
     checking,
     complaints,
     failures,
     linkscripts,
-    merged,
-    package_from_json,
-    read_records,
     ready,
     secrets,
     sharing,
 )
+from condainer.pipeline.installers.interface import Request, Solution
+from condainer.pipeline.packages import Package, merged, package_from_json, read_records
 from condainer.system import files, process, tools
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+
+    from condainer.pipeline.workplace import Workplace
 
 _LINKING = re.compile(r"Linking (\S+)")
 _UNSOLVED = re.compile(r"Could not solve for|Unsatisfiable|PackagesNotFound|ResolvePackageNotFound")

@@ -21,10 +21,6 @@ from rattler.install import InstallerReporter
 from condainer.errors import BuildError, CondainerError
 from condainer.pipeline import credentials, tree
 from condainer.pipeline.installers import (
-    Package,
-    Request,
-    Solution,
-    Workplace,
     checking,
     contents,
     fetching,
@@ -35,12 +31,16 @@ from condainer.pipeline.installers import (
     solver,
     unpacked,
 )
+from condainer.pipeline.installers.interface import Request, Solution
+from condainer.pipeline.packages import Package
 from condainer.system import removal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from rattler import RepoDataRecord
+
+    from condainer.pipeline.workplace import Workplace
 
 
 class Rattler:

@@ -20,13 +20,15 @@ import anyio
 import anyio.to_thread
 
 from condainer.pipeline import tree
-from condainer.pipeline.installers import Final, unpacked
+from condainer.pipeline.installers import unpacked
+from condainer.pipeline.workplace import Final
 from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from condainer.pipeline.installers import OnReady, Package
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import OnReady
 
 _POLL, _PAUSE = 0.1, 10
 """Seconds between two looks, or so many times as long as a look takes."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from condainer.pipeline.installers import Package
+    from condainer.pipeline.packages import Package
 
 _NAME = "condainer-channel-"
 

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
     from rattler import MatchSpec, PackageName, RepoDataRecord, Subdir
 
-    from condainer.pipeline.installers import Package, Request
     from condainer.pipeline.installers.channels import Source
     from condainer.pipeline.installers.condarc import Condarc
+    from condainer.pipeline.installers.interface import Request
+    from condainer.pipeline.packages import Package
 
 DEFAULT_CHANNELS = ("conda-forge",)
 """Where neither environment.yml nor conda's configuration names a channel."""

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import merged, package_from_json
+from condainer.pipeline.packages import merged, package_from_json
 from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from condainer.pipeline.installers import Package
+    from condainer.pipeline.packages import Package
 
 _DONE = "info/repodata_record.json"
 _DEPTH = 32

@@ -1,0 +1,164 @@
+"""Describes conda packages: those that an installer chose, and those that a prefix records.
+
+conda-meta/NAME-VERSION-BUILD.json is conda's record of an installed package.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from condainer.errors import BuildError
+from condainer.pipeline import credentials
+from condainer.system import files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+_NAME_OF_SPEC = re.compile(r"\s*(?:.*::)?([^\s=<>!~\[]*).*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package of a solution or of a prefix; empty text and 0 where nobody said.
+
+    `channel` and `url` are without credentials.
+    """
+
+    name: str
+    version: str
+    build: str
+    build_number: int
+    channel: str
+    subdir: str
+    url: str
+    md5: str
+    sha256: str
+    size: int
+
+    @property
+    def stem(self) -> str:
+        """name-version-build, as installers print it."""
+        return f"{self.name}-{self.version}-{self.build}"
+
+
+def check_names(packages: Iterable[Package]) -> None:
+    """See that each package has its own place in a package cache, and none elsewhere.
+
+    Raises:
+        BuildError: names one whose name, version or build, as its channel lists it, leads away.
+    """
+    for package in packages:
+        if "/" in package.stem or not package.stem.isprintable():
+            raise BuildError(
+                f"the channel {package.channel or package.url} lists a package whose name, version "
+                f"or build is no part of a file's name: {package.stem!a}",
+                "leave that package out, and report it to its channel",
+            )
+
+
+def package_from_json(entry: Mapping[str, Any]) -> Package:
+    """A package as conda-meta and the mamba family's --json describe it.
+
+    Raises:
+        ValueError: where it is something else.
+    """
+
+    def text(*keys: str) -> str:
+        value = next((entry[key] for key in keys if entry.get(key)), "")
+        if not isinstance(value, str):
+            raise ValueError(f"'{keys[0]}' is not text")  # noqa: TRY004
+        return value
+
+    def number(key: str) -> int:
+        value = entry.get(key) or 0
+        if not isinstance(value, int):
+            raise ValueError(f"'{key}' is not a whole number")  # noqa: TRY004
+        return value
+
+    package = Package(
+        name=text("name"),
+        version=text("version"),
+        build=text("build_string", "build"),
+        build_number=number("build_number"),
+        channel=credentials.without(text("channel")).rstrip("/"),
+        subdir=text("subdir", "platform"),
+        url=credentials.without(text("url")).replace(" ", "%20"),
+        md5=text("md5"),
+        sha256=text("sha256"),
+        size=number("size"),
+    )
+    if not (package.name and package.version and package.build):
+        raise ValueError("name, version or build is missing")
+    return package
+
+
+def merged(record: Package, plan: Package) -> Package:
+    """A package by its record, with what that leaves out taken from the plan."""
+    fields = asdict(record)
+    return Package(**{key: value or getattr(plan, key) for key, value in fields.items()})
+
+
+@dataclass(frozen=True)
+class Record:
+    """What conda-meta says of an installed package.
+
+    Attributes:
+        package: which.
+        files: the paths it has below the prefix.
+        needs: the names of the packages it depends on, be they installed or not.
+    """
+
+    package: Package
+    files: tuple[str, ...]
+    needs: tuple[str, ...]
+
+
+def read_records(prefix: Path) -> list[Record]:
+    """The packages of conda in a prefix, by the names of their records.
+
+    Raises:
+        BuildError: names a record that is none.
+    """
+    return [_read_record(path, prefix) for path in notes(prefix) if path.suffix == ".json"]
+
+
+def notes(prefix: Path) -> list[Path]:
+    """What installers have noted in a prefix: a record of each package, and their history.
+
+    Raises:
+        BuildError: where they have noted it elsewhere.
+    """
+    directory = prefix / "conda-meta"
+    if directory.is_symlink():
+        raise BuildError(f"{directory} is a symbolic link", "leave out the package that made it")
+    return [directory / name for name in files.names(directory, within=prefix)]
+
+
+def _read_record(path: Path, prefix: Path) -> Record:
+    try:
+        return _record(files.read_json(path, within=prefix))
+    except OSError as error:
+        raise BuildError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BuildError(
+            f"{path} is not the record of a package: {error}",
+            "leave out the package that put it there",
+        ) from error
+
+
+def _record(entry: object) -> Record:
+    if not isinstance(entry, dict):
+        raise ValueError("it holds no JSON object")  # noqa: TRY004
+    owned = _texts(entry, "files", "paths")
+    needs = [_NAME_OF_SPEC.sub(r"\1", spec) for spec in _texts(entry, "depends", "specs")]
+    return Record(package_from_json(entry), owned, tuple(needs))
+
+
+def _texts(entry: dict[str, Any], key: str, what: str) -> tuple[str, ...]:
+    listed = entry.get(key, [])
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        raise ValueError(f"'{key}' is not a list of {what}")
+    return tuple(listed)
