@@ -158,7 +158,9 @@ def test_what_this_machine_refuses_is_not_the_fault_of_a_channel(why: str) -> No
 
 
 def test_what_is_full_is_the_place_of_the_file_that_is_named(tmp_path: Path) -> None:
-    places = [space.Place(tmp_path / name, name, 1 << 62) for name in ("prefix", "cache", "tmp")]
+    places = [
+        space.Destination(tmp_path / name, name, 1 << 62) for name in ("prefix", "cache", "tmp")
+    ]
     error = BuildError(f"failed to unpack {tmp_path}/cache/x: No space left on device")
     told = space.explain(error, places)
     assert told is not None
@@ -214,13 +216,13 @@ def test_a_failed_project_is_on_the_board_no_more() -> None:
 
 def test_a_build_that_fails_leaves_the_board_while_others_go_on(workshop: Workshop) -> None:
     from condainer.pipeline import run
-    from condainer.pipeline.build import Options
+    from condainer.pipeline.build import BuildOptions
     from condainer.project import project
 
     (workshop.directory / "environment.yml").write_text("dependencies: [[]]\n")
     seen: list[object] = []
     code = project.open_projects([workshop.directory])
-    failed = run.build_all(code, Options(), os.cpu_count() or 1, seen.append)
+    failed = run.build_all(code, BuildOptions(), os.cpu_count() or 1, seen.append)
     assert [each.project.directory for each in failed] == [workshop.directory]
     assert Failed(workshop.directory.name) in seen
 

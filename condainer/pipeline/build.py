@@ -35,12 +35,12 @@ from condainer.pipeline import (
     staging,
     tree,
 )
+from condainer.pipeline.context import BuildContext
 from condainer.pipeline.events import Built, Emit, Note, Stage
 from condainer.pipeline.installers import choice
 from condainer.pipeline.installers.interface import Installer, Request
 from condainer.pipeline.overlap import Overlap
 from condainer.pipeline.packages import Package, check_names
-from condainer.pipeline.site import Site
 from condainer.pipeline.streaming import Streaming
 from condainer.project import environment as environment_module
 from condainer.project import image as image_module
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from condainer.pipeline.lockfile import Lock, PipPackage
     from condainer.pipeline.parts import Part
     from condainer.pipeline.schedule import Budget
-    from condainer.pipeline.staging import Hold
+    from condainer.pipeline.staging import Claim
     from condainer.pipeline.workplace import Workplace
     from condainer.project.environment import Environment
     from condainer.project.project import Project
@@ -74,7 +74,7 @@ _PIP_TOO_OLD = (
 
 
 @dataclass(frozen=True)
-class Options:
+class BuildOptions:
     """What the command line asks of a build.
 
     Attributes:
@@ -174,12 +174,12 @@ class Build:
 
     project: Project
     label: str
-    options: Options
+    options: BuildOptions
     budget: Budget
     emit: Emit
 
     def __post_init__(self) -> None:
-        self._site = Site(self.project, self.label, self.budget, self.emit)
+        self._context = BuildContext(self.project, self.label, self.budget, self.emit)
 
     async def run(self) -> None:
         """Build the image.
@@ -187,7 +187,7 @@ class Build:
         Raises:
             CondainerError: says what failed; nothing of this build is left but its log.
         """
-        site = self._site
+        site = self._context
         self._say_whose()
         with site.explaining():
             async with self.budget.build():
@@ -206,7 +206,7 @@ class Build:
         fills = plan.installer is not None or self.options.repack
         hold = staging.claim if fills else staging.borrow
         with hold(project) as held:
-            self._site.hold = held
+            self._context.hold = held
             parts.remove_stale(
                 [
                     *(plan.image, project.lock_file, project.build_log),
@@ -223,19 +223,19 @@ class Build:
                 self._note(f"would install {package.stem}")
         self._note(f"would write {self.project.image}")
 
-    async def _build(self, plan: Plan, hold: Hold) -> None:
+    async def _build(self, plan: Plan, hold: Claim) -> None:
         source = image_module.fingerprint(plan.image) if self.options.repack else ""
         with parts.writing(plan.image) as part:
             installed, counted = await self._make(plan, hold, part)
             async with (
-                self._site.stage(Stage.VERIFY),
-                self._site.workplace(Stage.VERIFY, 1) as workplace,
+                self._context.stage(Stage.VERIFY),
+                self._context.workplace(Stage.VERIFY, 1) as workplace,
             ):
                 await anyio.to_thread.run_sync(squash.verify, part.content, counted)
                 if plan.startup:
                     await listing.mark(part, plan.startup, workplace)
             size = part.size
-            async with self._site.stage(Stage.PUBLISH):
+            async with self._context.stage(Stage.PUBLISH):
                 if source and image_module.fingerprint(plan.image) != source:  # on another node
                     raise BuildError(
                         f"{plan.image} has been built anew meanwhile", "it stays; repack it again"
@@ -249,12 +249,14 @@ class Build:
                 files=counted.entries,
                 tree_bytes=counted.bytes,
                 packages=len(installed.packages) if installed else 0,
-                stages=tuple(self._site.seconds),
-                seconds=self._site.elapsed(),
+                stages=tuple(self._context.seconds),
+                seconds=self._context.elapsed(),
             )
         )
 
-    async def _make(self, plan: Plan, hold: Hold, part: Part) -> tuple[Installed | None, tree.Tree]:
+    async def _make(
+        self, plan: Plan, hold: Claim, part: Part
+    ) -> tuple[Installed | None, tree.Tree]:
         """Install the environment and compress it, both at once where that can be done.
 
         Returns:
@@ -286,7 +288,7 @@ class Build:
         plan: Plan,
         installer: Installer,
         solution: Solution,
-        hold: Hold,
+        hold: Claim,
         overlap: Overlap | None = None,
     ) -> Installed:
         """Make the environment at the prefix."""
@@ -312,7 +314,7 @@ class Build:
         lock = lockfile.read(project.lock_file) if self.options.locked and conda else None
         if lock:
             editable.check_lock(lock.pip)
-        self._site.epoch = epoch.of_build(lock.created if lock else None)
+        self._context.epoch = epoch.of_build(lock.created if lock else None)
         staging.check_base_directory(project)
         staging.check_unclaimed(project)
         if project.prefix not in self.options.idle:
@@ -347,9 +349,9 @@ class Build:
                 "python": sys.version.split()[0],
                 **({"installer": installer.description} if installer else {}),
             },
-            epoch=self._site.epoch,
+            epoch=self._context.epoch,
             startup=listing.read(project.startup_file),
-            created=lock.created if lock else self._site.epoch.stamp or int(time.time()),
+            created=lock.created if lock else self._context.epoch.stamp or int(time.time()),
         )
 
     def _check_places(self) -> Path:
@@ -391,10 +393,10 @@ class Build:
         top = prefix / "image"
         needed = source.stat().st_size * space.IMAGE_RATIO
         async with (
-            self._site.stage(Stage.UNPACK),
-            self._site.workplace(Stage.UNPACK) as workplace,
+            self._context.stage(Stage.UNPACK),
+            self._context.workplace(Stage.UNPACK) as workplace,
         ):
-            with self._site.watching(space.Place(prefix, "the unpacked image", needed)):
+            with self._context.watching(space.Destination(prefix, "the unpacked image", needed)):
                 await squash.unpack(source, top, workplace)
                 await anyio.to_thread.run_sync(tree.take_over, top)
                 manifest.note_startup(top, plan.startup)
@@ -402,8 +404,8 @@ class Build:
 
     async def _solve(self, plan: Plan, installer: Installer) -> Solution:
         async with (
-            self._site.stage(Stage.SOLVE) as stage,
-            self._site.workplace(Stage.SOLVE, 1) as workplace,
+            self._context.stage(Stage.SOLVE) as stage,
+            self._context.workplace(Stage.SOLVE, 1) as workplace,
         ):
             solution = await installer.solve(plan.request, workplace)
             check_names(solution.packages)
@@ -421,24 +423,24 @@ class Build:
         apart = solution.cache and not space.on_one_file_system(solution.cache, where)
         needed = total * space.UNPACKED_RATIO
         least = total if apart else solution.to_fetch
-        space.require(space.Place(where, "the installation", needed), least)
+        space.require(space.Destination(where, "the installation", needed), least)
 
     async def _install(
         self,
         plan: Plan,
         installer: Installer,
         solution: Solution,
-        hold: Hold,
+        hold: Claim,
         overlap: Overlap | None,
     ) -> tuple[Package, ...]:
         prefix = self.project.prefix
         needed = sum(package.size for package in solution.packages) * space.UNPACKED_RATIO
         async with (
-            self._site.stage(Stage.INSTALL),
-            self._site.workplace(Stage.INSTALL) as workplace,
+            self._context.stage(Stage.INSTALL),
+            self._context.workplace(Stage.INSTALL) as workplace,
         ):
-            place = space.Place(prefix, "the installation", needed)
-            with self._site.watching(place, solution.cache):
+            place = space.Destination(prefix, "the installation", needed)
+            with self._context.watching(place, solution.cache):
                 hold.check()
                 own = replace(workplace, on_ready=overlap.ready) if overlap else workplace
                 ran = await installer.install(plan.request, solution, own)
@@ -478,15 +480,17 @@ class Build:
         if not runs:
             return []
         async with (
-            self._site.stage(Stage.PIP) as stage,
-            self._site.workplace(Stage.PIP, 1) as workplace,
+            self._context.stage(Stage.PIP) as stage,
+            self._context.workplace(Stage.PIP, 1) as workplace,
         ):
             activated = await self._activated(plan, workplace)
             for listed, cwd, origin in runs:
                 file, copied = editable.without(listed, cwd, temporary, activated.environment)
                 if copied:
                     self._note(f"{origin}: a copy is installed instead of -e: {', '.join(copied)}")
-                with self._site.watching(space.Place(project.prefix, "what pip installs", 0)):
+                with self._context.watching(
+                    space.Destination(project.prefix, "what pip installs", 0)
+                ):
                     packages = await pip.install(
                         project.prefix,
                         [file, *others],
@@ -509,8 +513,8 @@ class Build:
     async def _compile(self, plan: Plan) -> None:
         prefix = self.project.prefix
         async with (
-            self._site.stage(Stage.COMPILE) as stage,
-            self._site.workplace(Stage.COMPILE) as workplace,
+            self._context.stage(Stage.COMPILE) as stage,
+            self._context.workplace(Stage.COMPILE) as workplace,
         ):
             activated = await self._activated(plan, workplace)
             python = await bytecode.find_interpreter(prefix, activated)
@@ -518,7 +522,7 @@ class Build:
                 stage.detail = "no Python to compile for"
                 return
             sources = await anyio.to_thread.run_sync(bytecode.uncompiled, python, plan.epoch.latest)
-            with self._site.watching(space.Place(prefix, "compiled modules", 0)):
+            with self._context.watching(space.Destination(prefix, "compiled modules", 0)):
                 compiled = await bytecode.compile_all(python, sources, activated)
             stage.detail = f"{compiled} modules"
 
@@ -526,8 +530,8 @@ class Build:
         project, environment = self.project, plan.environment
         name, variables = self._identity(plan)
         async with (
-            self._site.stage(Stage.SNAPSHOT),
-            self._site.workplace(Stage.SNAPSHOT, 1) as workplace,
+            self._context.stage(Stage.SNAPSHOT),
+            self._context.workplace(Stage.SNAPSHOT, 1) as workplace,
         ):
             for reserved in snapshot.reserved(variables):
                 self._note(f"variables: activation sets {reserved} itself; that line is left out")
@@ -550,17 +554,17 @@ class Build:
                 snapshot=captured.snapshot,
                 startup=plan.startup,
             )
-            with self._site.watching(space.Place(project.prefix, "the manifest", 0)):
+            with self._context.watching(space.Destination(project.prefix, "the manifest", 0)):
                 manifest.write(project, described, plan.epoch)
         return described
 
     async def _squash(self, plan: Plan, part: Part, source: Path) -> tree.Tree:
         """Compress the finished environment, which is in a directory."""
-        async with self._site.stage(Stage.SQUASH) as stage:
+        async with self._context.stage(Stage.SQUASH) as stage:
             counted = await anyio.to_thread.run_sync(tree.survey, source)
             place = self._place_of_image(part, counted.bytes, counted.bytes // space.IMAGE_RATIO)
-            with self._site.watching(place):
-                async with self._site.workplace(Stage.SQUASH) as workplace:
+            with self._context.watching(place):
+                async with self._context.workplace(Stage.SQUASH) as workplace:
                     order = listing.write_order(plan.startup, source, workplace.temporary)
                     await squash.write(
                         *(plan.mksquashfs, source, part, plan.compression, workplace), order=order
@@ -572,14 +576,14 @@ class Build:
         """Have the environment compressed as far as it is there already."""
         fetched = sum(package.size for package in solution.packages)
         place = self._place_of_image(part, fetched * space.UNPACKED_RATIO, fetched)
-        workplace = self._site.beside(Stage.SQUASH)
+        workplace = self._context.beside(Stage.SQUASH)
         block = plan.compression.block_size
         reader, writer = os.pipe()
         installed = anyio.Event()
 
         async def write() -> None:
-            async with self._site.stage(Stage.SQUASH) as stage:
-                with self._site.watching(place):
+            async with self._context.stage(Stage.SQUASH) as stage:
+                with self._context.watching(place):
                     await squash.write(
                         *(plan.mksquashfs, reader, part, plan.compression, workplace),
                         aside=installed,
@@ -599,9 +603,9 @@ class Build:
             write,
         )
 
-    def _place_of_image(self, part: Part, unpacked: int, expected: int) -> space.Place:
+    def _place_of_image(self, part: Part, unpacked: int, expected: int) -> space.Destination:
         """Where an image is written; sees that there may be room for it."""
-        place = space.Place(part.path.parent, "the image", expected)
+        place = space.Destination(part.path.parent, "the image", expected)
         space.require(place, unpacked // _LEAST_COMPRESSION)
         return place
 

@@ -102,7 +102,7 @@ def merged(record: Package, plan: Package) -> Package:
 
 
 @dataclass(frozen=True)
-class Record:
+class PrefixRecord:
     """What conda-meta says of an installed package.
 
     Attributes:
@@ -116,7 +116,7 @@ class Record:
     needs: tuple[str, ...]
 
 
-def read_records(prefix: Path) -> list[Record]:
+def read_records(prefix: Path) -> list[PrefixRecord]:
     """The packages of conda in a prefix, by the names of their records.
 
     Raises:
@@ -137,7 +137,7 @@ def notes(prefix: Path) -> list[Path]:
     return [directory / name for name in files.names(directory, within=prefix)]
 
 
-def _read_record(path: Path, prefix: Path) -> Record:
+def _read_record(path: Path, prefix: Path) -> PrefixRecord:
     try:
         return _record(files.read_json(path, within=prefix))
     except OSError as error:
@@ -149,12 +149,12 @@ def _read_record(path: Path, prefix: Path) -> Record:
         ) from error
 
 
-def _record(entry: object) -> Record:
+def _record(entry: object) -> PrefixRecord:
     if not isinstance(entry, dict):
         raise ValueError("it holds no JSON object")  # noqa: TRY004
     owned = _texts(entry, "files", "paths")
     needs = [_NAME_OF_SPEC.sub(r"\1", spec) for spec in _texts(entry, "depends", "specs")]
-    return Record(package_from_json(entry), owned, tuple(needs))
+    return PrefixRecord(package_from_json(entry), owned, tuple(needs))
 
 
 def _texts(entry: dict[str, Any], key: str, what: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import anyio
 
 from condainer.errors import CondainerError, InterruptedBySignalError, named
 from condainer.pipeline import schedule
-from condainer.pipeline.build import Build, Options
+from condainer.pipeline.build import Build, BuildOptions
 from condainer.pipeline.events import Failed
 from condainer.system import process
 
@@ -36,7 +36,7 @@ class Failure:
 
 
 def build_all(
-    projects: Sequence[Project], options: Options, jobs: int, emit: Emit
+    projects: Sequence[Project], options: BuildOptions, jobs: int, emit: Emit
 ) -> list[Failure]:
     """Build images; one that fails does not stop the others.
 
@@ -56,7 +56,7 @@ def build_all(
 
 
 async def _build_all(
-    projects: Sequence[Project], options: Options, jobs: int, emit: Emit
+    projects: Sequence[Project], options: BuildOptions, jobs: int, emit: Emit
 ) -> list[Failure]:
     budget = schedule.Budget(jobs)
     labels = _labels(projects)

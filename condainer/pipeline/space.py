@@ -27,7 +27,7 @@ _HINT = "make room there, or choose another place in condainer.yml"
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """A directory that a build fills.
 
     Attributes:
@@ -45,7 +45,7 @@ class NoSpaceError(BuildError):
     """A file system is full, and it is said which."""
 
 
-def require(place: Place, least: int) -> None:
+def require(place: Destination, least: int) -> None:
     """Refuse early where a directory cannot possibly hold what is coming.
 
     Args:
@@ -60,7 +60,7 @@ def require(place: Place, least: int) -> None:
         raise _error(place, free)
 
 
-def explain(error: BaseException, places: Iterable[Place]) -> NoSpaceError | None:
+def explain(error: BaseException, places: Iterable[Destination]) -> NoSpaceError | None:
     """If an error means that something is full, say what; else None.
 
     Args:
@@ -88,7 +88,7 @@ def explain(error: BaseException, places: Iterable[Place]) -> NoSpaceError | Non
     )
 
 
-def _named(error: BaseException, places: Iterable[Place]) -> Place | None:
+def _named(error: BaseException, places: Iterable[Destination]) -> Destination | None:
     """The place of the file that an error names, however it does."""
     words = f"{getattr(error, 'filename', None) or ''} {error}"
     found = [place for place in places if str(place.path) in words]
@@ -112,7 +112,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _error(place: Place, free: int) -> NoSpaceError:
+def _error(place: Destination, free: int) -> NoSpaceError:
     needed = f"; about {human(place.needed)} are needed" if place.needed else ""
     return NoSpaceError(
         f"no space left for {place.what} in {place.path}: {human(free)} are free{needed}",

@@ -5,7 +5,7 @@ an earlier build of the same project is left alone: nothing that is not known to
 removed, and nothing below a mountpoint.
 
 It is made before anything is solved, closed to everybody else for as long as it is there, and known
-by its inode: `Hold.check` sees before each step that nobody has put something else in its place.
+by its inode: `Claim.check` sees before each step that nobody has put something else in its place.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
-class Hold:
+class Claim:
     """What a running build has for itself.
 
     Attributes:
@@ -97,7 +97,7 @@ class Hold:
 
 
 @contextlib.contextmanager
-def claim(project: Project) -> Iterator[Hold]:
+def claim(project: Project) -> Iterator[Claim]:
     """Hold a project's prefix for one build, with an empty directory of ours.
 
     What stands there afterwards is removed.
@@ -120,7 +120,7 @@ def claim(project: Project) -> Iterator[Hold]:
 
 
 @contextlib.contextmanager
-def borrow(project: Project) -> Iterator[Hold]:
+def borrow(project: Project) -> Iterator[Claim]:
     """Hold the prefix of an application that somebody else installed; it is left as it was.
 
     Raises:
@@ -227,7 +227,7 @@ def removing(prefix: Path) -> Iterator[None]:
     _remove_ours(prefix)
 
 
-def _make(hold: Hold) -> Hold:
+def _make(hold: Claim) -> Claim:
     """Make the directory to install in.
 
     Raises:
@@ -242,7 +242,7 @@ def _make(hold: Hold) -> Hold:
     return made
 
 
-def _close(hold: Hold) -> None:
+def _close(hold: Claim) -> None:
     """Leave no hard link into a package cache that a script has let others write to."""
     with contextlib.suppress(CondainerError):
         hold.check()
@@ -330,11 +330,11 @@ def _wait_for_mounting(project: Project) -> None:
 
 
 @contextlib.contextmanager
-def _holding(project: Project, descriptor: int) -> Iterator[Hold]:
+def _holding(project: Project, descriptor: int) -> Iterator[Claim]:
     """Make the directory for temporary files; a killed build's is removed first."""
     start = f"condainer-{project.config.uuid}-"
     _remove_temporary(start, _noted(project).get("temporary"))
-    hold = Hold(descriptor, Path(tempfile.mkdtemp(prefix=start)), project.prefix)
+    hold = Claim(descriptor, Path(tempfile.mkdtemp(prefix=start)), project.prefix)
     with removing(hold.temporary):
         hold.note()
         yield hold
@@ -376,7 +376,7 @@ def _left_over(project: Project) -> bool:
 
 
 def _noted(project: Project) -> dict[str, Any]:
-    """What `Hold.note` wrote into the lock."""
+    """What `Claim.note` wrote into the lock."""
     try:
         noted = files.parse_json(runtime.read(project.build_lock))
     except (OSError, ValueError):

@@ -107,7 +107,7 @@ class _Wanted:
 
 
 @dataclass(frozen=True)
-class Cache:
+class CachePaths:
     """Where rattler keeps what it has fetched.
 
     Attributes:
@@ -119,14 +119,14 @@ class Cache:
     lists: Path
 
 
-def cache_of(request: Request) -> Cache:
+def cache_of(request: Request) -> CachePaths:
     """The place a request names, or else rattler's own, which other programs share."""
     if request.package_cache:
-        return Cache(request.package_cache, request.package_cache / "rattler-repodata")
+        return CachePaths(request.package_cache, request.package_cache / "rattler-repodata")
     caches = os.environ.get("XDG_CACHE_HOME", "")
     caches = caches if caches.startswith("/") else str(Path.home() / ".cache")
     own = Path(os.environ.get("RATTLER_CACHE_DIR") or f"{caches}/rattler/cache")
-    return Cache(own / "pkgs", own / "repodata")
+    return CachePaths(own / "pkgs", own / "repodata")
 
 
 async def find(request: Request) -> list[RepoDataRecord]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from condainer.pipeline.schedule import Budget
-    from condainer.pipeline.staging import Hold
+    from condainer.pipeline.staging import Claim
     from condainer.project.project import Project
 
 _OF_ACTIVATION = re.compile(
@@ -43,13 +43,13 @@ _UNITS = {Stage.SQUASH: Unit.BLOCKS, Stage.COMPILE: Unit.FILES}
 
 
 @dataclass
-class Detail:
+class StageDetail:
     """What a stage has to say when it ends."""
 
     detail: str = ""
 
 
-class Site:
+class BuildContext:
     """Where one build works.
 
     Args:
@@ -69,7 +69,7 @@ class Site:
         self.label = label
         self.budget = budget
         self.emit = emit
-        self.hold: Hold | None = None
+        self.hold: Claim | None = None
         self.seconds: list[tuple[Stage, float]] = []
         self._begin = time.monotonic()
         self.epoch = Epoch()
@@ -80,11 +80,11 @@ class Site:
         return time.monotonic() - self._begin
 
     @contextlib.asynccontextmanager
-    async def stage(self, stage: Stage) -> AsyncIterator[Detail]:
+    async def stage(self, stage: Stage) -> AsyncIterator[StageDetail]:
         """Say that a stage begins, and when it has ended well how long it took."""
         self.emit(StageStarted(self.label, stage))
         self._output(f"== {stage.value}")
-        detail = Detail()
+        detail = StageDetail()
         start = time.monotonic()
         yield detail
         seconds = time.monotonic() - start
@@ -155,14 +155,14 @@ class Site:
         return variables
 
     @contextlib.contextmanager
-    def watching(self, place: space.Place, cache: Path | None = None) -> Iterator[None]:
+    def watching(self, place: space.Destination, cache: Path | None = None) -> Iterator[None]:
         """Turn an error that means a full file system into one that says which.
 
         Args:
             place: what is being filled.
             cache: where packages are put meanwhile.
         """
-        others = [space.Place(cache, "the package cache", 0)] if cache is not None else []
+        others = [space.Destination(cache, "the package cache", 0)] if cache is not None else []
         try:
             yield
         except (OSError, CondainerError) as error:
@@ -171,15 +171,15 @@ class Site:
                 raise
             raise full from error
 
-    def _other_places(self) -> list[space.Place]:
+    def _other_places(self) -> list[space.Destination]:
         """What a build fills besides the place of its stage."""
         places = [
-            space.Place(Path(tempfile.gettempdir()), "temporary files", 0),
-            space.Place(self.project.directory, "the project", 0),
+            space.Destination(Path(tempfile.gettempdir()), "temporary files", 0),
+            space.Destination(self.project.directory, "the project", 0),
         ]
         cache = self.project.config.package_cache
         if cache:
-            places.append(space.Place(Path(cache), "the package cache", 0))
+            places.append(space.Destination(Path(cache), "the package cache", 0))
         return places
 
     @contextlib.contextmanager
@@ -222,7 +222,7 @@ class Site:
         No error that leaves a build tells credentials.
         """
         try:
-            with self.watching(space.Place(self.project.directory, "the project", 0)):
+            with self.watching(space.Destination(self.project.directory, "the project", 0)):
                 yield
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
