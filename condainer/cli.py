@@ -498,7 +498,7 @@ def _init(arguments: argparse.Namespace) -> int:
 def _build(arguments: argparse.Namespace) -> int:
     from condainer.commands import progress
     from condainer.pipeline import run, schedule
-    from condainer.pipeline.build import BuildOptions
+    from condainer.pipeline.plan import BuildOptions
     from condainer.project import project
     from condainer.units import foreign
 

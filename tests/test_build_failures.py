@@ -81,7 +81,7 @@ def test_image_that_is_there_is_left_alone(workshop: Workshop, hard_channel: Pat
     workshop.environment("hard-text", channel=hard_channel)
     workshop.run("build", "-q")
     words = refusal(workshop)
-    assert f"the image {workshop.image} is there already" in words
+    assert f"the image {workshop.image} exists already" in words
     assert "--force" in words
 
 
@@ -575,7 +575,7 @@ def open_project(hard_channel: Path, home: Path) -> Iterator[Workshop]:
 def test_base_directory_that_is_not_writable(open_project: Workshop) -> None:
     answer = building.run_as_nobody(open_project, "build")
     assert answer.returncode == 1
-    assert f"mount_base_directory {open_project.base} is not writable for you" in answer.stderr
+    assert f"you cannot write to mount_base_directory {open_project.base}" in answer.stderr
 
 
 def test_project_directory_that_is_not_writable(open_project: Workshop) -> None:
@@ -583,7 +583,7 @@ def test_project_directory_that_is_not_writable(open_project: Workshop) -> None:
     open_project.base.chmod(0o1777)
     answer = building.run_as_nobody(open_project, "build")
     assert answer.returncode == 1
-    assert f"project directory {open_project.directory} is not writable for you" in answer.stderr
+    assert f"you cannot write to the project directory {open_project.directory}" in answer.stderr
 
 
 @building.needs_root

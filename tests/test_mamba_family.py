@@ -265,7 +265,7 @@ def test_what_only_looks_runs_nothing_that_a_project_names(
     answer = workshop.run(*command)
     assert not brought.exists()
     if command != ("status",):
-        assert "/micromamba' is run by a build alone" in answer.stdout + answer.stderr
+        assert "only a build runs '" in answer.stdout + answer.stderr
     workshop.run("build", status=1)
     assert brought.exists()
 

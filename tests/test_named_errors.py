@@ -216,7 +216,7 @@ def test_a_failed_project_is_on_the_board_no_more() -> None:
 
 def test_a_build_that_fails_leaves_the_board_while_others_go_on(workshop: Workshop) -> None:
     from condainer.pipeline import run
-    from condainer.pipeline.build import BuildOptions
+    from condainer.pipeline.plan import BuildOptions
     from condainer.project import project
 
     (workshop.directory / "environment.yml").write_text("dependencies: [[]]\n")

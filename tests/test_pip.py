@@ -241,7 +241,8 @@ def test_pip_asks_nobody_offline(workshop: Workshop, basic_channel: Path, tmp_pa
             requirements.write_text(f"{line}\n")
             answer = workshop.run("build", "--force", "--offline", status=1)
             assert (
-                "with --offline pip has its own cache, and files of this machine" in answer.stderr
+                "with --offline, pip can use its own cache and files of this machine only"
+                in answer.stderr
             )
         assert asked == []
     requirements.write_text(f"{wheel}\n")

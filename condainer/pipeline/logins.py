@@ -87,34 +87,25 @@ class _Login:
 def handed(
     requirements: Sequence[Path], environment: Mapping[str, str], directory: Path
 ) -> tuple[Path, dict[str, str]]:
-    """Take passwords out of what pip is told.
+    """Take passwords out of what pip is told, and put them into files.
 
     Args:
-        requirements: a requirements file, and more that hold passwords for the same places, as a
-            lock file holds none; those that they name count as well.
-        environment: the variables pip runs with, and in the same form what its configuration says.
-        directory: where files are written; nobody else's.
+        requirements: the requirements file for pip, and others that hold passwords for the same
+            hosts, since a lock file holds none. Files that these name are read as well.
+        environment: the variables that pip runs with, and its configuration in the same form.
+        directory: where files are written; only this user may enter it.
 
     Returns:
-        a file like that, and variables like these, as far as they differ.
+        A requirements file without passwords, and the variables that pip needs besides.
 
     Raises:
-        BuildError: where pip would show a password in a command line all the same.
-        ConfigError: where a file cannot be read.
+        BuildError: If pip would show a password in a command line all the same.
+        ConfigError: If a file cannot be read.
     """
     if "@" in environment.get(_PROXY, ""):
         raise _shown("its proxy", _HINT_OF_PROXY)
     told = {name: environment[name] for name in _VARIABLES if name in environment}
-    found: list[_Login] = []
-
-    def note(line: str) -> str:
-        found.extend(_Login.of(match) for match in _LOGIN.finditer(line))
-        return line
-
-    for file in requirements:
-        rewritten(file, directory, environment, note)
-    for value in told.values():
-        note(value)
+    found = _found(requirements, told, environment, directory)
     if not found:
         return requirements[0], {}
     of_pip = _of_pip(found)
@@ -130,6 +121,26 @@ def handed(
         _write(netrc, "".join(lines) + _others(environment))
         variables["NETRC"] = str(netrc)
     return copy, {**variables, **_for_git(found, environment, directory)}
+
+
+def _found(
+    requirements: Iterable[Path],
+    told: Mapping[str, str],
+    environment: Mapping[str, str],
+    directory: Path,
+) -> list[_Login]:
+    """The logins in requirements files and in some variables."""
+    found: list[_Login] = []
+
+    def note(line: str) -> str:
+        found.extend(_Login.of(match) for match in _LOGIN.finditer(line))
+        return line
+
+    for file in requirements:
+        rewritten(file, directory, environment, note)
+    for value in told.values():
+        note(value)
+    return found
 
 
 def _without(line: str, of_pip: Container[str]) -> str:

@@ -108,13 +108,6 @@ def clean_records(prefix: Path, epoch: Epoch) -> None:
         files.write(path, bare.encode("utf-8", "surrogateescape"), within=prefix)
 
 
-def _text_of(path: Path, prefix: Path) -> str:
-    try:
-        return files.read(path, within=prefix).decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise BuildError(f"cannot read {path}: {error.strerror}") from error
-
-
 def _settled(text: str) -> str:
     """A record without what only the machine it was made on explains, in an order of its own.
 
@@ -159,16 +152,40 @@ def write(project: Project, manifest: Manifest, epoch: Epoch) -> None:
     """Write the manifest and the snapshot into a project's prefix.
 
     Args:
-        project: whose.
-        manifest: what it says.
-        epoch: the time of the build.
+        project: whose prefix.
+        manifest: what to write.
+        epoch: the times that the image records.
+
+    Raises:
+        BuildError: If a package has put something in the place of `.condainer`.
     """
+    prefix = project.prefix
+    directory = (prefix / image.MANIFEST).parent
+    try:
+        directory.rmdir()  # an empty one is replaced
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise BuildError(
+            f"a package or its script has put something at {directory}",
+            "that directory is condainer's own; leave the package out",
+        ) from error
+    text = credentials.without(manifest.environment.text) if manifest.environment else None
+    files.make_directory(directory, within=prefix)
+    _write_json(prefix / image.MANIFEST, _document(project, manifest, epoch, text), prefix)
+    _write_json(prefix / SNAPSHOT, manifest.snapshot.to_json(), prefix)
+    if text is not None:
+        files.write(directory / "environment.yml", text.encode(), within=prefix)
+
+
+def _document(
+    project: Project, manifest: Manifest, epoch: Epoch, environment: str | None
+) -> dict[str, Any]:
     when = dt.datetime.now(dt.timezone.utc)
     if epoch.stamp is not None:
         when = dt.datetime.fromtimestamp(epoch.stamp, dt.timezone.utc)
-    text = credentials.without(manifest.environment.text) if manifest.environment else None
     requirements = manifest.requirements
-    document = {
+    return {
         "format": FORMAT,
         "uuid": project.config.uuid,
         "name": manifest.snapshot.name,
@@ -180,29 +197,13 @@ def write(project: Project, manifest: Manifest, epoch: Epoch) -> None:
             **({} if epoch.is_fixed else {"release": platform.release()}),
         },
         "tools": {"condainer": condainer.__version__, **manifest.tools},
-        "environment_yml": text,
+        "environment_yml": environment,
         "requirements_txt": requirements and credentials.without(requirements),
         "packages": [asdict(package) for package in manifest.packages],
         "pip": [{"name": name, "version": version} for name, version in manifest.pip],
         "activation": manifest.snapshot.to_json(),
         "startup": list(manifest.startup),
     }
-    directory = (project.prefix / image.MANIFEST).parent
-    try:
-        directory.rmdir()  # an empty one is replaced
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise BuildError(
-            f"a package or its script has put something at {directory}",
-            "that directory is condainer's own; leave the package out",
-        ) from error
-    prefix = project.prefix
-    files.make_directory(directory, within=prefix)
-    _write_json(prefix / image.MANIFEST, document, prefix)
-    _write_json(prefix / SNAPSHOT, manifest.snapshot.to_json(), prefix)
-    if text is not None:
-        files.write(directory / "environment.yml", text.encode(), within=prefix)
 
 
 def note_startup(prefix: Path, startup: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ import email.parser
 import os
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from condainer.pipeline.workplace import Workplace
+    from condainer.system.process import Finished
 
 _LAST_LINES = 8
 _ABOUT_PIP = """\
@@ -56,12 +58,26 @@ _SETTING = re.compile(r"(global|install)\.(?P<name>[a-z-]+)=(?P<value>.*)")
 _NUMBER = re.compile("[0-9]{1,9}")
 
 
+@dataclass(frozen=True)
+class Requirements:
+    """A requirements file for one run of pip.
+
+    Attributes:
+        file: its path.
+        base: the directory that relative paths in it count from.
+        origin: how messages name it.
+    """
+
+    file: Path
+    base: Path
+    origin: str
+
+
 async def install(
     prefix: Path,
-    requirements: Sequence[Path],
+    requirements: Requirements,
+    logins_from: Sequence[Path],
     *,
-    origin: str,
-    cwd: Path,
     locked: bool,
     offline: bool,
     workplace: Workplace,
@@ -70,59 +86,69 @@ async def install(
 
     Args:
         prefix: the environment.
-        requirements: the file; all others only tell passwords for the same places.
-        origin: what people call it.
-        cwd: the directory that relative paths in the file count from.
-        locked: the file lists every package, so look at no dependencies.
-        offline: ask for nothing over the network.
+        requirements: what to install.
+        logins_from: other requirements files; only their passwords are used, for the same hosts.
+        locked: whether the file lists every package, so that no dependencies are looked up.
+        offline: whether nothing may be asked for over the network.
         workplace: where pip runs.
 
     Returns:
-        what pip installed, with origin and checksum; None where this pip is too old to tell.
+        What pip has installed, with origin and checksum; None if this pip is too old to report it.
 
     Raises:
-        BuildError: with pip's last lines.
+        BuildError: If pip fails; the message has its last lines.
     """
     python = prefix / "bin" / "python"
     with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
         report = Path(directory, "report.json")
-        argv = [
-            *(str(python), "-I", "-m", "pip", "install", "--no-input", "--no-compile"),
-            *("--disable-pip-version-check", "--no-warn-script-location"),
-            *("--progress-bar", "off", "--upgrade"),
-            *(["--no-deps"] if locked else []),
-        ]
         await _check_places(prefix, python, workplace)
         version, configured = await _about(python, workplace)
-        if version >= _REPORT_SINCE:
-            argv += ["--report", str(report)]
+        reported = ["--report", str(report)] if version >= _REPORT_SINCE else []
         told = {**configured, **workplace.environment}
-        file, variables = logins.handed(requirements, told, Path(directory))
+        files_of_logins = [requirements.file, *logins_from]
+        file, variables = logins.handed(files_of_logins, told, Path(directory))
         answer = await workplace.run(
-            [*argv, "-r", str(file)],
-            cwd=cwd,
+            [*_command(python, locked=locked), *reported, "-r", str(file)],
+            cwd=requirements.base,
             environment={
                 **workplace.environment,
                 **variables,
-                # Of what is editable all the same nothing is to be left in the project.
+                # What stays editable all the same must leave nothing in the project.
                 "PIP_SRC": str(Path(directory, "src")),
                 **(_OFFLINE if offline else {}),
             },
         )
         if answer.returncode != 0:
-            last = "\n".join(f"  {line}" for line in _matter(answer.tail))
-            raise BuildError(
-                f"pip failed ({answer.verdict}) for {origin}:\n{last}",
-                "with --offline pip has its own cache, and files of this machine"
-                if offline
-                else "",
-            )
-        if not report.exists():
-            return None
-        try:
-            return _installed(files.read_json(report))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BuildError(f"pip does not tell what it has installed: {error!r}") from error
+            raise _failed(answer, requirements.origin, offline=offline)
+        return _reported(report)
+
+
+def _command(python: Path, *, locked: bool) -> list[str]:
+    return [
+        *(str(python), "-I", "-m", "pip", "install", "--no-input", "--no-compile"),
+        *("--disable-pip-version-check", "--no-warn-script-location"),
+        *("--progress-bar", "off", "--upgrade"),
+        *(["--no-deps"] if locked else []),
+    ]
+
+
+def _failed(answer: Finished, origin: str, *, offline: bool) -> BuildError:
+    last = "\n".join(f"  {line}" for line in _matter(answer.tail))
+    hint = "with --offline, pip can use its own cache and files of this machine only"
+    return BuildError(
+        f"pip failed ({answer.verdict}) for {origin}:\n{last}", hint if offline else ""
+    )
+
+
+def _reported(report: Path) -> list[PipPackage] | None:
+    if not report.exists():
+        return None
+    try:
+        return _installed(files.read_json(report))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BuildError(
+            f"cannot read what pip has installed from its report: {error!r}"
+        ) from error
 
 
 def list_installed(prefix: Path) -> list[tuple[str, str]]:
@@ -163,16 +189,17 @@ async def _check_places(prefix: Path, python: Path, workplace: Workplace) -> Non
     answer = await _ask(python, _PLACES, workplace)
     places = [Path(line) for line in answer.splitlines()]
     tops = (prefix / name for name in files.names(prefix, within=prefix))
-    for path in (*places, *(top for top in tops if top.is_symlink())):
+    for path in (*places, *(top for top in tops if top.is_symlink()), *_dangling(prefix, places)):
         if files.leads_out(path, within=prefix):
             raise _leads_out(path)
+
+
+def _dangling(prefix: Path, places: Iterable[Path]) -> Iterator[Path]:
+    """Links in some directories that pip would write through: it replaces only links to files."""
     for place in {place for place in places if place.is_dir()} - {prefix}:
         for entry in tree.walk(place):
-            # pip puts what it installs in the place of a link to a file that is there.
             if entry.is_symlink() and not os.path.isfile(entry.path):  # noqa: PTH113  (thousands)
-                path = Path(entry.path)
-                if files.leads_out(path, within=prefix):
-                    raise _leads_out(path)
+                yield Path(entry.path)
 
 
 def _leads_out(path: Path) -> BuildError:

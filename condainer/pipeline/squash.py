@@ -118,26 +118,23 @@ async def write(
     order: Path | None = None,
     aside: Event | None = None,
 ) -> None:
-    """Compress a directory into a new image, or what comes through a pipe.
+    """Compress a directory, or a tar archive that comes through a pipe, into a new image.
 
     Everything in it belongs to root, so that an image is the same whoever built it.
 
     Args:
-        mksquashfs: what compresses.
-        source: the directory, or the descriptor of a pipe with a tar archive, which is closed.
-        target: the image.
-        compression: how.
-        workplace: where it runs.
-        order: of a directory: a file that says which files come first.
-        aside: until this is set, mksquashfs stands back for what installs: that comes to its end
-            first, and then all processors compress.
+        mksquashfs: the program.
+        source: the directory, or the descriptor of the pipe, which is closed here.
+        target: the image file.
+        compression: how to compress.
+        workplace: where mksquashfs runs.
+        order: a file for `-sort`, which says which files of a directory come first; or None.
+        aside: until this is set, mksquashfs has the lowest priority, so that the installation
+            ends first; then it has all processors. None if nothing else runs meanwhile.
 
     Raises:
-        BuildError: with mksquashfs's last lines.
+        BuildError: If mksquashfs fails; the message has its last lines.
     """
-    own = ["-tar", "-root-mode", "755"] if isinstance(source, int) else _MODES
-    own = [*own, "-sort", str(order)] if order is not None else own
-    workplace = replace(workplace, pass_fds=[*workplace.pass_fds, target.descriptor])
 
     def take(line: str) -> None:
         bar = _BAR.match(line)
@@ -146,16 +143,8 @@ async def write(
         else:
             workplace.on_line(line)
 
-    answer = await workplace.run(
-        [
-            str(mksquashfs.path),
-            "-" if isinstance(source, int) else str(source),
-            *(str(target.content), "-noappend", *own),
-            *compression.arguments,
-            *("-processors", str(workplace.processors), "-mem", _memory(compression, workplace)),
-            *("-all-root", "-no-xattrs", "-no-recovery"),
-            "-exit-on-error",  # or it puts an empty file where it cannot read one, and goes on
-        ],
+    answer = await replace(workplace, pass_fds=[*workplace.pass_fds, target.descriptor]).run(
+        _command(mksquashfs, source, target, compression, workplace.processors, order),
         on_line=take,
         stdin=source if isinstance(source, int) else None,
         terminal=True,
@@ -167,9 +156,26 @@ async def write(
         raise BuildError(f"mksquashfs failed ({answer.verdict}):\n{last}")
 
 
-def _memory(compression: Compression, workplace: Workplace) -> str:
-    needed = _BLOCKS * workplace.processors * compression.block_size >> 20
-    return f"{max(_MEMORY, needed)}M"
+def _command(
+    mksquashfs: Mksquashfs,
+    source: Path | int,
+    target: Part,
+    compression: Compression,
+    processors: int,
+    order: Path | None,
+) -> list[str]:
+    is_archive = isinstance(source, int)
+    memory = max(_MEMORY, _BLOCKS * processors * compression.block_size >> 20)
+    return [
+        *(str(mksquashfs.path), "-" if is_archive else str(source)),
+        *(str(target.content), "-noappend"),
+        *(("-tar", "-root-mode", "755") if is_archive else _MODES),
+        *(["-sort", str(order)] if order is not None else []),
+        *compression.arguments,
+        *("-processors", str(processors), "-mem", f"{memory}M"),
+        *("-all-root", "-no-xattrs", "-no-recovery"),
+        "-exit-on-error",  # or it puts an empty file where it cannot read one, and goes on
+    ]
 
 
 async def unpack(source: Path, directory: Path, workplace: Workplace) -> None:

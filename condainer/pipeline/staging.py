@@ -164,7 +164,7 @@ def check_base_directory(project: Project) -> None:
     if flags & os.ST_RDONLY:
         raise BuildError(f"mount_base_directory {base} is read-only", hint)
     if not os.access(base, os.W_OK | os.X_OK):
-        raise BuildError(f"mount_base_directory {base} is not writable for you", hint)
+        raise BuildError(f"you cannot write to mount_base_directory {base}", hint)
     if flags & os.ST_NOEXEC:
         raise BuildError(f"mount_base_directory {base} is mounted noexec: no program runs", hint)
     trust.check_base(project)

@@ -39,33 +39,53 @@ def choose(
     Raises:
         ToolError: where one that was asked for is not there.
     """
-    own = config.conda_exe
-    for name, strict, is_project in (
-        (asked, True, False),
-        (os.environ.get("CONDAINER_INSTALLER", ""), True, False),
-        # Older projects name a 'mamba' that they brought along: no error where there is none.
-        (own, "/" in own, own not in tools.MAMBA_FAMILY),
-    ):
-        if name == RATTLER:
-            return _rattler()
+    for name in (asked, os.environ.get("CONDAINER_INSTALLER", "")):
         if name:
-            path = _executable(name)
-            if path is not None and only_looks and is_project:
-                on_note(f"conda_exe: '{name}' is run by a build alone; taking {_FIRST}")
-                continue
-            if path is not None:
-                return mamba.Mamba(path)
-            if strict:
-                raise ToolError(
-                    f"the installer '{name}' was not found",
-                    f"name one of {', '.join(tools.MAMBA_FAMILY)}, a path to one, or {RATTLER}",
-                )
+            installer = _named(name)
+            if installer is None:
+                raise _not_found(name)
+            return installer
+    return _of_project(config, on_note, only_looks=only_looks) or _first()
+
+
+def _of_project(
+    config: Config, on_note: Callable[[str], None], *, only_looks: bool
+) -> Installer | None:
+    """The installer that the key conda_exe names; None if there is none, or none to be run now."""
+    name = config.conda_exe
+    installer = _named(name) if name else None
+    if installer is None:
+        if "/" in name:
+            raise _not_found(name)
+        if name:
+            # Older projects name a 'mamba' that they brought along, so this is no error.
             on_note(f"conda_exe: '{name}' was not found; taking {_FIRST}")
-    for name in tools.MAMBA_FAMILY:
-        path = tools.which(name)
-        if path is not None:
-            return mamba.Mamba(path)
-    return _rattler()
+        return None
+    if only_looks and name not in {*tools.MAMBA_FAMILY, RATTLER}:
+        on_note(f"conda_exe: only a build runs '{name}'; taking {_FIRST}")
+        return None
+    return installer
+
+
+def _named(name: str) -> Installer | None:
+    if name == RATTLER:
+        return _rattler()
+    path = _executable(name)
+    return mamba.Mamba(path) if path else None
+
+
+def _first() -> Installer:
+    """The first of the mamba family on PATH, or else the engine that comes with condainer."""
+    paths = (tools.which(name) for name in tools.MAMBA_FAMILY)
+    path = next(filter(None, paths), None)
+    return mamba.Mamba(path) if path else _rattler()
+
+
+def _not_found(name: str) -> ToolError:
+    return ToolError(
+        f"the installer '{name}' was not found",
+        f"name one of {', '.join(tools.MAMBA_FAMILY)}, a path to one, or {RATTLER}",
+    )
 
 
 def _rattler() -> Installer:
