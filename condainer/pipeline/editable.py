@@ -1,4 +1,4 @@
-"""Editable requirements (`-e X`) become copies, since an image has to stand by itself."""
+"""Turns editable requirements (`-e X`) into copies: an image must not need other directories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _EDITABLE = re.compile(r"\s*(?:-e|--editable(?=[\s=]))\s*=?\s*(?P<what>\S.*)")
 _WITH_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*[:@]|\$\{")
 _FINDER = re.compile(r"__editable___(?P<name>.+)_finder\.py")
-"""What setuptools writes for an editable package."""
+"""A file that setuptools writes for an editable package."""
 _QUOTED = re.compile(r"([\"'])(?P<path>/[^\"']+)\1")
 _ADVICE = "build a wheel of it ('pip wheel --no-deps DIR') and list that file instead"
 
@@ -30,20 +30,20 @@ _ADVICE = "build a wheel of it ('pip wheel --no-deps DIR') and list that file in
 def without(
     requirements: Path, cwd: Path, directory: Path, variables: Mapping[str, str]
 ) -> tuple[Path, tuple[str, ...]]:
-    """Take `-e` out of a requirements file, and of those on this machine that it names by `-r`.
+    """Take `-e` out of a requirements file, and of the files on this machine that it names by `-r`.
 
     Args:
         requirements: the file.
-        cwd: what the paths of packages count from.
-        directory: where changed files are written; nobody else's.
-        variables: what pip fills in for `${NAME}`.
+        cwd: the directory that paths of packages count from.
+        directory: where changed files are written; only this user may enter it.
+        variables: the values for `${NAME}`, which pip would fill in.
 
     Returns:
-        a file without, which is the same one where it has none; and what was editable, without
+        A file without `-e`, which is the same one if it has none; and what was editable, without
         credentials.
 
     Raises:
-        ConfigError: where a file cannot be read.
+        ConfigError: If a file cannot be read.
     """
     found: list[str] = []
 
@@ -67,10 +67,13 @@ def _plain(what: str, cwd: Path) -> str:
 
 
 def check(prefix: Path) -> None:
-    """See that no installed package needs a directory outside of the environment.
+    """Check that no installed package needs a directory outside of the environment.
+
+    Args:
+        prefix: the environment.
 
     Raises:
-        BuildError: names the package, and the directory where that is known.
+        BuildError: If one does; the message has the directory if it is known.
     """
     for site in prefix.glob("lib/py*/site-packages"):
         if files.leads_out(site, within=prefix):
@@ -92,12 +95,12 @@ def check(prefix: Path) -> None:
 
 
 def _check_path_file(path: Path, prefix: Path) -> None:
-    """See that a file by which Python finds modules names no directory that is elsewhere.
+    """Check that a `.pth` file, by which Python finds modules, names no directory outside.
 
-    What is not there counts for nothing, as Python passes over it.
+    What does not exist is skipped, as Python skips it.
 
     Raises:
-        BuildError: names it.
+        BuildError: If it names one.
     """
     real = Path(os.path.realpath(path))
     named = [str(real)]
@@ -134,7 +137,11 @@ def _needs(name: str) -> BuildError:
 
 
 def unlockable(packages: Iterable[PipPackage]) -> list[str]:
-    """What cannot be installed again from a lock file: directories, which have no checksum."""
+    """List what a lock file cannot install again: directories, which have no checksum.
+
+    Args:
+        packages: pip's.
+    """
     return [
         f"{package.name} ({package.url})"
         for package in packages
@@ -143,7 +150,11 @@ def unlockable(packages: Iterable[PipPackage]) -> list[str]:
 
 
 def note(packages: Iterable[PipPackage]) -> str:
-    """What to say of packages that `--locked` will refuse; empty where there are none."""
+    """Say which packages `--locked` will refuse; empty if there are none.
+
+    Args:
+        packages: pip's.
+    """
     names = ", ".join(unlockable(packages))
     return f"'build --locked' cannot install {names} again: {_ADVICE}" if names else ""
 
@@ -151,8 +162,11 @@ def note(packages: Iterable[PipPackage]) -> str:
 def check_lock(packages: Iterable[PipPackage]) -> None:
     """Refuse a lock file that names directories.
 
+    Args:
+        packages: pip's, of the lock file.
+
     Raises:
-        BuildError: names them.
+        BuildError: If there are any.
     """
     names = ", ".join(unlockable(packages))
     if names:

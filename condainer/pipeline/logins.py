@@ -1,8 +1,8 @@
-"""Hands passwords and tokens in URLs to pip and git by files: both repeat URLs in command lines.
+"""Hands passwords and tokens in URLs to pip and git in files, not in command lines.
 
-Where it builds a package, pip runs itself with the URLs of indexes as arguments, and it gives git
-the URL of a repository: everybody on the machine can read these. What pip finds in the file that
-the variable NETRC names it keeps to itself. git asks a helper, `git credential-store`, with a file.
+Everybody on a machine can read command lines. If pip builds a package, it runs itself with the URLs
+of indexes as arguments, and it gives git the URL of a repository. So pip finds passwords in the
+file that the variable NETRC names, and git asks `git credential-store`, with a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOGIN = re.compile(
     re.IGNORECASE,
 )
 _PLAIN = re.compile(r"[!$-&(-\[\]-~]+")
-"""What can stand in a file for NETRC as it is: no space, quotation mark, number sign, backslash."""
+"""What a file for NETRC can hold as it is: no space, quotation mark, number sign or backslash."""
 _OF_INDEX = re.compile(r"(-i|-f|--index-url|--pypi-url|--extra-index-url|--find-links)\b")
 _VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
 _CONFIGURED = "GIT_CONFIG_COUNT"
@@ -43,16 +43,16 @@ _HINT = "name one login for the host, without spaces, quotation marks, '#' and b
 
 @dataclass(frozen=True)
 class _Login:
-    """What a URL tells of who asks.
+    """User and password in a URL.
 
     Attributes:
-        control: the version control system of the URL; empty for pip's own.
+        control: the version control system of the URL; empty if it is pip's own.
         scheme: of the URL.
-        host: where it counts.
+        host: where they count.
         port: with a colon; empty for the usual one.
-        path: of the repository; empty for what is pip's own.
-        user: as the URL has it, percent-encoded.
-        password: the same; None where there is none.
+        path: of the repository; empty if the URL is pip's own.
+        user: percent-encoded, as in the URL.
+        password: likewise; None if there is none.
     """
 
     control: str
@@ -65,7 +65,7 @@ class _Login:
 
     @classmethod
     def of(cls, match: re.Match[str]) -> _Login:
-        """What a match of `_LOGIN` tells."""
+        """Make one of a match of `_LOGIN`."""
         control = (match["control"] or "").lower()
         path = (match["path"] or "").rpartition("@")[0] or match["path"] or ""
         return cls(
@@ -80,7 +80,7 @@ class _Login:
 
     @property
     def words(self) -> tuple[str, str]:
-        """User and password as they are."""
+        """User and password, decoded."""
         return urllib.parse.unquote(self.user), urllib.parse.unquote(self.password or "")
 
 
@@ -151,7 +151,7 @@ def _without(line: str, of_pip: Container[str]) -> str:
         of_pip: the hosts whose passwords pip finds in a file.
 
     Raises:
-        BuildError: where one is left that pip would show.
+        BuildError: If one is left that pip would show.
     """
 
     def without(match: re.Match[str]) -> str:
@@ -169,7 +169,7 @@ def _without(line: str, of_pip: Container[str]) -> str:
 
 
 def _of_pip(found: Iterable[_Login]) -> dict[str, tuple[str, str]]:
-    """User and password by host, as far as a file for NETRC can tell them: one for a host."""
+    """User and password by host, if a file for NETRC can hold them: one login for each host."""
     logins: dict[str, set[tuple[str, str]]] = {}
     for login in found:
         if not login.control:
@@ -185,10 +185,10 @@ def _of_pip(found: Iterable[_Login]) -> dict[str, tuple[str, str]]:
 def _for_git(
     found: Iterable[_Login], environment: Mapping[str, str], directory: Path
 ) -> dict[str, str]:
-    """Variables with which git asks for a password where it needs one: git 2.31 reads them.
+    """Variables with which git asks for a password if it needs one. git reads them from 2.31 on.
 
     Raises:
-        BuildError: where another version control system would need it.
+        BuildError: If another version control system would need a password.
     """
     controlled = [login for login in dict.fromkeys(found) if login.control]
     for login in controlled:
@@ -230,7 +230,7 @@ def _shown(what: str, hint: str) -> BuildError:
 
 
 def _others(environment: Mapping[str, str]) -> str:
-    """What the user has for other hosts."""
+    """The user's own file for NETRC, with logins for other hosts."""
     path = environment.get("NETRC") or f"{environment.get('HOME') or Path.home()}/.netrc"
     try:
         return files.read(path).decode("utf-8", "surrogateescape")

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NAME_OF_SPEC = re.compile(r"\s*(?:.*::)?([^\s=<>!~\[]*).*", re.DOTALL)
+"""The name in a spec, such as `conda-forge::numpy >=1.20`."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One package of a solution or of a prefix; empty text and 0 where nobody said.
+    """One exact conda package. Text is empty and numbers are 0 if they are not known.
 
-    `channel` and `url` are without credentials.
+    `channel` and `url` hold no credentials.
     """
 
     name: str
@@ -40,30 +41,36 @@ class Package:
 
     @property
     def stem(self) -> str:
-        """name-version-build, as installers print it."""
+        """NAME-VERSION-BUILD, as installers print it."""
         return f"{self.name}-{self.version}-{self.build}"
 
 
 def check_names(packages: Iterable[Package]) -> None:
-    """See that each package has its own place in a package cache, and none elsewhere.
+    """Check that each package has a directory of its own in a package cache.
+
+    Args:
+        packages: as a channel lists them.
 
     Raises:
-        BuildError: names one whose name, version or build, as its channel lists it, leads away.
+        BuildError: If a name, version or build contains characters that a file name cannot have.
     """
     for package in packages:
         if "/" in package.stem or not package.stem.isprintable():
             raise BuildError(
                 f"the channel {package.channel or package.url} lists a package whose name, version "
-                f"or build is no part of a file's name: {package.stem!a}",
+                f"or build contains characters that a file name cannot have: {package.stem!a}",
                 "leave that package out, and report it to its channel",
             )
 
 
 def package_from_json(entry: Mapping[str, Any]) -> Package:
-    """A package as conda-meta and the mamba family's --json describe it.
+    """Make a package of what conda-meta, or --json of the mamba family, says about it.
+
+    Args:
+        entry: the JSON object.
 
     Raises:
-        ValueError: where it is something else.
+        ValueError: If it does not describe a package.
     """
 
     def text(*keys: str) -> str:
@@ -96,19 +103,24 @@ def package_from_json(entry: Mapping[str, Any]) -> Package:
 
 
 def merged(record: Package, plan: Package) -> Package:
-    """A package by its record, with what that leaves out taken from the plan."""
+    """Complete a package: fields that its record leaves out come from the plan.
+
+    Args:
+        record: the package, as its record describes it.
+        plan: the same package, as the solution describes it.
+    """
     fields = asdict(record)
     return Package(**{key: value or getattr(plan, key) for key, value in fields.items()})
 
 
 @dataclass(frozen=True)
 class PrefixRecord:
-    """What conda-meta says of an installed package.
+    """What conda-meta records about an installed package.
 
     Attributes:
-        package: which.
-        files: the paths it has below the prefix.
-        needs: the names of the packages it depends on, be they installed or not.
+        package: the package.
+        files: the paths of its files, relative to the prefix.
+        needs: the names of the packages it depends on, installed or not.
     """
 
     package: Package
@@ -117,23 +129,31 @@ class PrefixRecord:
 
 
 def read_records(prefix: Path) -> list[PrefixRecord]:
-    """The packages of conda in a prefix, by the names of their records.
+    """Read the records of all conda packages in a prefix, sorted by file name.
+
+    Args:
+        prefix: the environment.
 
     Raises:
-        BuildError: names a record that is none.
+        BuildError: If a record cannot be read.
     """
     return [_read_record(path, prefix) for path in notes(prefix) if path.suffix == ".json"]
 
 
 def notes(prefix: Path) -> list[Path]:
-    """What installers have noted in a prefix: a record of each package, and their history.
+    """List the files that installers keep in conda-meta: records of packages, and the history.
+
+    Args:
+        prefix: the environment.
 
     Raises:
-        BuildError: where they have noted it elsewhere.
+        BuildError: If conda-meta is a symbolic link.
     """
     directory = prefix / "conda-meta"
     if directory.is_symlink():
-        raise BuildError(f"{directory} is a symbolic link", "leave out the package that made it")
+        raise BuildError(
+            f"{directory} is a symbolic link", "leave out the package that has made it"
+        )
     return [directory / name for name in files.names(directory, within=prefix)]
 
 
@@ -145,7 +165,7 @@ def _read_record(path: Path, prefix: Path) -> PrefixRecord:
     except ValueError as error:
         raise BuildError(
             f"{path} is not the record of a package: {error}",
-            "leave out the package that put it there",
+            "leave out the package that has put it there",
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""What pip adds to an installed environment, and what it has added.
+"""Runs pip in an installed environment, and finds out what it has added.
 
-pip runs from the environment itself, as conda runs it: first the `pip:` list of environment.yml
-in the directory of that file, then requirements.txt.
+As with conda, the environment's own pip runs: first for the `pip:` list of environment.yml, in the
+directory of that file, then for requirements.txt.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _OFFLINE = {
     "PIP_RETRIES": "0",
     "GIT_ALLOW_PROTOCOL": "file",
 }
-"""What keeps pip, and git where pip starts it, from asking servers."""
+"""Variables that keep pip, and git if pip starts it, from asking servers."""
 _SETTING = re.compile(r"(global|install)\.(?P<name>[a-z-]+)=(?P<value>.*)")
 _NUMBER = re.compile("[0-9]{1,9}")
 
@@ -152,10 +152,13 @@ def _reported(report: Path) -> list[PipPackage] | None:
 
 
 def list_installed(prefix: Path) -> list[tuple[str, str]]:
-    """Name and version of the Python packages that no package of conda owns.
+    """List name and version of the Python packages that no conda package owns.
+
+    Args:
+        prefix: the environment.
 
     Raises:
-        BuildError: names what cannot be read.
+        BuildError: If a file about a package cannot be read.
     """
     lib = prefix / "lib"
     owned = {name for record in read_records(prefix) for name in record.files}
@@ -170,7 +173,7 @@ def list_installed(prefix: Path) -> list[tuple[str, str]]:
 
 
 def _metadata(directory: Path, prefix: Path) -> Iterator[Path]:
-    """The files by which installed packages tell their names."""
+    """The files in which installed packages have their names."""
     for name in files.names(directory, within=prefix):
         for suffix, file in ((".dist-info", "METADATA"), (".egg-info", "PKG-INFO")):
             inside = directory / name
@@ -179,10 +182,10 @@ def _metadata(directory: Path, prefix: Path) -> Iterator[Path]:
 
 
 async def _check_places(prefix: Path, python: Path, workplace: Workplace) -> None:
-    """See that pip writes into the environment, and not through a link to outside of it.
+    """Check that pip writes into the environment, and not through a link to outside of it.
 
     Raises:
-        BuildError: names what leads out.
+        BuildError: If a link leads out.
     """
     if files.leads_out(python, within=prefix):
         raise _leads_out(python)
@@ -219,7 +222,11 @@ def _name_and_version(path: Path, prefix: Path) -> tuple[str, str]:
 
 
 def apart(lines: Iterable[str]) -> list[list[str]]:
-    """Lines without and with a checksum of their own: where one has it, pip wants it of all."""
+    """Separate lines without a checksum from those with one: pip wants it in all lines or in none.
+
+    Args:
+        lines: of a requirements file.
+    """
     groups: list[list[str]] = [[], []]
     for line in lines:
         groups[" --hash=" in line].append(line)
@@ -227,12 +234,12 @@ def apart(lines: Iterable[str]) -> list[list[str]]:
 
 
 def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Path:
-    """Write lines for pip to a file in a directory, for `-r`.
+    """Write lines for pip to a file, for `-r`.
 
     Args:
-        lines: as they stand in environment.yml.
-        base: what relative paths count from. pip takes those of other files that a file names
-            from that file's own directory, so they become absolute.
+        lines: as in environment.yml.
+        base: the directory that relative paths count from. Lines that name other files get absolute
+            paths, since pip counts from the directory of the new file.
         directory: where to write.
     """
     descriptor, name = tempfile.mkstemp(prefix="requirements-", suffix=".txt", dir=directory)
@@ -244,7 +251,7 @@ def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Pat
 
 
 async def _about(python: Path, workplace: Workplace) -> tuple[tuple[int, ...], dict[str, str]]:
-    """Pip's version, and what its files of configuration say, as variables that say the same."""
+    """Pip's version, and its configuration as the variables that mean the same."""
     first, *lines = (await _ask(python, _ABOUT_PIP, workplace)).splitlines()
     version = tuple(int(part) for part in first.split(".")[:2] if _NUMBER.fullmatch(part))
     configured = {}
@@ -268,13 +275,16 @@ async def _ask(python: Path, code: str, workplace: Workplace) -> str:
 
 
 def _matter(tail: Sequence[str]) -> list[str]:
-    """The lines of pip's that say what went wrong."""
+    """The lines of pip's output that say what went wrong."""
     errors = [line for line in tail if line.lstrip().startswith(("ERROR", "error"))]
     return (errors or list(tail))[-_LAST_LINES:]
 
 
 def _installed(report: Any) -> list[PipPackage]:  # noqa: ANN401  (the environment's own pip says it)
-    """What was installed, by pip's report: https://pip.pypa.io/en/stable/reference/installation-report/."""
+    """The packages in pip's report.
+
+    https://pip.pypa.io/en/stable/reference/installation-report/
+    """
     packages = []
     for item in report.get("install", []):
         origin = item.get("download_info", {})

@@ -1,6 +1,7 @@
-"""pip's requirements files: lines of one, and of those it names, written again as they are needed.
+"""Reads pip's requirements files, and writes changed copies of them.
 
-What a line may be: https://pip.pypa.io/en/stable/reference/requirements-file-format/.
+Both `logins` and `editable` change lines. The format:
+https://pip.pypa.io/en/stable/reference/requirements-file-format/
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ _NESTED = re.compile(r"(?P<option>-[rc]|--requirement|--constraint) (?P<file>.+)
 
 
 def absolute(line: str, base: Path) -> str:
-    """A line of a requirements file, with the path of a file that it names made absolute."""
+    """Make the path absolute in a line that names another file.
+
+    Args:
+        line: of a requirements file.
+        base: the directory that relative paths count from.
+    """
     match = _NAMES_A_FILE.fullmatch(re.sub(r"\s#.*", "", line))
     if match is None or re.match(r"[a-z+]+:|\$\{", match["file"]):
         return line
@@ -99,7 +105,7 @@ class _Rewriter:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines that pip sees: a backslash at the end of one that is no comment joins the next."""
+    """The lines that pip sees: a backslash at the end joins the next line, except in comments."""
     before = ""
     for line in files.read_text(path).splitlines():
         is_comment = _COMMENT.match(line)
@@ -117,7 +123,7 @@ def _filled(line: str, variables: Mapping[str, str]) -> str:
 
 
 def _nested(line: str, base: Path) -> tuple[str, Path] | None:
-    """The option and the file of a line that names another requirements file of this machine."""
+    """The option and the file of a line that names another requirements file on this machine."""
     match = _NESTED.fullmatch(absolute(line, base))
     if match is None:
         return None

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from condainer.system.process import Finished
 
 _LONG_WORD = 300
-"""Of longer arguments, such as a few lines of Python, the log shows the beginning."""
+"""Characters of an argument that the log shows; some are whole Python programs."""
 
 
 class Final(NamedTuple):
-    """A file of a package that will stay as it is, unless something interferes.
+    """A file of a package that the installer puts into the prefix unchanged.
 
     Attributes:
-        name: its path below the prefix.
-        path: where it is in a package cache.
-        sha256: of its content; empty where nobody said.
-        is_copied: whether the one in the prefix will be a copy, instead of the same file.
+        name: its path, relative to the prefix.
+        path: where it is in the package cache.
+        sha256: of its content; empty if not known.
+        is_copied: whether the file in the prefix will be a copy, instead of a hard link.
     """
 
     name: str
@@ -37,42 +37,42 @@ class Final(NamedTuple):
 
 
 Listing: TypeAlias = "Callable[[], Iterable[Final]]"
-"""Gives the files of a package that are final, where it has such."""
+"""Lists the final files of a package."""
 
 OnReady: TypeAlias = "Callable[[str, Listing], None]"
-"""Takes the name of a package whose files are there, and what lists them; from any thread."""
+"""Takes the name of a package that is unpacked, and what lists its final files; from any thread."""
 
 
 class OnProgress(Protocol):
-    """Takes how far a stage is, from any thread."""
+    """Takes the progress of a stage, from any thread."""
 
     def __call__(
         self, done: int, total: int | None, text: str, *, bytes_done: int = 0, bytes_total: int = 0
     ) -> None:
-        """Take it.
+        """Take the progress.
 
         Args:
             done: packages, files or blocks, as the stage counts.
-            total: how many there are; None where nobody knows.
+            total: how many there are; None if not known.
             text: what is being done right now, a few words.
-            bytes_done: what has been fetched so far.
-            bytes_total: what is to be fetched, as far as that is known.
+            bytes_done: bytes that have been fetched.
+            bytes_total: bytes to fetch, as far as known.
         """
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """What a stage is given to work with.
+    """What one stage works with: processors, the variables of its programs, and where output goes.
 
     Attributes:
         processors: how many it may keep busy.
         on_line: takes each line that a program prints.
-        on_progress: takes how far it is.
-        environment: the variables programs run with.
-        temporary: where temporary files go; None means where all programs put theirs.
-        pass_fds: descriptors programs inherit.
-        on_ready: is told of packages whose files are there while others are not yet.
-        check: called before a program is run; raises an error where nothing may be run any more.
+        on_progress: takes the progress.
+        environment: the variables of programs.
+        temporary: the directory for temporary files; None means the usual one.
+        pass_fds: descriptors that programs inherit.
+        on_ready: takes packages that are unpacked while others are not yet.
+        check: called before a program runs; raises an error if none may run any more.
     """
 
     processors: int
@@ -96,9 +96,23 @@ class Workplace:
         terminal: bool = False,
         aside: Event | None = None,
     ) -> Finished:
-        """Run a program here; its command and its output go to the log.
+        """Run a program here; its command line and its output go to the log.
 
-        The arguments and errors are those of `process.run`.
+        Args:
+            argv: the program and its arguments.
+            on_line: takes the lines that it prints; None means the log.
+            environment: its variables; None means those of the workplace.
+            cwd: its working directory; None means that of this process.
+            stdin: bytes that it reads, or a descriptor, which is closed here; None means nothing.
+            capture: whether to return its standard output.
+            terminal: whether it writes to a pseudo-terminal, so that it shows its progress.
+            aside: until this is set, the program has the lowest priority; None means the usual one.
+
+        Returns:
+            Its exit status and its last lines.
+
+        Raises:
+            CondainerError: If the program cannot be run; see `process.run`.
         """
         self.check()
         words = [word if len(word) < _LONG_WORD else f"{word[:_LONG_WORD]}…" for word in argv]

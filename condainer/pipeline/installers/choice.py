@@ -27,17 +27,20 @@ def choose(
     only_looks: bool = False,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> Installer:
-    """The installer to use.
+    """Choose the installer.
+
+    The command line counts first, then the variable CONDAINER_INSTALLER, then the key conda_exe,
+    then what is on PATH.
 
     Args:
-        config: its `conda_exe` counts after `asked` and the variable CONDAINER_INSTALLER.
-        asked: name or path from the command line.
-        only_looks: whether nothing may be run that a project brings along: `conda_exe` then only
-            chooses between the usual names on PATH.
-        on_note: told in one line where another is taken than the project names.
+        config: of the project.
+        asked: name or path from the command line; empty if there is none.
+        only_looks: whether no program of the project may be run: conda_exe then only chooses
+            between the usual names on PATH.
+        on_note: takes one line if the installer is another one than conda_exe names.
 
     Raises:
-        ToolError: where one that was asked for is not there.
+        ToolError: If an installer that was asked for is not there.
     """
     for name in (asked, os.environ.get("CONDAINER_INSTALLER", "")):
         if name:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be installed, and how.
+    """What an installer is asked for: specs or exact packages, channels, and where to install.
 
     Attributes:
-        specs: what environment.yml asks for; not used where `locked` is given.
-        channels: names and URLs in order of priority, and no others than these; empty means
-            those that the installer is configured for.
+        specs: the specs of environment.yml; not used if `locked` has packages.
+        channels: names and URLs in order of priority, and no others are used; empty means those
+            that the installer is configured for.
         locked: the exact packages; empty means solve.
         prefix: where to install.
         package_cache: where packages are kept; None means the installer's own place.
@@ -43,7 +43,7 @@ class Request:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """All channels that are named, those that specs name as well."""
+        """All channels that are named, including those in specs."""
         return (*self.channels, *filter(None, (channels.of_spec(spec)[0] for spec in self.specs)))
 
 
@@ -52,10 +52,10 @@ class Solution:
     """The packages to install, each after those it depends on.
 
     Attributes:
-        packages: what is to be installed.
-        to_fetch: bytes of those that are not in the package cache yet; 0 where nobody knows.
-        cache: where packages are unpacked and linked from; None where nobody knows.
-        records: the installer's own form of the same, handed back to its `install`.
+        packages: what to install.
+        to_fetch: bytes of the packages that are not in the package cache; 0 if not known.
+        cache: where packages are unpacked and linked from; None if not known.
+        records: the installer's own form of the same, for its `install`.
     """
 
     packages: tuple[Package, ...]
@@ -73,32 +73,45 @@ class Installer(Protocol):
 
     @property
     def vouches_for_scripts(self) -> bool:
-        """Whether `install` fails where a post-link script that it runs itself does."""
+        """Whether `install` fails if a post-link script fails that it runs itself."""
 
     def check(self, request: Request) -> None:
-        """See whether it can do what is asked.
+        """Check that the installer can do what is asked.
+
+        Args:
+            request: what is asked.
 
         Raises:
-            ToolError: where it cannot.
+            ToolError: If it cannot.
         """
 
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
         """Find the packages.
 
+        Args:
+            request: what to install.
+            workplace: where to run programs.
+
         Raises:
-            BuildError: with the installer's own explanation.
+            BuildError: If there is no solution; the message has the installer's own explanation.
         """
 
     async def install(
         self, request: Request, solution: Solution, workplace: Workplace
     ) -> frozenset[str]:
-        """Fetch and link them in the prefix, an empty directory; ended and silent when cancelled.
+        """Fetch and link the packages in the prefix, which is an empty directory.
 
-        What is there has been compared with the checksums that the solution names.
+        It compares them with the checksums in the solution. If it is cancelled, it ends all its
+        programs.
+
+        Args:
+            request: what to install.
+            solution: what `solve` returned for it.
+            workplace: where to run programs.
 
         Returns:
-            the names of packages of which it has run a script itself.
+            The names of the packages of which it has run a script itself.
 
         Raises:
-            BuildError: with the installer's own explanation.
+            BuildError: If it fails; the message has the installer's own explanation.
         """
