@@ -216,7 +216,7 @@ def test_a_lock_file_gives_the_same_image_each_time(
     assert workshop.lock_file.read_text() == lock
     workshop.lock_file.write_text(lock.replace("# created: 20", "# created: yesterday, 20"))
     words = workshop.run("build", "--force", "--locked", status=1).stderr
-    assert "which is no time" in words
+    assert "which is not a time" in words
 
 
 def test_a_time_that_is_none(workshop: Workshop, hard_channel: Path) -> None:
@@ -413,7 +413,7 @@ def test_nobody_waits_for_the_look_at_what_nobody_wants(prefix: Path) -> None:
     reader, writer = os.pipe()
     overlap = Overlap(prefix, [], Epoch(), (), writer, lambda _: None)
     overlap.stop()
-    with pytest.raises(ChangedError, match="not looked at any more"):
+    with pytest.raises(ChangedError, match="not compared any more"):
         overlap.look()
     overlap.close()
     os.close(reader)

@@ -114,10 +114,10 @@ def _check_path_file(path: Path, prefix: Path) -> None:
     for place in named:
         if os.path.exists(place) and files.leads_out(place, within=prefix):  # noqa: PTH110
             raise BuildError(
-                f"{path} makes Python look for modules in {os.path.normpath(place)}: "
-                "the image would need that outside of it",
-                "install the package without -e: a copy goes into the image; code of your own can "
-                "live over the image with keep_python_path in condainer.yml and PYTHONPATH",
+                f"{path} makes Python look for modules in {os.path.normpath(place)}, which would "
+                "not be in the image",
+                "install the package without -e: then a copy goes into the image; for code that "
+                "you still change, set keep_python_path in condainer.yml and use PYTHONPATH",
             )
 
 
@@ -130,8 +130,8 @@ def _is_editable(text: bytes) -> bool:
 
 def _needs(name: str) -> BuildError:
     return BuildError(
-        f"the package {name} is installed as editable: the image would need its directory",
-        "list it without -e, also in files that a requirements file names by URL: a copy goes "
+        f"the package {name} is editable: it needs its directory, which would not be in the image",
+        "list it without -e, also in files that a requirements file names by URL: then a copy goes "
         "into the image",
     )
 
@@ -171,5 +171,5 @@ def check_lock(packages: Iterable[PipPackage]) -> None:
     names = ", ".join(unlockable(packages))
     if names:
         raise BuildError(
-            f"the lock file names a directory, which may have changed: {names}", _ADVICE
+            f"the lock file lists a directory, which may have changed: {names}", _ADVICE
         )

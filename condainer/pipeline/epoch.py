@@ -61,8 +61,8 @@ def of_build(locked: int | None) -> Epoch:
         return Epoch(locked)
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _LATEST):  # noqa: PLR2004
         raise BuildError(
-            f"{VARIABLE} is '{text}', which is no number of seconds since 1970 that an image can "
-            "hold",
+            f"{VARIABLE} is '{text}', which is not a number of seconds since 1970 that an image "
+            "can hold",
             "unset it, or set it to the time of the last change: git log -1 --format=%ct",
         )
     return Epoch(int(text))

@@ -182,7 +182,7 @@ def _created(path: Path, lines: Iterable[str]) -> int:
             try:
                 when = dt.datetime.strptime(text, _TIME).replace(tzinfo=dt.timezone.utc)
             except ValueError:
-                message = f"the lock file {path} was made '{text}', which is no time"
+                message = f"the lock file {path} was made '{text}', which is not a time"
                 raise BuildError(message) from None
             return max(int(when.timestamp()), 0)
     return _LONG_AGO
@@ -203,7 +203,7 @@ def package_from_line(line: str) -> Package:
     url, _, checksum = line.partition("#")
     match = _URL.fullmatch(url)
     if match is None or (checksum and not _CHECKSUM.fullmatch(checksum)):
-        raise BuildError(f"'{line}' in the lock file is not the URL of a conda package")
+        raise BuildError(f"'{line}' in the lock file is not a URL of a conda package")
     name, version, build = (unquote(match[part]) for part in ("name", "version", "build"))
     is_of_channel = channels.is_subdir(match["subdir"])
     number = re.search(r"([0-9]{1,9})$", build)
@@ -229,7 +229,7 @@ def _check_platforms(path: Path, platforms: set[str]) -> None:
     if foreign:
         raise BuildError(
             f"the lock file {path} is for {', '.join(sorted(foreign))}, this machine is {own}",
-            "build without --locked, which writes a lock file for machines like this",
+            "build without --locked: that writes a lock file for this kind of machine",
         )
 
 
@@ -237,7 +237,7 @@ def _pip_package(line: str) -> PipPackage:
     """Make a package of pip's of a line as we, conda-lock, or pip write it."""
     match = _PIP_LINE.fullmatch(line)
     if match is None or not (match["version"] or match["url"]):
-        raise BuildError(f"'{_PIP}{line}' in the lock file is not a package of pip")
+        raise BuildError(f"'{_PIP}{line}' in the lock file is not a package for pip")
     url, _, fragment = (match["url"] or "").partition("#")
     parts = [part for part in fragment.split("&") if part]
     hashes = {part.removeprefix(_IN_URL) for part in parts if part.startswith(_IN_URL)}

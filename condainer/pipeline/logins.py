@@ -206,7 +206,7 @@ def _for_git(
             host = f"{login.host}{login.port}"
             _write(store, f"{login.scheme}://{login.user}:{login.password or ''}@{host}\n")
             key = f"credential.{place if is_one else place + login.path}"
-            # The user's own helpers may know the password of somebody who is only named.
+            # If a URL has only a user name, the user's own helpers may know the password.
             own = [(f"{key}.helper", "")] if login.password is not None else []
             helper = f"store --file {shlex.quote(str(store))}"
             settings += [*own, (f"{key}.username", urllib.parse.unquote(login.user))]

@@ -103,8 +103,8 @@ def clean_records(prefix: Path, epoch: Epoch) -> None:
             bare = _without_times(bare, epoch.stamp)
         elif epoch.stamp is not None and _TIME.fullmatch(bare):  # conda's `created_at`
             bare = f"{epoch.stamp}\n"
-        # Also for its permissions: rattler closes records to everybody else, which an image that
-        # others use must not have.
+        # Written even if nothing has changed: rattler lets only the owner read records, but others
+        # use the image as well.
         files.write(path, bare.encode("utf-8", "surrogateescape"), within=prefix)
 
 
@@ -116,10 +116,10 @@ def _settled(text: str) -> str:
     try:
         document = files.parse_json(text)
     except ValueError:
-        return text  # whoever reads it will say so
+        return text  # whoever reads it will report that
     if not isinstance(document, dict):
         return text
-    # The last tells from where and how it was linked: whether the cache is on the same file system.
+    # `link` says from where and how the package was linked, which depends on the file systems.
     for key in ("extracted_package_dir", "package_tarball_full_path", "link"):
         document.pop(key, None)
     if isinstance(document.get("files"), list):
@@ -127,7 +127,7 @@ def _settled(text: str) -> str:
     listed = document.get("paths_data")
     if isinstance(listed, dict) and isinstance(listed.get("paths"), list):
         listed["paths"] = _in_order(listed["paths"], _path_of)
-    # Without indentation, which takes ten times as long.
+    # Indentation would take ten times as long.
     return json.dumps(document, ensure_ascii=False) + "\n"
 
 
@@ -168,7 +168,7 @@ def write(project: Project, manifest: Manifest, epoch: Epoch) -> None:
     except OSError as error:
         raise BuildError(
             f"a package or its script has put something at {directory}",
-            "that directory is condainer's own; leave the package out",
+            "condainer needs that directory; leave the package out",
         ) from error
     text = credentials.without(manifest.environment.text) if manifest.environment else None
     files.make_directory(directory, within=prefix)

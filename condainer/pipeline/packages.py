@@ -59,7 +59,7 @@ def check_names(packages: Iterable[Package]) -> None:
             raise BuildError(
                 f"the channel {package.channel or package.url} lists a package whose name, version "
                 f"or build contains characters that a file name cannot have: {package.stem!a}",
-                "leave that package out, and report it to its channel",
+                "leave that package out, and report this to its channel",
             )
 
 

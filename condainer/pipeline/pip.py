@@ -47,7 +47,7 @@ for name in ("data", "purelib", "platlib", "scripts", "include"):
 """
 _REPORT_SINCE = (22, 2)
 _OFFLINE = {
-    # pip has what it asked before in its own cache, or fails at once, as nobody listens there.
+    # Nobody listens at this address, so pip takes answers from its own cache, or fails at once.
     # Indexes stay allowed: they may be directories of this machine.
     "PIP_PROXY": "http://127.0.0.1:9",
     "PIP_RETRIES": "0",
@@ -113,7 +113,7 @@ async def install(
             environment={
                 **workplace.environment,
                 **variables,
-                # What stays editable all the same must leave nothing in the project.
+                # What is editable all the same must leave nothing in the project.
                 "PIP_SRC": str(Path(directory, "src")),
                 **(_OFFLINE if offline else {}),
             },
@@ -164,7 +164,7 @@ def list_installed(prefix: Path) -> list[tuple[str, str]]:
     owned = {name for record in read_records(prefix) for name in record.files}
     return sorted(
         _name_and_version(path, prefix)
-        # No link is followed: conda-forge has python3.1 for those from 3.10 on.
+        # No link is followed: conda-forge has a link python3.1 to python3.10 and later ones.
         for python in files.names(lib, within=prefix)
         if python.startswith("python")
         for path in _metadata(lib / python / "site-packages", prefix)
@@ -208,7 +208,7 @@ def _dangling(prefix: Path, places: Iterable[Path]) -> Iterator[Path]:
 def _leads_out(path: Path) -> BuildError:
     return BuildError(
         f"pip would write outside of the environment: {path} leads to {os.path.realpath(path)}",
-        "leave out the package that put it there",
+        "leave out the package that has put it there",
     )
 
 
@@ -270,7 +270,7 @@ async def _ask(python: Path, code: str, workplace: Workplace) -> str:
     )
     if answer.returncode != 0:
         last = answer.tail[-1] if answer.tail else answer.verdict
-        raise BuildError(f"the environment's Python cannot be asked: {last}")
+        raise BuildError(f"the environment's Python does not run: {last}")
     return answer.stdout.decode("utf-8", "replace").strip()
 
 

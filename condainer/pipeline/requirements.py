@@ -128,10 +128,10 @@ def _nested(line: str, base: Path) -> tuple[str, Path] | None:
     if match is None:
         return None
     name = re.sub(r"\s#.*", "", match["file"]).strip()
-    with contextlib.suppress(ValueError):  # a quotation that has no end
+    with contextlib.suppress(ValueError):  # a quotation mark that is not closed
         name = " ".join(shlex.split(name))
     if name.startswith("file:"):
         name = urllib.request.url2pathname(urllib.parse.urlsplit(name).path)
     path = Path(name)
-    # pip itself says what is wrong with any other.
+    # pip itself reports what is wrong with all others.
     return (match["option"], path) if os.path.isabs(name) and path.is_file() else None  # noqa: PTH117

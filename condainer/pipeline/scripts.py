@@ -52,7 +52,7 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
             raise BuildError(
                 f"the post-link script of {package.stem} is a link that leads out of the "
                 "environment",
-                "leave that package out, and report it to its channel",
+                "leave that package out, and report this to its channel",
             )
         answer = await workplace.run(
             [str(shell), str(script)],

@@ -81,12 +81,12 @@ def explain(error: BaseException, places: Iterable[Destination]) -> NoSpaceError
     free = free_bytes(place.path)
     if free < max(_ALMOST_NOTHING, place.needed):
         return _error(place, free)
-    # Whoever ran out of space has taken its file away again, or it is a quota.
+    # The program that ran out of space has removed its file, or it is a quota.
     place = _named(error, places) or places[0]
     free = free_bytes(place.path)
     return NoSpaceError(
-        f"no space left for {place.what} in {place.path}: the {human(free)} that are free now "
-        f"do not suffice, or a quota is reached ({str(error).splitlines()[-1].strip()})",
+        f"no space left for {place.what} in {place.path}: {human(free)} are free now, which is "
+        f"not enough, or a quota is reached ({str(error).splitlines()[-1].strip()})",
         _HINT,
     )
 

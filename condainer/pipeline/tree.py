@@ -153,7 +153,7 @@ def _close(path: str, status: os.stat_result) -> None:
     except PermissionError as error:
         raise BuildError(
             f"{path} belongs to user {status.st_uid}, and others can write to it",
-            "the key package_cache of condainer.yml names a package cache of your own",
+            "use a package cache of your own: set the key package_cache in condainer.yml",
         ) from error
 
 
@@ -175,7 +175,7 @@ def walk(top: Path, leave_out: str = "") -> Iterator[os.DirEntry[str]]:
                     raise BuildError(
                         f"a path in {top} has more than {_LONGEST:,} bytes; it begins with "
                         f"{entry.path[len(str(top)) + 1 :][:_SHOWN]}…",
-                        "no image can hold it: leave the package out that makes it",
+                        "no image can hold it: leave out the package that makes it",
                     )
                 yield entry
                 if entry.is_dir(follow_symlinks=False) and entry.name != leave_out:
