@@ -321,7 +321,7 @@ def test_script_that_puts_a_link_in_the_place_of_the_prefix(
     publish(tmp_path, Package(name=NAME, version="1.0"), files)
     before = building.picture(outside)
     answer = project.run("build", status=1)
-    assert f"{project.prefix} is no longer a directory of yours" in answer.stderr
+    assert f"{project.prefix} is no longer the directory that this build has made" in answer.stderr
     assert building.picture(outside) == before
     assert not (tmp_path / "ran").exists()
     assert project.left_over() == []

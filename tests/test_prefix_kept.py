@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.localchannel.package import Recipe
     from tests.support import Workshop
 
-GONE = "is no longer a directory of yours"
+GONE = "is no longer the directory that this build has made"
 
 
 def scripted(name: str, script: str, *depends: str) -> Recipe:

@@ -1,11 +1,12 @@
-"""The directory an environment is installed in before it becomes an image.
+"""The staging directory: the prefix, where an environment is installed before it becomes an image.
 
-It lies at the very prefix the image will be mounted at. Whatever stands there and was not made by
-an earlier build of the same project is left alone: nothing that is not known to be ours is ever
-removed, and nothing below a mountpoint.
+Packages contain their prefix, so they are installed at the path where the image will be mounted.
+Whatever is there and was not made by an earlier build of the same project is left alone. Nothing is
+removed that is not known to be ours, and nothing below a mountpoint.
 
-It is made before anything is solved, closed to everybody else for as long as it is there, and known
-by its inode: `Claim.check` sees before each step that nobody has put something else in its place.
+The directory is made before anything is solved. Nobody else can enter it while it exists. It is
+known by its inode: before each step `Claim.check` finds out whether somebody has put something else
+in its place.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Claim:
-    """What a running build has for itself.
+    """A running build's exclusive claim on its prefix.
 
     Attributes:
-        descriptor: of the build's lock. Programs that write to the staging directory inherit it,
-            so that an orphan of a killed build is not mistaken for a left-over.
-        temporary: a directory for temporary files; a program that is ended leaves its own behind.
-        prefix: where the environment is to be.
-        made: the staging directory, by its device and inode; None where an application is there
+        descriptor: of the build's lock. Programs that write to the staging directory inherit it, so
+            that one that outlives a killed build still holds the lock.
+        temporary: a directory for temporary files, since a program that is ended leaves its own
+            behind.
+        prefix: where the environment is installed.
+        made: device and inode of the staging directory; None if the prefix holds an application
             that somebody else has installed.
     """
 
@@ -57,7 +59,7 @@ class Claim:
     made: tuple[int, int] | None = None
 
     def note(self) -> None:
-        """Write into the lock who holds it, and what has to be removed if it gets killed."""
+        """Write into the lock which process holds it, and what to remove if that is killed."""
         identity = _identity(self.temporary.lstat())
         text = {
             "process": os.getpid(),
@@ -68,10 +70,10 @@ class Claim:
         os.pwrite(self.descriptor, json.dumps(text).encode(), 0)
 
     def check(self) -> None:
-        """See that what is at the prefix still is what this build has made, and close it again.
+        """Check that the staging directory is still the one that this build has made, and close it again.
 
         Raises:
-            BuildError: where it is not.
+            BuildError: If something else is there.
         """
         if self.made is None:
             return
@@ -90,70 +92,72 @@ class Claim:
 
     def _exchanged(self) -> BuildError:
         return BuildError(
-            f"{self.prefix} is no longer a directory of yours: a script of a package, or somebody "
-            "else, has put something in its place",
-            "the log says which script ran last; leave its package out",
+            f"{self.prefix} is no longer the directory that this build has made: a script of a "
+            "package, or somebody else, has put something in its place",
+            "the log says which script ran last; leave out its package",
         )
 
 
 @contextlib.contextmanager
 def claim(project: Project) -> Iterator[Claim]:
-    """Hold a project's prefix for one build, with an empty directory of ours.
+    """Claim a project's prefix for one build, with an empty directory that is removed at the end.
 
-    What stands there afterwards is removed.
+    Args:
+        project: what is built.
 
     Raises:
-        BuildError: where the prefix is not ours to use.
+        BuildError: If the prefix is not ours to use.
     """
     check_base_directory(project)
     with _locked(project) as descriptor:
         check_prefix(project)
-        _remove_ours(project.prefix)  # what a killed build left behind
-        with _holding(project, descriptor) as hold:
-            made = _make(hold)
-            with removing(project.prefix):
-                made.note()
-                try:
-                    yield made
-                finally:
-                    _close(made)
+        _remove_ours(project.prefix)  # which a killed build has left
+        with _holding(project, descriptor) as claimed, _making(claimed) as made:
+            yield made
 
 
 @contextlib.contextmanager
 def borrow(project: Project) -> Iterator[Claim]:
-    """Hold the prefix of an application that somebody else installed; it is left as it was.
+    """Claim a prefix with an application that somebody else has installed; it is left as it was.
+
+    Args:
+        project: what is built.
 
     Raises:
-        BuildError: where the prefix is not what it should be.
+        BuildError: If there is no application that can be read.
     """
     with _locked(project) as descriptor:
         check_application(project)
         ours = project.prefix / METADATA
         is_new = not os.path.lexists(ours)
-        with _holding(project, descriptor) as hold:
-            try:
-                yield hold
-            finally:
-                if is_new:
-                    remove_tree(ours)
-                os.ftruncate(descriptor, 0)  # what stays at the prefix is not a left-over
+        with _holding(project, descriptor) as claimed, contextlib.ExitStack() as stack:
+            stack.callback(os.ftruncate, descriptor, 0)  # what stays at the prefix is no left-over
+            if is_new:
+                stack.callback(remove_tree, ours)
+            yield claimed
 
 
 def check_unclaimed(project: Project) -> None:
-    """See that no other build holds a project's prefix.
+    """Check that no other build has claimed a project's prefix.
+
+    Args:
+        project: what is built.
 
     Raises:
-        BuildError: where one does.
+        BuildError: If one has.
     """
     if locks.is_held(project.build_lock):
         raise _another(project)
 
 
 def check_base_directory(project: Project) -> None:
-    """See that an environment can be installed in the mount base directory and run from there.
+    """Check that an environment can be installed below the mount base directory and run from there.
+
+    Args:
+        project: what is built.
 
     Raises:
-        CondainerError: where it is missing, not writable, mounted noexec, or somebody else may
+        CondainerError: If it is missing, not writable or mounted noexec, or if somebody else can
             replace what is there.
     """
     base = project.prefix.parent
@@ -166,15 +170,20 @@ def check_base_directory(project: Project) -> None:
     if not os.access(base, os.W_OK | os.X_OK):
         raise BuildError(f"you cannot write to mount_base_directory {base}", hint)
     if flags & os.ST_NOEXEC:
-        raise BuildError(f"mount_base_directory {base} is mounted noexec: no program runs", hint)
+        raise BuildError(
+            f"mount_base_directory {base} is mounted noexec, so no program can run there", hint
+        )
     trust.check_base(project)
 
 
 def check_prefix(project: Project) -> None:
-    """See that a project's prefix is free, or holds what an earlier build of ours left.
+    """Check that a project's prefix is free, or holds what an earlier build of ours left.
+
+    Args:
+        project: what is built.
 
     Raises:
-        BuildError: says what stands there.
+        BuildError: If something else is there.
     """
     prefix = project.prefix
     _check_unmounted(project)
@@ -186,7 +195,7 @@ def check_prefix(project: Project) -> None:
         raise BuildError(f"cannot look at {prefix}: {error.strerror}") from error
     if status.st_uid != os.getuid():
         raise BuildError(*trust.of_another(project, status))
-    hint = "nothing was removed; look what it is, move it away, and build again"
+    hint = "nothing was removed; see what it is, move it away, and build again"
     if stat.S_ISLNK(status.st_mode):
         raise BuildError(f"the mountpoint {prefix} is a symbolic link", hint)
     if not stat.S_ISDIR(status.st_mode):
@@ -196,10 +205,13 @@ def check_prefix(project: Project) -> None:
 
 
 def check_application(project: Project) -> None:
-    """See that somebody else's application can be read at a project's prefix.
+    """Check that somebody else's application is at a project's prefix.
+
+    Args:
+        project: what is built.
 
     Raises:
-        BuildError: says what stands there instead.
+        BuildError: If something else is there, or nothing.
     """
     prefix = project.prefix
     _check_unmounted(project)
@@ -214,7 +226,16 @@ def check_application(project: Project) -> None:
 
 @contextlib.contextmanager
 def removing(prefix: Path) -> Iterator[None]:
-    """Remove a directory of ours afterwards; why a build failed matters more than that this did."""
+    """Remove a directory of ours at the end.
+
+    If a build fails and the directory cannot be removed, the error is that of the build.
+
+    Args:
+        prefix: the directory.
+
+    Raises:
+        CondainerError: If the directory cannot be removed.
+    """
     try:
         yield
     except BaseException as error:
@@ -227,26 +248,34 @@ def removing(prefix: Path) -> Iterator[None]:
     _remove_ours(prefix)
 
 
-def _make(hold: Claim) -> Claim:
-    """Make the directory to install in.
+@contextlib.contextmanager
+def _making(claimed: Claim) -> Iterator[Claim]:
+    """Make the directory to install in, and remove it at the end.
 
     Raises:
-        BuildError: where somebody else was quicker.
+        BuildError: If somebody else has made one meanwhile.
     """
     try:
-        hold.prefix.mkdir(mode=_CLOSED)
+        claimed.prefix.mkdir(mode=_CLOSED)
     except FileExistsError:
-        raise BuildError(f"{hold.prefix} was made by somebody else this very moment") from None
-    made = replace(hold, made=_identity(hold.prefix.lstat()))
+        raise BuildError(
+            f"somebody else has just made {claimed.prefix}", "see what it is, then build again"
+        ) from None
+    made = replace(claimed, made=_identity(claimed.prefix.lstat()))
     made.check()
-    return made
+    with removing(claimed.prefix):
+        made.note()
+        try:
+            yield made
+        finally:
+            _close(made)
 
 
-def _close(hold: Claim) -> None:
-    """Leave no hard link into a package cache that a script has let others write to."""
+def _close(claimed: Claim) -> None:
+    """Take write permission from others: hard links into a package cache stay."""
     with contextlib.suppress(CondainerError):
-        hold.check()
-        tree.close_own(hold.prefix)
+        claimed.check()
+        tree.close_own(claimed.prefix)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -271,10 +300,10 @@ def _check_unmounted(project: Project) -> None:
 
 
 def _check_unneeded(project: Project) -> None:
-    """See that nobody has mounted over the prefix in a namespace: it would go with the directory.
+    """Check that nobody has mounted over the prefix in a namespace: that mount would go with it.
 
     Raises:
-        BuildError: says who.
+        BuildError: If somebody has.
     """
     hint = "end what uses it, then build again"
     directory = project.runtime_directory
@@ -296,7 +325,7 @@ def _check_unneeded(project: Project) -> None:
 
 @contextlib.contextmanager
 def _locked(project: Project) -> Iterator[int]:
-    """Hold the lock of a build; its text stays where the next build has something to remove."""
+    """Hold the lock of a build. Its text stays if the next build has something to remove."""
     try:
         descriptor = locks.acquire(project.build_lock, timeout=_MOMENT)
     except locks.BusyError:
@@ -312,10 +341,11 @@ def _locked(project: Project) -> Iterator[int]:
 
 
 def _wait_for_mounting(project: Project) -> None:
-    """Whoever mounts looks at the build's lock while it holds the one taken here.
+    """Wait until nobody mounts or unmounts at the prefix.
 
-    So a mount that has begun is to be seen from here on, and none begins any more. Likewise who
-    unmounts, which ends with the removal of an empty directory: it would be the build's.
+    Whoever mounts checks the build's lock while holding the mount lock. So a mount that has begun
+    can be seen from here on, and no other begins. Whoever unmounts removes an empty directory at
+    the end, which would be the build's.
     """
     try:
         mounting = locks.acquire(project.mount_lock, timeout=_MOMENT)
@@ -325,23 +355,23 @@ def _wait_for_mounting(project: Project) -> None:
             "end what uses it, then build again",
         ) from None
     locks.discard(project.mount_lock, mounting)
-    with contextlib.suppress(locks.BusyError):  # a mount is there, and will be seen, or just was
+    with contextlib.suppress(locks.BusyError):  # a mount is there, and will be seen, or just went
         locks.discard(project.use_lock, locks.acquire(project.use_lock, timeout=_MOMENT))
 
 
 @contextlib.contextmanager
 def _holding(project: Project, descriptor: int) -> Iterator[Claim]:
-    """Make the directory for temporary files; a killed build's is removed first."""
+    """Make the directory for temporary files; that of a killed build is removed first."""
     start = f"condainer-{project.config.uuid}-"
     _remove_temporary(start, _noted(project).get("temporary"))
-    hold = Claim(descriptor, Path(tempfile.mkdtemp(prefix=start)), project.prefix)
-    with removing(hold.temporary):
-        hold.note()
-        yield hold
+    claimed = Claim(descriptor, Path(tempfile.mkdtemp(prefix=start)), project.prefix)
+    with removing(claimed.temporary):
+        claimed.note()
+        yield claimed
 
 
 def _remove_temporary(start: str, noted: object) -> None:
-    """Remove a killed build's temporary files: by what they are, not only because a file says so.
+    """Remove a killed build's temporary files, if they are what the lock says.
 
     Args:
         start: how the name of their directory begins.
@@ -371,7 +401,7 @@ def _another(project: Project) -> BuildError:
 
 
 def _left_over(project: Project) -> bool:
-    """Whether the directory at the prefix is one that an earlier build of ours made."""
+    """Whether the directory at the prefix is one that an earlier build of ours has made."""
     return _noted(project).get("made") == [*_identity(project.prefix.lstat())]
 
 
