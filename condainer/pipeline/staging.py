@@ -70,7 +70,7 @@ class Claim:
         os.pwrite(self.descriptor, json.dumps(text).encode(), 0)
 
     def check(self) -> None:
-        """Check that the staging directory is still the one that this build has made, and close it again.
+        """Check that the staging directory is the one that this build has made, and close it again.
 
         Raises:
             BuildError: If something else is there.
