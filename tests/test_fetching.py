@@ -138,7 +138,7 @@ def test_a_cache_that_cannot_be_written(
         workshop.environment("hard-text=1", channel=hard_channel)
         subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
         words = workshop.run("build", status=1).stderr
-    assert "cannot write into the package cache" in words
+    assert "cannot write to the package cache" in words
     assert "Traceback" not in words
 
 

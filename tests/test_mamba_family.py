@@ -235,7 +235,7 @@ def test_what_a_cache_holds_is_compared_and_fetched_again(
             entry.pop("sha256", None)
         damaged.write_text(json.dumps(document))
     caching.run("build", "-q", "--force", *how, "--installer", installer)
-    words = f"the package cache is damaged: {damaged} is not what its package lists"
+    words = f"the package cache is damaged: {damaged} is not the file that its package lists"
     assert words in caching.build_log.read_text()
     assert file.read_text() == "2.0\n"
     unpacked = building.unpack(caching.image, tmp_path / "image")

@@ -185,7 +185,7 @@ def test_channel_that_holds_another_file_now(
         assert identities(project) == before
     shutil.rmtree(tmp_path / "cache")
     answer = project.run("build", "--force", "--locked", status=1)
-    assert re.search("no longer the file that was locked|doesn't match", answer.stderr)
+    assert re.search("no longer the file in the lock file|doesn't match", answer.stderr)
 
 
 # Packages that lie in no channel
@@ -212,7 +212,7 @@ def test_archive_in_no_channel(project: Workshop, hard_channel: Path, tmp_path: 
     shutil.rmtree(tmp_path / "cache")
     answer = project.run("build", "--force", "--locked", status=1)
     assert archive.name in answer.stderr
-    assert re.search("no longer the file that was locked|doesn't match", answer.stderr)
+    assert re.search("no longer the file in the lock file|doesn't match", answer.stderr)
 
 
 def test_archive_of_a_server_in_no_channel(

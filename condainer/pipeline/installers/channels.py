@@ -69,7 +69,10 @@ def find(name: str, condarc: Condarc) -> Source:
     if name in condarc.custom_multichannels:
         members = condarc.custom_multichannels[name]
         if not members:
-            raise BuildError(f"the channel '{name}' stands for no channel on this machine")
+            raise BuildError(
+                f"the channel '{name}' stands for no channel on this machine",
+                "conda's configuration says what it stands for",
+            )
         urls = tuple(_simple(item, condarc) for item in members)
         return Source(name, urls, is_group=True, subdir=subdir)
     if "://" in name or name.startswith(("/", "./", "../", "~")):

@@ -152,11 +152,11 @@ def wrong_archive(
         expected: the listed one.
         is_locked: whether a lock file lists it.
     """
-    is_what = "is no longer the file that was locked"
+    is_what = "is no longer the file in the lock file"
     advice = "build without --locked: that takes what the channels have today"
     if not is_locked:
         is_what = "is not the file that its channel lists"
-        advice = "the channel is damaged: index it again, or fetch it again"
+        advice = "the channel is damaged: index it again, or download it again"
     return BuildError(
         f"{package.url} {is_what}: {kind} {found[:_SHOWN]}… instead of {expected[:_SHOWN]}…",
         advice,
@@ -318,8 +318,8 @@ def _digest(file: IO[bytes], kind: str) -> str:
 
 def _damaged(directory: Path, name: str) -> DamagedError:
     return DamagedError(
-        f"the package cache is damaged: {directory / name} is not what its package lists",
-        f"remove {directory}, or have another cache with the key package_cache, and build again",
+        f"the package cache is damaged: {directory / name} is not the file that its package lists",
+        f"remove {directory}, or choose another cache with the key package_cache; then build again",
     )
 
 

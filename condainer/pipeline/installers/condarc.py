@@ -214,7 +214,7 @@ def _of_environment(
 def _alias(layers: _Layers) -> str:
     alias = layers.text("channel_alias")
     if alias and "://" not in alias:
-        raise layers.error("channel_alias", f"'{alias}' is no URL")
+        raise layers.error("channel_alias", f"'{alias}' is not a URL")
     return alias.rstrip("/") or ALIAS
 
 
@@ -223,7 +223,7 @@ def _priority(layers: _Layers) -> str:
     priority = _PRIORITIES.get(text, text)
     if priority not in CHANNEL_PRIORITIES:
         known = ", ".join(CHANNEL_PRIORITIES)
-        raise layers.error("channel_priority", f"'{text}' is none of {known}")
+        raise layers.error("channel_priority", f"'{text}' is not one of {known}")
     return priority
 
 
@@ -239,8 +239,8 @@ def _certificates(verify: str, variables: Mapping[str, str]) -> str:
     path = os.path.expanduser(path)  # noqa: PTH111  (as above)
     if files.is_missing(Path(path)):
         raise ConfigError(
-            f"there are no certificates at {path}, which {source} names",
-            "name a file or directory with certificates there, or nothing",
+            f"{source} names {path}, which has no certificates",
+            f"set {source} to a file or directory with certificates, or leave it out",
         )
     return os.path.abspath(path)  # noqa: PTH100  (links stay as they are)
 

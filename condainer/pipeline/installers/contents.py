@@ -45,7 +45,7 @@ class Contents:
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[object, ...]] = {}
         self._links: dict[str, dict[str, str]] = {}
-        # What is written besides the files of packages: records, and programs that start modules.
+        # rattler also writes records, and programs that start modules.
         own = dict.fromkeys(("conda-meta", "bin", site_packages), "")
         self._directories: dict[str, dict[str, str]] = {"": own}
 
@@ -156,7 +156,7 @@ class _Own:
         try:
             target = os.readlink(file) if stat.S_ISLNK(os.lstat(file).st_mode) else None  # noqa: PTH115
         except (OSError, ValueError):
-            return None  # it is not there: rattler will say so
+            return None  # it is missing: rattler will report that
         if target is not None and not is_link:
             self._check_within(file, path)
         return target
@@ -207,11 +207,11 @@ def _check_list(package: str, directory: Path) -> None:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise _foreign(package, path) from error
-            if error.errno != errno.ENOENT:  # rattler says whether it needs that
+            if error.errno != errno.ENOENT:  # rattler reports it if it needs the file
                 raise BuildError(
-                    f"the package {package} has an {path} that is no file, or is larger than "
+                    f"the package {package} has an {path} that is not a file, or is larger than "
                     f"{human(files.MOST)}",
-                    "leave that package out, and report it to its channel",
+                    "leave that package out, and report this to its channel",
                 ) from error
 
 
@@ -253,9 +253,9 @@ def _outside(package: str, path: Path) -> BuildError:
 
 
 def _foreign(package: str, path: Path) -> BuildError:
-    return _error(f"the package {package} has a link to elsewhere in place of a file", path)
+    return _error(f"the package {package} has a link out of the package in place of a file", path)
 
 
 def _error(what: str, path: Path) -> BuildError:
     shown = str(path).replace("\0", "\\0")
-    return BuildError(f"{what}: {shown}", "leave that package out, and report it to its channel")
+    return BuildError(f"{what}: {shown}", "leave that package out, and report this to its channel")

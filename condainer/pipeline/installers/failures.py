@@ -56,7 +56,7 @@ def unreadable(why: str, channels: Iterable[str], *, is_offline: bool = False) -
     why = credentials.without(why)
     if _OF_THIS_MACHINE.search(why):
         return BuildError(
-            f"this machine or job does not let channels be read:\n{why}",
+            f"cannot read channels, because of a limit of this machine or job:\n{why}",
             "see 'ulimit -u', 'ulimit -n' and 'ulimit -v', and the limits of this job or container",
         )
     channels = [credentials.without(channel) for channel in channels]
@@ -64,10 +64,10 @@ def unreadable(why: str, channels: Iterable[str], *, is_offline: bool = False) -
     which = f"the channel {' or '.join(named)}" if named else "a channel"
     if is_offline:
         return BuildError(
-            f"--offline forbids to ask {which}, and the cache has no list of it:\n{why}",
+            f"with --offline, no server is asked, and the cache has no list of {which}:\n{why}",
             "build once without --offline, or install what the lock file lists, with --locked",
         )
     return BuildError(
         f"cannot read {which}:\n{why}",
-        "see that its address is right and that this machine can reach it",
+        "check that its address is right and that this machine can reach it",
     )

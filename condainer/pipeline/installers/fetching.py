@@ -60,7 +60,7 @@ _WORK, _LOCK = ".condainer-fetch", ".lock"
 """Begins the names of working directories in the cache; each has a locked file."""
 _COUNT = struct.Struct(">Q")
 _SHOWN = 10
-_GONE = "build without --locked: that takes what the channels have today"
+_GONE = "build without --locked: that installs what the channels have today"
 
 
 class Fetching:
@@ -146,8 +146,8 @@ class Fetching:
             more = [f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
             listed = "\n".join([*lines[:_SHOWN], *more])
             raise BuildError(
-                f"--offline forbids to fetch what is not in the package cache {self._cache}:\n"
-                f"{listed}",
+                f"with --offline, nothing is fetched, and the package cache {self._cache} does not "
+                f"have:\n{listed}",
                 "build once without --offline: packages stay in the cache",
             )
 
@@ -168,14 +168,14 @@ class Fetching:
             lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._unusable(error) from error
-        with contextlib.suppress(OSError):  # of file systems that have none
+        with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         return directory, lock
 
     def _unusable(self, error: OSError) -> BuildError:
         return BuildError(
-            f"cannot write into the package cache {self._cache}: {error.strerror}",
-            "the key package_cache of condainer.yml puts it elsewhere",
+            f"cannot write to the package cache {self._cache}: {error.strerror}",
+            "choose another one with the key package_cache in condainer.yml",
         )
 
     async def _lane(self, directory: Path) -> None:
@@ -294,7 +294,7 @@ async def unpack(
         if counts and listed and came != listed:
             raise checking.wrong_archive(package, kind, came, listed, is_locked=is_locked)
     await anyio.to_thread.run_sync(contents.check_package, package.stem, part)
-    await anyio.to_thread.run_sync(tree.close, part)  # before anybody else can see it
+    await anyio.to_thread.run_sync(tree.close, part)  # before anybody else can reach it
     return sha256, md5
 
 
@@ -318,7 +318,7 @@ def _publish(part: Path, target: Path, sha256: str) -> None:
         os.pwrite(descriptor, _COUNT.pack((times + 1) % (1 << 64)) + bytes.fromhex(sha256), 0)
     except OSError as error:
         if error.errno not in {errno.EAGAIN, errno.ENOTEMPTY, errno.EEXIST}:
-            raise  # or else rattler waits for the other, and takes what it finds then
+            raise  # in the other cases rattler waits for the lock, and takes what is there then
     finally:
         os.close(descriptor)
 

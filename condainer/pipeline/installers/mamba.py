@@ -1,8 +1,8 @@
-"""Drives micromamba, mamba or conda as a program.
+"""Runs micromamba, mamba or conda as a program.
 
-A dry run tells the packages, then they are installed: from the specs, or with --locked from an
-@EXPLICIT file. Their post-link scripts are left to the pipeline. On a pipe these programs say
-nothing while they fetch, so progress comes from the lines they print while they link.
+A dry run tells the packages. Then they are installed: from the specs, or with --locked from an
+@EXPLICIT file. The pipeline runs their post-link scripts. These programs write nothing to a pipe
+while they fetch, so progress comes from the lines that they write while they link.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Mamba:
     """An executable of the mamba family.
 
     Args:
-        path: the executable; must be called micromamba, mamba or conda.
+        path: of the executable, which must be called micromamba, mamba or conda.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class Mamba:
 
     @property
     def vouches_for_scripts(self) -> bool:
-        """Whether it fails where a script does: conda takes all back, the others go on."""
+        """Whether it fails if a script does: conda then undoes everything, the others go on."""
         return self._is_conda
 
     @property
@@ -75,7 +75,14 @@ class Mamba:
         return f"{self._path.name} {self._version}"
 
     def check(self, request: Request) -> None:
-        """See whether the mamba family can do what is asked."""
+        """Check that this executable can do what is asked.
+
+        Args:
+            request: what to install.
+
+        Raises:
+            ToolError: If it cannot.
+        """
         if self._is_conda:
             _check_conda(request)
             return
@@ -87,7 +94,15 @@ class Mamba:
                 )
 
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
-        """Ask for the packages in a dry run."""
+        """Ask for the packages in a dry run.
+
+        Args:
+            request: what to install.
+            workplace: where the executable runs.
+
+        Raises:
+            BuildError: If there is no solution.
+        """
         if request.locked:
             return Solution(request.locked, cache=request.package_cache)
         with self._wanted(request, workplace) as wanted:
@@ -112,7 +127,7 @@ class Mamba:
     async def _unsolved(
         self, request: Request, argv: list[str], variables: dict[str, str], workplace: Workplace
     ) -> BuildError:
-        """Ask again for the explanation that people can read, which --json leaves out."""
+        """Run it again without --json, for an explanation that people can read."""
         lines: list[str] = []
 
         def take(line: str) -> None:
@@ -131,7 +146,19 @@ class Mamba:
     async def install(
         self, request: Request, solution: Solution, workplace: Workplace
     ) -> frozenset[str]:
-        """Fetch and link the packages of a solution."""
+        """Fetch and link the packages of a solution.
+
+        Args:
+            request: what to install.
+            solution: what `solve` returned.
+            workplace: where the executable runs.
+
+        Returns:
+            The names of the packages of which it has run a script.
+
+        Raises:
+            BuildError: If the executable or a script fails, or a package is damaged.
+        """
         prefix, environment = request.prefix, workplace.environment
         is_locked = bool(request.locked)
         to_fetch = solution.records if isinstance(solution.records, frozenset) else None
@@ -180,10 +207,10 @@ class Mamba:
         workplace: Workplace,
         variables: dict[str, str],
     ) -> None:
-        """Have the program link all packages.
+        """Have the executable link all packages.
 
         Raises:
-            BuildError: where it has not.
+            BuildError: If it does not.
         """
         total = len(solution.packages)
         linked = 0
@@ -218,7 +245,7 @@ class Mamba:
 
     @contextlib.asynccontextmanager
     async def _alone(self, workplace: Workplace) -> AsyncIterator[None]:
-        """Wait for other condas; the others of the family wait for each other themselves."""
+        """Wait for other condas; micromamba and mamba wait for each other themselves."""
         if not self._is_conda:
             yield
             return
@@ -235,7 +262,7 @@ class Mamba:
             yield
 
     def _packages(self, actions: dict[str, Any]) -> tuple[tuple[Package, ...], set[str]]:
-        """The packages that a dry run lists, and the stems of those to be fetched."""
+        """The packages that a dry run lists, and the stems of those to fetch."""
         try:
             fetched = {_identity(entry): entry for entry in actions.get("FETCH", [])}
             linked = actions.get("LINK", [])
@@ -252,8 +279,8 @@ class Mamba:
     def _fill(self, request: Request) -> list[str]:
         """The command that installs into an empty directory.
 
-        libmamba takes one since 2.2 only; before, it takes an environment that is there, be it an
-        empty one, for `install`. A mamba before 2 is conda in that.
+        libmamba 2.2 and later create an environment in one. Older ones can only `install`, into an
+        environment that exists already, even if it is empty. A mamba before 2 is like conda here.
         """
         version = self.description.rpartition(" ")[2]
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
@@ -271,10 +298,10 @@ class Mamba:
 
     @contextlib.contextmanager
     def _wanted(self, request: Request, workplace: Workplace) -> Iterator[secrets.Wanted]:
-        """What to install, as the program is told it: the lock, or specs and channels.
+        """How the program is told what to install: the lock, or specs and channels.
 
-        With a lock no channel is read; only then URLs, since with them some versions spoil their
-        package cache.
+        With a lock, no channel is read. Without one, no URLs are given, since with them some
+        versions damage their package cache.
         """
         environment = workplace.environment
         with tempfile.TemporaryDirectory(dir=workplace.temporary) as name:
@@ -298,7 +325,7 @@ class Mamba:
             yield secrets.Wanted(words, {**wanted.variables, **own})
 
     def _private_cache(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """The variables that have packages kept where nobody else can look, and found elsewhere."""
+        """Variables for a private package cache; packages in other caches are found as well."""
         caches = ready.caches(environment, self._path)
         is_named = bool(environment.get("CONDA_PKGS_DIRS"))
         own = secrets.private_directory(caches[0] if is_named else sharing.own_cache(environment))
@@ -326,13 +353,13 @@ class Mamba:
 
 
 def _recorded(prefix: Path, packages: Iterable[Package]) -> list[tuple[Package, Package]]:
-    """Packages, each as the lock file will list it: conda's dry run tells no checksums."""
+    """Packages, each also as the lock file will list it: conda's dry run shows no checksums."""
     records = {record.package.stem: record.package for record in read_records(prefix)}
     return [(package, merged(records[package.stem], package)) for package in packages]
 
 
 def _identify(prefix: Path, packages: Iterable[Package], watch: ready.CacheWatch) -> None:
-    """Note in the prefix what archives are that no channel lists, and so no program has noted."""
+    """Record the checksums of archives that no channel lists, since no program has done that."""
     for package, record in _recorded(prefix, packages):
         found = checking.identified(record, watch.places(package))
         path = prefix / "conda-meta" / f"{package.stem}.json"
@@ -345,10 +372,10 @@ def _identify(prefix: Path, packages: Iterable[Package], watch: ready.CacheWatch
 
 
 def _check_conda(request: Request) -> None:
-    """See that no archive outside of channels is wanted together with names.
+    """Check that no archive that is in no channel is wanted together with other packages.
 
     Raises:
-        ToolError: names one.
+        ToolError: If one is.
     """
     loose = [s for s in request.specs if _ARCHIVE.fullmatch(s) and _without_url(s) == s]
     if loose and len(loose) < len(request.specs) and not request.locked:
@@ -363,7 +390,7 @@ def _completed(packages: Iterable[Package]) -> tuple[Package, ...]:
 
 
 def _without_url(spec: str) -> str:
-    """The URL of a package in a channel as a spec, which conda takes together with others."""
+    """A spec that means the same package as a URL, and that conda takes together with others."""
     match = _ARCHIVE.fullmatch(spec)
     if match is None or not channels.is_subdir(match["subdir"]):
         return spec

@@ -1,7 +1,7 @@
 """The installer that comes with condainer: the rattler engine, in this process.
 
-It solves and links, but runs no link scripts and compiles nothing: the pipeline's own stages do
-that for every installer alike. https://conda.github.io/rattler/py-rattler/
+It solves and links, but runs no scripts and compiles nothing, which the pipeline's own stages do
+for every installer. https://conda.github.io/rattler/py-rattler/
 """
 
 from __future__ import annotations
@@ -50,10 +50,22 @@ class Rattler:
         return f"rattler {rattler.__version__}"
 
     def check(self, request: Request) -> None:
-        """It can do all that is asked."""
+        """Do nothing: it can do all that can be asked.
+
+        Args:
+            request: what to install.
+        """
 
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
-        """Find the packages with rattler's solver; those of a lock file are known already."""
+        """Find the packages with rattler's solver; those of a lock file are known already.
+
+        Args:
+            request: what to install.
+            workplace: takes lines for the log.
+
+        Raises:
+            BuildError: If there is no solution.
+        """
         if request.locked:
             return await anyio.to_thread.run_sync(_of_request, request)
         workplace.on_line(f"{self.description}: solving for {', '.join(request.specs)}")
@@ -71,7 +83,19 @@ class Rattler:
     async def install(
         self, request: Request, solution: Solution, workplace: Workplace
     ) -> frozenset[str]:
-        """Fetch and link the packages of a solution; rattler runs no scripts here."""
+        """Fetch and link the packages of a solution.
+
+        Args:
+            request: what to install.
+            solution: what `solve` returned.
+            workplace: takes progress, and packages that are ready.
+
+        Returns:
+            No names: rattler runs no scripts here.
+
+        Raises:
+            BuildError: If a package cannot be fetched, is damaged, or would write outside.
+        """
         cache = solver.cache_of(request).packages
         is_locked = bool(request.locked)
         announcer = linking.Announcer(workplace, request.prefix, cache)
@@ -97,7 +121,7 @@ class Rattler:
 
 
 def _urls(solution: Solution) -> dict[Package, str]:
-    """Where the packages that the solver has found are, with the credentials of their channels."""
+    """Where the packages of the solver are, with the credentials of their channels."""
     records = _records(solution)
     return {p: record.url for p, record in zip(solution.packages, records, strict=True)}
 
@@ -108,7 +132,7 @@ def _records(solution: Solution) -> list[RepoDataRecord]:
 
 
 def _of_request(request: Request) -> Solution:
-    """The packages of a lock file, and how much is not in the package cache yet."""
+    """The packages of a lock file, and how much of them is missing in the package cache."""
     cache, packages = solver.cache_of(request).packages, request.locked
     missing = [p for p in packages if not kept.is_there(p, cache / p.stem, is_locked=True)]
     return Solution(packages, to_fetch=sum(package.size for package in missing), cache=cache)
@@ -119,8 +143,8 @@ def _of_lock(
 ) -> list[RepoDataRecord]:
     """The records of the packages of a lock file, which are all in the cache now.
 
-    They say the same whether a package has just been fetched or not: what the lock file leaves out
-    is filled in only of those that are fetched each time.
+    They are the same whether a package was just fetched or not: what the lock file leaves out is
+    only filled in for packages that are fetched each time.
     """
     records = []
     for package, url in urls.items():
@@ -140,7 +164,7 @@ def _of_lock(
 
 
 def _completed(solution: Solution, fetch: fetching.Fetching) -> list[RepoDataRecord]:
-    """The records of the solver, with checksum and size of archives that no channel lists."""
+    """The records of the solver, with checksum and size of archives if no channel lists them."""
     records = _records(solution)
     for record, package in zip(records, solution.packages, strict=True):
         if not (record.sha256 or record.md5):
@@ -152,9 +176,9 @@ def _completed(solution: Solution, fetch: fetching.Fetching) -> list[RepoDataRec
 
 
 def _place_of_modules(solution: Solution, cache: Path, missing: Iterable[Package]) -> str:
-    """Where packages for any Python put their modules, below the prefix.
+    """Where `noarch: python` packages put their modules, relative to the prefix.
 
-    Empty where a Python that is not there yet has to tell.
+    Empty if a Python that is not in the cache yet has to tell.
     """
     if solution.records is not None:
         return _site_packages(_records(solution), solution.packages)
@@ -170,17 +194,17 @@ def _site_packages(records: Iterable[RepoDataRecord], packages: Iterable[Package
 
 
 def _in_order(records: Iterable[RepoDataRecord]) -> list[RepoDataRecord]:
-    """The records, each after those it depends on."""
+    """Sort the records, each after those it depends on."""
     by_name = {record.name.normalized: record for record in records}
     order = rattler.PackageRecord.sort_topologically(list(by_name.values()))
     return [by_name[record.name.normalized] for record in order]
 
 
 def _check_places(records: Iterable[RepoDataRecord]) -> None:
-    """See that the channel has modules put below the prefix.
+    """Check that the channel has modules put below the prefix.
 
     Raises:
-        BuildError: where it does not.
+        BuildError: If it does not.
     """
     for record in records:
         package = f"{record.name.normalized}-{record.version}-{record.build}"
@@ -188,7 +212,7 @@ def _check_places(records: Iterable[RepoDataRecord]) -> None:
 
 
 def _tidy(prefix: Path, workplace: Workplace) -> None:
-    """Take out of a prefix what rattler leaves there and no other installer does."""
+    """Remove from a prefix what rattler leaves there and no other installer does."""
     # A mark for backup programs to skip the directory.
     (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
     # The losers where two packages own one path.

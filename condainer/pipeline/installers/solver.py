@@ -1,4 +1,4 @@
-"""Reads the lists of channels with rattler, and finds in them what is asked for."""
+"""Reads the lists of channels with rattler, and solves with them."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from condainer.pipeline.packages import Package
 
 DEFAULT_CHANNELS = ("conda-forge",)
-"""Where neither environment.yml nor conda's configuration names a channel."""
+"""The channels if neither environment.yml nor conda's configuration names any."""
 
 _ARCHIVES = (".conda", ".tar.bz2")
 _MOST_LIST = 4 << 30
-"""Bytes of the list of a channel; the largest public ones have a tenth of that."""
+"""The most bytes of a channel's list; the largest public ones have a tenth of that."""
 _UNKNOWN = re.compile(r"No candidates were found for ([^\s\[=<>!~]+)")
 
 
@@ -53,7 +53,7 @@ class _PartOfChannel:
     """Some subdirectories of a channel, as a source of records for rattler's solver.
 
     Args:
-        channel: what rattler reads it from.
+        channel: what rattler reads.
         gateway: reads it.
         names: of the packages, by subdirectory.
     """
@@ -69,7 +69,7 @@ class _PartOfChannel:
         self._names = names
 
     def package_names(self, platform: Subdir) -> list[str]:
-        """The names that a subdirectory has."""
+        """The names in a subdirectory."""
         return self._names.get(str(platform), [])
 
     async def fetch_package_records(
@@ -89,14 +89,14 @@ _Source: TypeAlias = "rattler.Channel | tokens.TokenChannel | _PartOfChannel"
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is to be solved.
+    """What to solve.
 
     Attributes:
         specs: in rattler's form.
         urls: of all channels to look in, in order of priority.
-        subdirs: of those channels of which only a part is meant.
+        subdirs: by URL, for channels of which only a part is meant.
         groups: the groups of channels that specs name.
-        priority: one of conda's words for how channels stand to each other.
+        priority: conda's word for how the channels' order counts.
     """
 
     specs: list[MatchSpec]
@@ -108,7 +108,7 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class CachePaths:
-    """Where rattler keeps what it has fetched.
+    """The directories where rattler keeps what it has fetched.
 
     Attributes:
         packages: unpacked.
@@ -120,7 +120,11 @@ class CachePaths:
 
 
 def cache_of(request: Request) -> CachePaths:
-    """The place a request names, or else rattler's own, which other programs share."""
+    """Find the cache that a request names, or else rattler's own, which other programs share.
+
+    Args:
+        request: what to install.
+    """
     if request.package_cache:
         return CachePaths(request.package_cache, request.package_cache / "rattler-repodata")
     caches = os.environ.get("XDG_CACHE_HOME", "")
@@ -130,10 +134,13 @@ def cache_of(request: Request) -> CachePaths:
 
 
 async def find(request: Request) -> list[RepoDataRecord]:
-    """The records of the packages to install.
+    """Find the records of the packages to install.
+
+    Args:
+        request: what to install.
 
     Raises:
-        BuildError: where there are none, or a channel cannot be read.
+        BuildError: If there is no solution, or a channel cannot be read.
     """
     configured = condarc.load()
     wanted = _parsed(request, configured)
@@ -161,7 +168,12 @@ async def find(request: Request) -> list[RepoDataRecord]:
 
 
 async def bytes_to_fetch(request: Request, records: Iterable[RepoDataRecord]) -> int:
-    """How much is not in the package cache yet."""
+    """Count the bytes of packages that are not in the package cache yet.
+
+    Args:
+        request: what to install.
+        records: of the packages.
+    """
     cache = rattler.PackageCache(cache_of(request).packages)
     try:
         kept = await cache.index()
@@ -171,7 +183,11 @@ async def bytes_to_fetch(request: Request, records: Iterable[RepoDataRecord]) ->
 
 
 def explanation(error: Exception) -> str:
-    """What matters of an error of rattler's."""
+    """Shorten an error of rattler's to what matters.
+
+    Args:
+        error: what rattler raised.
+    """
     return failures.excerpt(str(error).splitlines() or [type(error).__name__])
 
 
@@ -201,12 +217,16 @@ async def _solved(wanted: _Wanted, gateway: rattler.Gateway, lists: Path) -> lis
 
 
 def hexadecimal(digest: bytes | None) -> str:
-    """A checksum as people and files write it; empty where there is none."""
+    """Write a checksum in hexadecimal digits; empty if there is none.
+
+    Args:
+        digest: the checksum.
+    """
     return digest.hex() if digest else ""
 
 
 def _grouped(found: dict[str, _Source], groups: Iterable[Source]) -> list[_Source | MultiSource]:
-    """The sources in their order; those that a spec names together are one."""
+    """The sources in their order; those of one group are one source."""
     together = {url: group for group in groups for url in group.urls}
     places: dict[str, _Source | MultiSource] = {}
     for url, source in found.items():
@@ -223,7 +243,7 @@ def _parsed(request: Request, configured: Condarc) -> _Wanted:
     """The specs in rattler's form, and all channels to look in.
 
     Raises:
-        BuildError: where rattler cannot read one of them.
+        BuildError: If rattler cannot read one of them.
     """
     names = request.channels or configured.channels or DEFAULT_CHANNELS
     listed = channels.all_of(names, configured)
@@ -257,10 +277,13 @@ def _parsed(request: Request, configured: Condarc) -> _Wanted:
 
 
 def locations(request: Request) -> dict[Package, str]:
-    """The URLs of the packages of a lock file, with the credentials of their channels.
+    """Find the URLs of the packages of a lock file, with the credentials of their channels.
+
+    Args:
+        request: what to install.
 
     Raises:
-        BuildError: where a channel of environment.yml cannot be found.
+        BuildError: If a channel of environment.yml cannot be found.
     """
     configured = condarc.load()
     known = channels.urls_of(channels.all_of(request.sources or configured.channels, configured))
@@ -268,10 +291,10 @@ def locations(request: Request) -> dict[Package, str]:
 
 
 def _check_offline(specs: Iterable[str], urls: Iterable[str]) -> None:
-    """See that nothing has to be asked for that no list in the cache tells.
+    """Check that nothing has to be asked for that is not in the cache.
 
     Raises:
-        BuildError: names it.
+        BuildError: If something has to.
     """
     asked = [spec for spec in specs if _is_archive(spec) and not spec.startswith("file:")]
     asked += filter(tokens.are_needed(), urls)
@@ -288,7 +311,7 @@ def _is_archive(spec: str) -> bool:
 
 
 async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str], lists: Path) -> str:
-    """For a package that no channel has: those with names like it."""
+    """Names that are similar to a package that no channel has."""
     unknown = _UNKNOWN.search(why)
     if unknown is None:
         return ""
@@ -302,10 +325,13 @@ async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str], lis
 
 
 def growth(lists: Path) -> set[tuple[str, int, int]]:
-    """What is in the lists' directory: a list grows there, and its parts have directories.
+    """List what is in the directory of lists, where lists grow that are being fetched.
+
+    Args:
+        lists: the directory.
 
     Raises:
-        BuildError: where a list is larger than any is: its server sends without an end.
+        BuildError: If a list is larger than any is: its server sends without an end.
     """
     found = set()
     with contextlib.suppress(FileNotFoundError), os.scandir(lists) as entries:

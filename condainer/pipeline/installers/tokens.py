@@ -1,8 +1,8 @@
-"""Reads channels that rattler cannot be trusted with, and fetches from them.
+"""Reads channels that cannot be left to rattler, and fetches from them.
 
-rattler tells each server to which a channel redirects where it comes from: with the token where its
-URL holds one. And it knows no proxy for one host alone. So here lists and packages of such channels
-are fetched without that.
+If a channel redirects to another server, rattler tells that server where it comes from, with the
+token in the URL. And rattler knows no proxy for one host alone. So this module fetches lists and
+packages of such channels itself.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 _PATIENCE = 60.0
 """Seconds without a byte after which a server is given up."""
 _MOST = 4 << 30
-"""Bytes that a list or a package may have: more than there is."""
+"""The most bytes of a list or package: more than any has."""
 _CHUNK = 1 << 20
 _LISTS = ("repodata.json.zst", "repodata.json")
 _MISSING = {403, 404}
 
 
 def are_needed() -> Callable[[str], bool]:
-    """Tells of URLs whether they are for this room."""
+    """Make a function that tells whether this module is needed for a URL."""
     needs_own_proxy = network.needs_own_proxy()
     return lambda url: credentials.has_token(url) or needs_own_proxy(url)
 
@@ -52,14 +52,23 @@ class TokenChannel:
         self._lists = lists
 
     def package_names(self, platform: Subdir) -> list[str]:
-        """The names that a subdirectory has."""
+        """List the names of the packages in a subdirectory.
+
+        Args:
+            platform: the subdirectory.
+        """
         listed = self._lists.get(str(platform))
         return listed.package_names() if listed else []
 
     async def fetch_package_records(
         self, platform: Subdir, name: PackageName
     ) -> list[RepoDataRecord]:
-        """The records of one name."""
+        """List the records of the packages with a name.
+
+        Args:
+            platform: the subdirectory.
+            name: of the packages.
+        """
         listed = self._lists.get(str(platform))
         return listed.load_records(name) if listed else []
 
@@ -89,12 +98,15 @@ async def sources(
 
 
 def channel_at(url: str) -> rattler.Channel:
-    """The channel of a URL, as rattler has it.
+    """Make rattler's channel for a URL.
 
-    The working directory has no part in it: rattler refuses one whose path is not UTF-8.
+    The root is fixed, since rattler refuses a working directory whose path is not UTF-8.
+
+    Args:
+        url: of the channel.
 
     Raises:
-        Exception: whatever rattler raises where it cannot read the URL.
+        Exception: If rattler cannot read the URL; it has many types of errors.
     """
     return rattler.Channel(url, rattler.ChannelConfig(root_dir="/"))
 
@@ -102,8 +114,12 @@ def channel_at(url: str) -> rattler.Channel:
 async def fetch(url: str, path: Path) -> None:
     """Fetch a file.
 
+    Args:
+        url: of the file.
+        path: where to write it.
+
     Raises:
-        OSError: where that cannot be done.
+        OSError: If it cannot be fetched.
     """
     with path.open("wb") as file:
         await anyio.to_thread.run_sync(_copy, url, file, abandon_on_cancel=True)
