@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from condainer.errors import CondainerError
 from condainer.mounting import backends, namespace, target
-from condainer.pipeline import schedule, staging
+from condainer.pipeline import occupancy, schedule
 from condainer.pipeline.installers import choice
 from condainer.project.config import CONFIG_NAME, Config, load
 from condainer.project.project import Project
@@ -126,7 +126,7 @@ def _installer(config: Config) -> Check:
 def _base_directory(project: Project) -> Check:
     base = project.config.mount_base_directory
     try:
-        staging.check_base_directory(project)
+        occupancy.check_base_directory(project)
         runtime.check(project.places.runtime_directory)
         target.check_unoccupied(project)
     except CondainerError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError
-from condainer.pipeline import editable, epoch, lockfile, parts, squash, staging
+from condainer.pipeline import editable, epoch, lockfile, occupancy, parts, squash
 from condainer.pipeline.installers import choice
 from condainer.pipeline.installers.interface import Request
 from condainer.project import environment as environment_module
@@ -217,14 +217,14 @@ def _check_image(project: Project, options: BuildOptions) -> None:
 
 def _check_prefix(project: Project, options: BuildOptions) -> None:
     """Check that the build can have the prefix; a mount there that goes first is no obstacle."""
-    staging.check_base_directory(project)
-    staging.check_unclaimed(project)
+    occupancy.check_base_directory(project)
+    occupancy.check_unclaimed(project)
     if project.prefix in options.idle:
         return
     if project.config.non_conda_application and not options.repack:
-        staging.check_application(project)
+        occupancy.check_application(project)
     else:
-        staging.check_prefix(project)
+        occupancy.check_prefix(project)
 
 
 def _request(

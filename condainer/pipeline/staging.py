@@ -12,20 +12,18 @@ in its place.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import os
-import shlex
 import stat
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError, CondainerError
-from condainer.pipeline import tree
+from condainer.pipeline import occupancy, tree
 from condainer.project.project import METADATA
-from condainer.system import files, locks, mounttable, runtime, trust, users
+from condainer.system import locks
 from condainer.system.removal import remove_tree
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ class Claim:
 
     def note(self) -> None:
         """Write into the lock which process holds it, and what to remove if that is killed."""
-        identity = _identity(self.temporary.lstat())
+        identity = occupancy.identity(self.temporary.lstat())
         text = {
             "process": os.getpid(),
             "temporary": [str(self.temporary), *identity],
@@ -83,7 +81,7 @@ class Claim:
             raise self._exchanged() from error
         try:
             status = os.fstat(directory)
-            if _identity(status) != self.made or status.st_uid != os.geteuid():
+            if occupancy.identity(status) != self.made or status.st_uid != os.geteuid():
                 raise self._exchanged()
             if stat.S_IMODE(status.st_mode) != _CLOSED:
                 os.fchmod(directory, _CLOSED)
@@ -108,9 +106,9 @@ def claim(project: Project) -> Iterator[Claim]:
     Raises:
         BuildError: If the prefix is not ours to use.
     """
-    check_base_directory(project)
+    occupancy.check_base_directory(project)
     with _locked(project) as descriptor:
-        check_prefix(project)
+        occupancy.check_prefix(project)
         _remove_ours(project.prefix)  # which a killed build has left
         with _holding(project, descriptor) as claimed, _making(claimed) as made:
             yield made
@@ -127,7 +125,7 @@ def borrow(project: Project) -> Iterator[Claim]:
         BuildError: If there is no application that can be read.
     """
     with _locked(project) as descriptor:
-        check_application(project)
+        occupancy.check_application(project)
         ours = project.prefix / METADATA
         is_new = not os.path.lexists(ours)
         with _holding(project, descriptor) as claimed, contextlib.ExitStack() as stack:
@@ -135,93 +133,6 @@ def borrow(project: Project) -> Iterator[Claim]:
             if is_new:
                 stack.callback(remove_tree, ours)
             yield claimed
-
-
-def check_unclaimed(project: Project) -> None:
-    """Check that no other build has claimed a project's prefix.
-
-    Args:
-        project: what is built.
-
-    Raises:
-        BuildError: If one has.
-    """
-    if locks.is_held(project.build_lock):
-        raise _another(project)
-
-
-def check_base_directory(project: Project) -> None:
-    """Check that an environment can be installed below the mount base directory and run from there.
-
-    Args:
-        project: what is built.
-
-    Raises:
-        CondainerError: If it is missing, not writable or mounted noexec, or if somebody else can
-            replace what is there.
-    """
-    base = project.prefix.parent
-    hint = "choose another mount_base_directory in condainer.yml"
-    if not base.is_dir():
-        raise BuildError(f"mount_base_directory {base} is missing", f"make it, or {hint}")
-    flags = os.statvfs(base).f_flag
-    if flags & os.ST_RDONLY:
-        raise BuildError(f"mount_base_directory {base} is read-only", hint)
-    if not os.access(base, os.W_OK | os.X_OK):
-        raise BuildError(f"you cannot write to mount_base_directory {base}", hint)
-    if flags & os.ST_NOEXEC:
-        raise BuildError(
-            f"mount_base_directory {base} is mounted noexec, so no program can run there", hint
-        )
-    trust.check_base(project)
-
-
-def check_prefix(project: Project) -> None:
-    """Check that a project's prefix is free, or holds what an earlier build of ours left.
-
-    Args:
-        project: what is built.
-
-    Raises:
-        BuildError: If something else is there.
-    """
-    prefix = project.prefix
-    _check_unmounted(project)
-    try:
-        status = prefix.lstat()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise BuildError(f"cannot look at {prefix}: {error.strerror}") from error
-    if status.st_uid != os.getuid():
-        raise BuildError(*trust.of_another(project, status))
-    hint = "nothing was removed; see what it is, move it away, and build again"
-    if stat.S_ISLNK(status.st_mode):
-        raise BuildError(f"the mountpoint {prefix} is a symbolic link", hint)
-    if not stat.S_ISDIR(status.st_mode):
-        raise BuildError(f"the mountpoint {prefix} is not a directory", hint)
-    if any(prefix.iterdir()) and not _left_over(project):
-        raise BuildError(f"{prefix} is in use by something else: it is not empty", hint)
-
-
-def check_application(project: Project) -> None:
-    """Check that somebody else's application is at a project's prefix.
-
-    Args:
-        project: what is built.
-
-    Raises:
-        BuildError: If something else is there, or nothing.
-    """
-    prefix = project.prefix
-    _check_unmounted(project)
-    if prefix.is_symlink():
-        raise BuildError(f"the mountpoint {prefix} is a symbolic link", "move the program there")
-    if not prefix.is_dir():
-        raise BuildError(
-            f"there is nothing at {prefix}",
-            "install the application there first; build then compresses it",
-        )
 
 
 @contextlib.contextmanager
@@ -261,7 +172,7 @@ def _making(claimed: Claim) -> Iterator[Claim]:
         raise BuildError(
             f"somebody else has just made {claimed.prefix}", "see what it is, then build again"
         ) from None
-    made = replace(claimed, made=_identity(claimed.prefix.lstat()))
+    made = replace(claimed, made=occupancy.identity(claimed.prefix.lstat()))
     made.check()
     with removing(claimed.prefix):
         made.note()
@@ -278,49 +189,10 @@ def _close(claimed: Claim) -> None:
         tree.close_own(claimed.prefix)
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
 def _remove_ours(prefix: Path) -> None:
     """Remove a staging directory, unless somebody else made what is there."""
     if os.path.lexists(prefix) and prefix.lstat().st_uid == os.getuid():
         remove_tree(prefix)
-
-
-def _check_unmounted(project: Project) -> None:
-    mounted = mounttable.mounts_at_or_below(project.prefix)
-    if mounted:
-        directory = shlex.quote(str(project.directory))
-        raise BuildError(
-            f"{mounted[-1].mountpoint} is mounted ({mounted[-1].kind})",
-            f"end what uses it, then run: condainer -d {directory} umount",
-        )
-    _check_unneeded(project)
-
-
-def _check_unneeded(project: Project) -> None:
-    """Check that nobody has mounted over the prefix in a namespace: that mount would go with it.
-
-    Raises:
-        BuildError: If somebody has.
-    """
-    hint = "end what uses it, then build again"
-    directory = project.runtime_directory
-    found = fnmatch.filter(runtime.names(directory), f"{project.config.uuid}.?*-*.keeper")
-    for path in map(directory.joinpath, found):
-        if locks.is_held(path, shared=True):
-            who = users.describe(users.users_of(project.prefix, path.with_suffix(".use")))
-            raise BuildError(
-                f"{project.prefix} is in use in a namespace of its own"
-                + (f" by {who}" if who else ""),
-                hint,
-            )
-    if others := users.claimants(project.prefix):
-        raise BuildError(
-            f"{project.prefix} is in use by {others[0]}",
-            f"build again when that has ended; or {trust.other_base(project)}",
-        )
 
 
 @contextlib.contextmanager
@@ -329,7 +201,7 @@ def _locked(project: Project) -> Iterator[int]:
     try:
         descriptor = locks.acquire(project.build_lock, timeout=_MOMENT)
     except locks.BusyError:
-        raise _another(project) from None
+        raise occupancy.claimed_by_another(project) from None
     try:
         _wait_for_mounting(project)
         yield descriptor
@@ -363,7 +235,7 @@ def _wait_for_mounting(project: Project) -> None:
 def _holding(project: Project, descriptor: int) -> Iterator[Claim]:
     """Make the directory for temporary files; that of a killed build is removed first."""
     start = f"condainer-{project.config.uuid}-"
-    _remove_temporary(start, _noted(project).get("temporary"))
+    _remove_temporary(start, occupancy.noted(project).get("temporary"))
     claimed = Claim(descriptor, Path(tempfile.mkdtemp(prefix=start)), project.prefix)
     with removing(claimed.temporary):
         claimed.note()
@@ -381,34 +253,8 @@ def _remove_temporary(start: str, noted: object) -> None:
         case [str(name), int(device), int(inode)]:
             path = Path(name)
             with contextlib.suppress(OSError):
-                if path.name.startswith(start) and _identity(path.lstat()) == (device, inode):
+                if path.name.startswith(start) and occupancy.identity(path.lstat()) == (
+                    device,
+                    inode,
+                ):
                     _remove_ours(path)
-
-
-def _another(project: Project) -> BuildError:
-    process = _noted(project).get("process")
-    if isinstance(process, int) and os.path.exists(f"/proc/{process}"):  # noqa: PTH110
-        return BuildError(
-            f"another build of this project is running on this machine (process {process})",
-            "wait until it has ended",
-        )
-    who = users.describe(users.users_of(project.prefix, project.build_lock))
-    return BuildError(
-        "programs of a build of this project that was killed are still running on this machine"
-        + (f": {who}" if who else ""),
-        "end them, then build again",
-    )
-
-
-def _left_over(project: Project) -> bool:
-    """Whether the directory at the prefix is one that an earlier build of ours has made."""
-    return _noted(project).get("made") == [*_identity(project.prefix.lstat())]
-
-
-def _noted(project: Project) -> dict[str, Any]:
-    """What `Claim.note` wrote into the lock."""
-    try:
-        noted = files.parse_json(runtime.read(project.build_lock))
-    except (OSError, ValueError):
-        return {}
-    return noted if isinstance(noted, dict) else {}

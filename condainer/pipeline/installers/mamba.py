@@ -13,13 +13,14 @@ import re
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline.installers import (
+    answers,
     channels,
     checking,
     complaints,
@@ -30,7 +31,7 @@ from condainer.pipeline.installers import (
     sharing,
 )
 from condainer.pipeline.installers.interface import Request, Solution
-from condainer.pipeline.packages import Package, merged, package_from_json, read_records
+from condainer.pipeline.packages import Package, merged, read_records
 from condainer.system import files, process, tools
 
 if TYPE_CHECKING:
@@ -111,10 +112,9 @@ class Mamba:
                 answer = await self._run(
                     [*argv, "--json"], workplace, workplace.on_line, wanted.variables, capture=True
                 )
-            actions = _actions(answer.stdout)
-            if answer.returncode != 0 or actions is None:
+            if answer.returncode != 0 or not answers.is_solved(answer.stdout):
                 raise await self._unsolved(request, argv, wanted.variables, workplace)
-        packages, fetched = self._packages(actions)
+        packages, fetched = answers.packages(answer.stdout, self._path.name)
         packages = await anyio.to_thread.run_sync(_completed, packages)
         to_fetch = [package for package in packages if package.stem in fetched]
         return Solution(
@@ -261,18 +261,6 @@ class Mamba:
         async with sharing.alone(caches, environment, tell):
             yield
 
-    def _packages(self, actions: dict[str, Any]) -> tuple[tuple[Package, ...], set[str]]:
-        """The packages that a dry run lists, and the stems of those to fetch."""
-        try:
-            fetched = {_identity(entry): entry for entry in actions.get("FETCH", [])}
-            linked = actions.get("LINK", [])
-            listed = ({**fetched.get(_identity(entry), {}), **entry} for entry in linked)
-            stems = {package_from_json(entry).stem for entry in fetched.values()}
-            return tuple(map(package_from_json, listed)), stems
-        except (AttributeError, TypeError, ValueError) as error:
-            message = f"{self._path.name} lists something that is not a package: {error}"
-            raise BuildError(message) from error
-
     def _create(self, request: Request) -> list[str]:
         return [str(self._path), "create", *self._options(request)]
 
@@ -399,19 +387,3 @@ def _without_url(spec: str) -> str:
     if match["md5"]:
         kept += f",md5={match['md5']}"
     return f"{match['channel']}::{match['name']}[{kept}]"
-
-
-def _actions(stdout: bytes) -> dict[str, Any] | None:
-    try:
-        document = files.parse_json(stdout)
-    except ValueError:
-        return None
-    if not isinstance(document, dict) or document.get("success") is False:
-        return None
-    actions = document.get("actions")
-    return actions if isinstance(actions, dict) else None
-
-
-def _identity(entry: dict[str, Any]) -> tuple[str, str, str]:
-    build = entry.get("build") or entry.get("build_string") or ""
-    return str(entry.get("name")), str(entry.get("version")), str(build)
