@@ -116,18 +116,7 @@ class Build:
                         "it stays as it is; repack it again",
                     )
                 await self._publish((part, plan.image), installed, plan.created)
-        self.emit(
-            Built(
-                project=self.label,
-                image=str(self.project.image),
-                image_bytes=size,
-                files=counted.entries,
-                tree_bytes=counted.bytes,
-                packages=len(installed.packages) if installed else 0,
-                stages=tuple(self._context.seconds),
-                seconds=self._context.elapsed(),
-            )
-        )
+        self._report(size, counted, len(installed.packages) if installed else 0)
 
     async def _make(self, plan: Plan, claim: Claim, part: Part) -> tuple[Installed | None, Tree]:
         """Install the environment and compress it, both at once if that is possible.
@@ -156,6 +145,20 @@ class Build:
             context.note(f"compressing all again: {stream.problem}")
             counted = await imaging.squash_directory(context, plan, part, prefix)
         return installed, counted
+
+    def _report(self, size: int, counted: Tree, packages: int) -> None:
+        self.emit(
+            Built(
+                project=self.label,
+                image=str(self.project.image),
+                image_bytes=size,
+                files=counted.entries,
+                tree_bytes=counted.bytes,
+                packages=packages,
+                stages=tuple(self._context.seconds),
+                seconds=self._context.elapsed(),
+            )
+        )
 
     def _can_overlap(self, plan: Plan) -> bool:
         """Whether to compress while packages are being installed.

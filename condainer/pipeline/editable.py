@@ -79,19 +79,24 @@ def check(prefix: Path) -> None:
         if files.leads_out(site, within=prefix):
             continue
         for name in files.names(site, within=prefix):
-            inside = site / name
-            if name.endswith(".dist-info") and "direct_url.json" in files.names(
-                inside, within=prefix
-            ):
-                text = files.read(inside / "direct_url.json", within=prefix)
-                if _is_editable(text):
-                    raise _needs(name.removesuffix(".dist-info"))
-            elif name.endswith(".egg-link"):
-                raise _needs(name.removesuffix(".egg-link"))
-            elif finder := _FINDER.fullmatch(name):
-                raise _needs(finder["name"])
-            elif name.endswith(".pth") and inside.is_file():
-                _check_path_file(inside, prefix)
+            package = _editable_package(site / name, prefix)
+            if package:
+                raise _needs(package)
+            if name.endswith(".pth") and (site / name).is_file():
+                _check_path_file(site / name, prefix)
+
+
+def _editable_package(path: Path, prefix: Path) -> str:
+    """The editable package that a file or directory in site-packages belongs to, if any."""
+    finder = _FINDER.fullmatch(path.name)
+    if finder:
+        return finder["name"]
+    if path.suffix == ".egg-link":
+        return path.stem
+    about = "direct_url.json"  # https://packaging.python.org/en/latest/specifications/direct-url/
+    if path.suffix != ".dist-info" or about not in files.names(path, within=prefix):
+        return ""
+    return path.stem if _is_editable(files.read(path / about, within=prefix)) else ""
 
 
 def _check_path_file(path: Path, prefix: Path) -> None:
@@ -107,10 +112,7 @@ def _check_path_file(path: Path, prefix: Path) -> None:
     if not files.leads_out(real, within=prefix):
         text = files.read(real, within=Path(os.path.realpath(prefix)))
         for line in text.decode("utf-8-sig", "surrogateescape").splitlines():
-            if line.startswith(("import ", "import\t")):
-                named += [match["path"] for match in _QUOTED.finditer(line)]
-            elif line.strip() and not line.startswith("#"):
-                named.append(os.path.join(path.parent, line.rstrip()))  # noqa: PTH118
+            named += _named(line, path.parent)
     for place in named:
         if os.path.exists(place) and files.leads_out(place, within=prefix):  # noqa: PTH110
             raise BuildError(
@@ -119,6 +121,14 @@ def _check_path_file(path: Path, prefix: Path) -> None:
                 "install the package without -e: then a copy goes into the image; for code that "
                 "you still change, set keep_python_path in condainer.yml and use PYTHONPATH",
             )
+
+
+def _named(line: str, base: Path) -> list[str]:
+    """The paths in a line of a `.pth` file (https://docs.python.org/3/library/site.html)."""
+    if line.startswith(("import ", "import\t")):
+        return [match["path"] for match in _QUOTED.finditer(line)]
+    is_path = line.strip() and not line.startswith("#")
+    return [os.path.join(base, line.rstrip())] if is_path else []  # noqa: PTH118
 
 
 def _is_editable(text: bytes) -> bool:

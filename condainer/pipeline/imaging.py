@@ -107,7 +107,7 @@ async def unpack(context: BuildContext, plan: Plan) -> Path:
         plan: what to build.
 
     Returns:
-        The directory. It is not the prefix itself, which would get the permissions of the image.
+        The directory. The prefix itself would get the permissions of the image.
 
     Raises:
         BuildError: If the image cannot be unpacked.

@@ -176,16 +176,16 @@ def read(path: Path) -> Lock:
 
 
 def _created(path: Path, lines: Iterable[str]) -> int:
-    for line in lines:
-        if line.startswith(_CREATED):
-            text = line.removeprefix(_CREATED)
-            try:
-                when = dt.datetime.strptime(text, _TIME).replace(tzinfo=dt.timezone.utc)
-            except ValueError:
-                message = f"the lock file {path} was made '{text}', which is not a time"
-                raise BuildError(message) from None
-            return max(int(when.timestamp()), 0)
-    return _LONG_AGO
+    found = (line.removeprefix(_CREATED) for line in lines if line.startswith(_CREATED))
+    text = next(found, None)
+    if text is None:
+        return _LONG_AGO
+    try:
+        when = dt.datetime.strptime(text, _TIME).replace(tzinfo=dt.timezone.utc)
+    except ValueError:
+        message = f"the lock file {path} was made '{text}', which is not a time"
+        raise BuildError(message) from None
+    return max(int(when.timestamp()), 0)
 
 
 def package_from_line(line: str) -> Package:

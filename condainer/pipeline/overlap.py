@@ -194,17 +194,16 @@ class Overlap:
         with self._changed:
             while not self._is_stopped:
                 candidates = self._waiting[:1] if self._epoch.is_fixed else list(self._ready)
-                for name in candidates:
-                    listing = self._ready.pop(name, None)
-                    if listing is not None:
-                        self._waiting.remove(name)
-                        return listing
-                if self._is_complete:
-                    if not self._waiting or not self._ready:
-                        return None
+                name = next((name for name in candidates if name in self._ready), None)
+                if name is not None:
+                    self._waiting.remove(name)
+                    return self._ready.pop(name)
+                if not self._is_complete:
+                    self._changed.wait()
+                elif self._waiting and self._ready:
                     del self._waiting[0]  # nobody has announced it
                 else:
-                    self._changed.wait()
+                    return None
         return None
 
     def _send_final(self, final: Final) -> None:

@@ -167,9 +167,12 @@ def remove_stale(paths: Iterable[Path]) -> None:
         paths: the final names of the files.
     """
     node = glob.escape(platform.node())
-    for path in paths:
-        for part in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.*.part"):
-            process = part.name.rsplit(".", 3)[1]
-            if process.isdigit() and not Path("/proc", process).exists():
-                with contextlib.suppress(OSError):
-                    part.unlink()
+    for part in (
+        part
+        for path in paths
+        for part in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.*.part")
+    ):
+        process = part.name.rsplit(".", 3)[1]
+        if process.isdigit() and not Path("/proc", process).exists():
+            with contextlib.suppress(OSError):
+                part.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import email.parser
+import itertools
 import os
 import re
 import tempfile
@@ -24,7 +25,7 @@ from condainer.pipeline.requirements import absolute
 from condainer.system import files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from condainer.pipeline.workplace import Workplace
     from condainer.system.process import Finished
@@ -105,22 +106,24 @@ async def install(
         version, configured = await _about(python, workplace)
         reported = ["--report", str(report)] if version >= _REPORT_SINCE else []
         told = {**configured, **workplace.environment}
-        files_of_logins = [requirements.file, *logins_from]
-        file, variables = logins.handed(files_of_logins, told, Path(directory))
+        listed = [requirements.file, *logins_from]
+        file, variables = logins.handed(listed, told, Path(directory))
         answer = await workplace.run(
             [*_command(python, locked=locked), *reported, "-r", str(file)],
             cwd=requirements.base,
-            environment={
-                **workplace.environment,
-                **variables,
-                # What is editable all the same must leave nothing in the project.
-                "PIP_SRC": str(Path(directory, "src")),
-                **(_OFFLINE if offline else {}),
-            },
+            environment=_environment(workplace.environment, variables, directory, offline=offline),
         )
         if answer.returncode != 0:
             raise _failed(answer, requirements.origin, offline=offline)
         return _reported(report)
+
+
+def _environment(
+    given: Mapping[str, str], own: Mapping[str, str], directory: str, *, offline: bool
+) -> dict[str, str]:
+    # What is editable all the same must leave nothing in the project: PIP_SRC.
+    own = {**own, "PIP_SRC": str(Path(directory, "src"))}
+    return {**given, **own, **(_OFFLINE if offline else {})}
 
 
 def _command(python: Path, *, locked: bool) -> list[str]:
@@ -199,10 +202,10 @@ async def _check_places(prefix: Path, python: Path, workplace: Workplace) -> Non
 
 def _dangling(prefix: Path, places: Iterable[Path]) -> Iterator[Path]:
     """Links in some directories that pip would write through: it replaces only links to files."""
-    for place in {place for place in places if place.is_dir()} - {prefix}:
-        for entry in tree.walk(place):
-            if entry.is_symlink() and not os.path.isfile(entry.path):  # noqa: PTH113  (thousands)
-                yield Path(entry.path)
+    existing = {place for place in places if place.is_dir()} - {prefix}
+    for entry in itertools.chain.from_iterable(map(tree.walk, existing)):
+        if entry.is_symlink() and not os.path.isfile(entry.path):  # noqa: PTH113  (thousands)
+            yield Path(entry.path)
 
 
 def _leads_out(path: Path) -> BuildError:

@@ -171,14 +171,19 @@ def note_foreign_owner(context: BuildContext, options: BuildOptions) -> None:
     project = context.project
     places = (project.directory, project.directory / CONFIG_NAME, project.environment_file)
     for path in (*places, project.requirements_file):
-        with contextlib.suppress(OSError):
-            owner = path.stat().st_uid
-            if owner not in {os.getuid(), 0}:
-                who = trust.user_name(owner)
-                context.note(
-                    f"{path} belongs to {who}: this build runs, as you, the programs that it names"
-                )
-                return
+        owner = _owner(path)
+        if owner not in {os.getuid(), 0, None}:
+            context.note(
+                f"{path} belongs to {trust.user_name(owner)}: this build runs, as you, the "
+                "programs that it names"
+            )
+            return
+
+
+def _owner(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_uid
+    return None
 
 
 def _check_files(project: Project, options: BuildOptions) -> Path:

@@ -114,8 +114,7 @@ def close_own(top: Path) -> None:
     """
     with contextlib.suppress(OSError):
         for path, status in _all(top):
-            with contextlib.suppress(BuildError):
-                _close(path, status)
+            _close_if_own(path, status)
 
 
 def take_over(top: Path) -> None:
@@ -142,6 +141,11 @@ def _all(top: Path) -> Iterator[tuple[str, os.stat_result]]:
     yield str(top), status
     for entry in walk(top):
         yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def _close_if_own(path: str, status: os.stat_result) -> None:
+    with contextlib.suppress(BuildError):
+        _close(path, status)
 
 
 def _close(path: str, status: os.stat_result) -> None:
@@ -172,11 +176,15 @@ def walk(top: Path, leave_out: str = "") -> Iterator[os.DirEntry[str]]:
         with os.scandir(directories.pop()) as listing:
             for entry in listing:
                 if len(os.fsencode(entry.path)) > _LONGEST:
-                    raise BuildError(
-                        f"a path in {top} has more than {_LONGEST:,} bytes; it begins with "
-                        f"{entry.path[len(str(top)) + 1 :][:_SHOWN]}…",
-                        "no image can hold it: leave out the package that makes it",
-                    )
+                    raise _too_long(top, entry.path)
                 yield entry
                 if entry.is_dir(follow_symlinks=False) and entry.name != leave_out:
                     directories.append(entry.path)
+
+
+def _too_long(top: Path, path: str) -> BuildError:
+    return BuildError(
+        f"a path in {top} has more than {_LONGEST:,} bytes; it begins with "
+        f"{path[len(str(top)) + 1 :][:_SHOWN]}…",
+        "no image can hold it: leave out the package that makes it",
+    )

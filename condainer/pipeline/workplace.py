@@ -96,27 +96,23 @@ class Workplace:
         terminal: bool = False,
         aside: Event | None = None,
     ) -> Finished:
-        """Run a program here; its command line and its output go to the log.
+        """Run a program; its command line and its output go to the log.
 
         Args:
             argv: the program and its arguments.
             on_line: takes the lines that it prints; None means the log.
             environment: its variables; None means those of the workplace.
-            cwd: its working directory; None means that of this process.
+            cwd: its working directory; None means this process's own.
             stdin: bytes that it reads, or a descriptor, which is closed here; None means nothing.
             capture: whether to return its standard output.
-            terminal: whether it writes to a pseudo-terminal, so that it shows its progress.
-            aside: until this is set, the program has the lowest priority; None means the usual one.
-
-        Returns:
-            Its exit status and its last lines.
+            terminal: whether its standard output is a terminal, so that it shows its progress.
+            aside: until this is set, it has the lowest priority; None means the usual one.
 
         Raises:
             CondainerError: If the program cannot be run; see `process.run`.
         """
         self.check()
-        words = [word if len(word) < _LONG_WORD else f"{word[:_LONG_WORD]}…" for word in argv]
-        self.on_line("$ " + shlex.join(words).replace("\n", " "))
+        self.on_line(_shown(argv))
         finished = await process.run(
             argv,
             on_line=on_line or self.on_line,
@@ -128,7 +124,13 @@ class Workplace:
             pass_fds=self.pass_fds,
             aside=aside,
         )
-        if b"\0" not in finished.stdout:
-            for line in finished.stdout.decode("utf-8", "replace").splitlines():
-                self.on_line(line)
+        is_text = b"\0" not in finished.stdout
+        for line in finished.stdout.decode("utf-8", "replace").splitlines() if is_text else ():
+            self.on_line(line)
         return finished
+
+
+def _shown(argv: Sequence[str]) -> str:
+    """A command line for the log, on one line."""
+    words = [word if len(word) < _LONG_WORD else f"{word[:_LONG_WORD]}…" for word in argv]
+    return "$ " + shlex.join(words).replace("\n", " ")

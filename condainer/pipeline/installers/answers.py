@@ -1,7 +1,7 @@
 """Reads the JSON that a dry run of micromamba, mamba or conda prints.
 
-They print `{"success": true, "actions": {"FETCH": [...], "LINK": [...]}}`. An entry of FETCH has more
-fields than that of LINK for the same package.
+They print `{"success": true, "actions": {"FETCH": [...], "LINK": [...]}}`. An entry of FETCH has
+more fields than that of LINK for the same package.
 """
 
 from __future__ import annotations

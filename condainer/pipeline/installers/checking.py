@@ -232,15 +232,20 @@ def _original(package: Package, directories: Sequence[Path], *, is_locked: bool)
     channel = local(package.url)
     found = ""
     for archive in [*([channel] if channel else []), *_beside(package, directories)]:
-        with contextlib.suppress(OSError):
-            if archive.is_file():
-                digest = digest_of(archive, kind)
-                if digest == expected:
-                    return archive
-                found = digest if archive == channel else found
+        digest = _digest_if_any(archive, kind)
+        if digest == expected:
+            return archive
+        found = digest if archive == channel else found
     if found and not (is_locked and _are_of(package, directories)):
         raise wrong_archive(package, kind.upper(), found, expected, is_locked=is_locked)
     return None
+
+
+def _digest_if_any(archive: Path, kind: str) -> str:
+    """The checksum of an archive; empty if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return digest_of(archive, kind) if archive.is_file() else ""
+    return ""
 
 
 def _are_of(package: Package, directories: Sequence[Path]) -> bool:

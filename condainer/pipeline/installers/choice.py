@@ -42,13 +42,13 @@ def choose(
     Raises:
         ToolError: If an installer that was asked for is not there.
     """
-    for name in (asked, os.environ.get("CONDAINER_INSTALLER", "")):
-        if name:
-            installer = _named(name)
-            if installer is None:
-                raise _not_found(name)
-            return installer
-    return _of_project(config, on_note, only_looks=only_looks) or _first()
+    name = asked or os.environ.get("CONDAINER_INSTALLER", "")
+    if not name:
+        return _of_project(config, on_note, only_looks=only_looks) or _first()
+    installer = _named(name)
+    if installer is None:
+        raise _not_found(name)
+    return installer
 
 
 def _of_project(

@@ -77,19 +77,20 @@ class Contents:
         own = _Own(package, directory)
         stamp = _stamp(directory)
         with self._lock:
-            directories = self._directories[package] = {}
-            targets = self._links[package] = {}
+            self._directories[package], self._links[package] = {}, {}
             for entry in listed:
                 path = entry.relative_path
                 check_path(package, path)
                 if links and not links.isdisjoint(path.parents):
                     raise _outside(package, path)
-                target = own.target(path, is_link=path in links)
-                for place in self._places(posixpath.normpath(path)):
-                    directories.setdefault(posixpath.dirname(place), place)
-                    if target is not None:
-                        targets[place] = target
+                self._note(package, path, own.target(path, is_link=path in links))
             self._seen[package] = stamp
+
+    def _note(self, package: str, path: Path, target: str | None) -> None:
+        for place in self._places(posixpath.normpath(path)):
+            self._directories[package].setdefault(posixpath.dirname(place), place)
+            if target is not None:
+                self._links[package][place] = target
 
     def check(self) -> None:
         """Check that no package writes outside through a link, be it another package's or its own.
@@ -99,10 +100,15 @@ class Contents:
         """
         with self._lock:
             links = self._resolved()
-            for package, directories in self._directories.items():
-                for directory, place in directories.items():
-                    if directory and _real(directory, links) is None:
-                        raise _outside(package or "that has this link", Path(place or directory))
+            for package, directory, place in self._listed():
+                if directory and _real(directory, links) is None:
+                    raise _outside(package or "that has this link", Path(place or directory))
+
+    def _listed(self) -> Iterator[tuple[str, str, str]]:
+        """Each package, each directory that it has files in, and one of these."""
+        for package, directories in self._directories.items():
+            for directory, place in directories.items():
+                yield package, directory, place
 
     def _places(self, path: str) -> Iterator[str]:
         """Where a file may be put, relative to the prefix."""

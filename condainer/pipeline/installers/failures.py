@@ -59,9 +59,7 @@ def unreadable(why: str, channels: Iterable[str], *, is_offline: bool = False) -
             f"cannot read channels, because of a limit of this machine or job:\n{why}",
             "see 'ulimit -u', 'ulimit -n' and 'ulimit -v', and the limits of this job or container",
         )
-    channels = [credentials.without(channel) for channel in channels]
-    named = [channel for channel in channels if f"{channel}/" in why] or channels
-    which = f"the channel {' or '.join(named)}" if named else "a channel"
+    which = _which(channels, why)
     if is_offline:
         return BuildError(
             f"with --offline, no server is asked, and the cache has no list of {which}:\n{why}",
@@ -71,3 +69,10 @@ def unreadable(why: str, channels: Iterable[str], *, is_offline: bool = False) -
         f"cannot read {which}:\n{why}",
         "check that its address is right and that this machine can reach it",
     )
+
+
+def _which(channels: Iterable[str], why: str) -> str:
+    """The channels that an explanation names, or all of them."""
+    channels = [credentials.without(channel) for channel in channels]
+    named = [channel for channel in channels if f"{channel}/" in why] or channels
+    return f"the channel {' or '.join(named)}" if named else "a channel"

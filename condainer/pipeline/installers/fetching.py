@@ -122,14 +122,17 @@ class Fetching:
         try:
             async with process.task_group() as group:
                 group.start_soon(self._tell)
-                async with process.task_group() as lanes:
-                    for _ in range(_AT_ONCE):
-                        lanes.start_soon(self._lane, directory)
+                await self._fetch_all(directory)
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(removal.remove_tree, directory)
             os.close(lock)
+
+    async def _fetch_all(self, directory: Path) -> None:
+        async with process.task_group() as lanes:
+            for _ in range(_AT_ONCE):
+                lanes.start_soon(self._lane, directory)
 
     def _check_offline(self, missing: Iterable[Package]) -> None:
         """Check that no missing package would have to come over the network.

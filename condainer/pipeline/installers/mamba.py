@@ -21,7 +21,6 @@ import anyio.to_thread
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline.installers import (
     answers,
-    channels,
     checking,
     complaints,
     failures,
@@ -29,23 +28,20 @@ from condainer.pipeline.installers import (
     ready,
     secrets,
     sharing,
+    urlspecs,
 )
 from condainer.pipeline.installers.interface import Request, Solution
 from condainer.pipeline.packages import Package, merged, read_records
 from condainer.system import files, process, tools
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
 
     from condainer.pipeline.workplace import Workplace
 
 _LINKING = re.compile(r"Linking (\S+)")
 _UNSOLVED = re.compile(r"Could not solve for|Unsatisfiable|PackagesNotFound|ResolvePackageNotFound")
 _UNREADABLE = re.compile(r"Download error|Subdir \S+ not loaded|CondaHTTPError|InvalidChannel")
-_ARCHIVE = re.compile(
-    r"(?P<channel>[a-z]+://.+)/(?P<subdir>[^/]+)/(?P<name>[^/]+)-(?P<version>[^-/]+)-"
-    r"(?P<build>[^-/]+)\.(conda|tar\.bz2)(#(?P<md5>[0-9a-f]{32})|#.*)?"
-)
 _TAKES_EMPTY = (2, 2)
 """The first version of libmamba that creates an environment in an empty directory."""
 
@@ -85,7 +81,7 @@ class Mamba:
             ToolError: If it cannot.
         """
         if self._is_conda:
-            _check_conda(request)
+            urlspecs.check(request)
             return
         for channel in (*request.sources, *(p.url for p in request.locked)):
             if "%20" in channel or " " in channel:
@@ -160,7 +156,6 @@ class Mamba:
             BuildError: If the executable or a script fails, or a package is damaged.
         """
         prefix, environment = request.prefix, workplace.environment
-        is_locked = bool(request.locked)
         to_fetch = solution.records if isinstance(solution.records, frozenset) else None
         with (
             tempfile.TemporaryDirectory(dir=workplace.temporary) as directory,
@@ -175,27 +170,14 @@ class Mamba:
                     caches, prefix, solution.packages, to_fetch, workplace.on_ready
                 )
                 kept = await anyio.to_thread.run_sync(watch.kept)
-                sound = await checking.mend(kept, workplace, is_locked=is_locked)
-                try:
-                    async with process.task_group() as group:
-                        group.start_soon(watch.run)
-                        argv = [*self._fill(request), *wanted.words]
-                        await self._link(argv, solution, prefix, workplace, variables)
-                        group.cancel_scope.cancel()
-                    await anyio.to_thread.run_sync(partial(watch.look, is_over=True))
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await anyio.to_thread.run_sync(watch.close)
+                sound = await checking.mend(kept, workplace, is_locked=bool(request.locked))
+                argv = [*self._fill(request), *wanted.words]
+                await self._link(argv, solution, prefix, watch, workplace, variables)
             if failure := door.failure():
-                raise BuildError(failure, "the log holds what it said")
+                raise BuildError(failure, "the log has the script's output")
             checked = {(p.sha256, place) for p in kept for place in kept[p] if place in sound}
-            left = {}
-            for package, record in _recorded(prefix, solution.packages):
-                places = watch.places(package)
-                unchecked = [p for p in places if (record.sha256, p) not in checked]
-                if unchecked or not places:
-                    left[record] = unchecked
-            await checking.check(left, workplace, is_locked=is_locked)
+            left = _unchecked(prefix, solution.packages, watch, checked)
+            await checking.check(left, workplace, is_locked=bool(request.locked))
             await anyio.to_thread.run_sync(_identify, prefix, solution.packages, watch)
             return door.ran | (linkscripts.scripted(prefix, solution.packages) - door.left)
 
@@ -204,15 +186,35 @@ class Mamba:
         argv: list[str],
         solution: Solution,
         prefix: Path,
+        watch: ready.CacheWatch,
         workplace: Workplace,
         variables: dict[str, str],
     ) -> None:
-        """Have the executable link all packages.
+        """Have the executable link all packages, and watch its caches meanwhile.
 
         Raises:
             BuildError: If it does not.
         """
-        total = len(solution.packages)
+        try:
+            async with process.task_group() as group:
+                group.start_soon(watch.run)
+                lines = await self._run_linking(argv, len(solution.packages), workplace, variables)
+                group.cancel_scope.cancel()
+            workplace.check()
+            self._check_linked(solution, prefix, lines)
+            await anyio.to_thread.run_sync(partial(watch.look, is_over=True))
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(watch.close)
+
+    async def _run_linking(
+        self, argv: list[str], total: int, workplace: Workplace, variables: dict[str, str]
+    ) -> list[str]:
+        """Run the executable, and return the lines that it prints.
+
+        Raises:
+            BuildError: If it fails.
+        """
         linked = 0
         lines: list[str] = []
 
@@ -231,14 +233,20 @@ class Mamba:
             raise BuildError(
                 f"{self._path.name} failed ({answer.verdict}):\n{complaints.explanation(lines)}"
             )
-        workplace.check()
-        # conda may say that it gives up, and exit with 0 all the same.
+        return lines
+
+    def _check_linked(self, solution: Solution, prefix: Path, lines: list[str]) -> None:
+        """Check that all packages are there: conda may give up, and exit with 0 all the same.
+
+        Raises:
+            BuildError: If one is not; the message has what the executable has printed.
+        """
         there = {record.package.stem for record in read_records(prefix)}
         missing = [package.stem for package in solution.packages if package.stem not in there]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise BuildError(
-                f"{self._path.name} ended well, but has not installed {missing[0]}{more}:\n"
+                f"{self._path.name} reported no error, but has not installed {missing[0]}{more}:\n"
                 f"{complaints.explanation(lines)}",
                 "build again",
             )
@@ -294,7 +302,9 @@ class Mamba:
         environment = workplace.environment
         with tempfile.TemporaryDirectory(dir=workplace.temporary) as name:
             directory = Path(name)
-            specs = [_without_url(spec) if self._is_conda else spec for spec in request.specs]
+            specs = [
+                urlspecs.without_url(spec) if self._is_conda else spec for spec in request.specs
+            ]
             # Aliases and mirrors that are configured stay; conda refuses the option without
             # channels.
             only = ["--override-channels"] if request.channels else []
@@ -346,6 +356,22 @@ def _recorded(prefix: Path, packages: Iterable[Package]) -> list[tuple[Package, 
     return [(package, merged(records[package.stem], package)) for package in packages]
 
 
+def _unchecked(
+    prefix: Path,
+    packages: Iterable[Package],
+    watch: ready.CacheWatch,
+    checked: Container[tuple[str, Path]],
+) -> dict[Package, list[Path]]:
+    """The packages that have not been compared yet, and where they may be linked from."""
+    left = {}
+    for package, record in _recorded(prefix, packages):
+        places = watch.places(package)
+        unchecked = [place for place in places if (record.sha256, place) not in checked]
+        if unchecked or not places:
+            left[record] = unchecked
+    return left
+
+
 def _identify(prefix: Path, packages: Iterable[Package], watch: ready.CacheWatch) -> None:
     """Record the checksums of archives that no channel lists, since no program has done that."""
     for package, record in _recorded(prefix, packages):
@@ -359,31 +385,5 @@ def _identify(prefix: Path, packages: Iterable[Package], watch: ready.CacheWatch
         files.write(path, json.dumps(document).encode(), within=prefix)
 
 
-def _check_conda(request: Request) -> None:
-    """Check that no archive that is in no channel is wanted together with other packages.
-
-    Raises:
-        ToolError: If one is.
-    """
-    loose = [s for s in request.specs if _ARCHIVE.fullmatch(s) and _without_url(s) == s]
-    if loose and len(loose) < len(request.specs) and not request.locked:
-        raise ToolError(
-            f"conda cannot install {loose[0]}, which is in no channel, beside other packages",
-            "put it into a channel, or use '--installer rattler'",
-        )
-
-
 def _completed(packages: Iterable[Package]) -> tuple[Package, ...]:
     return tuple(map(checking.completed, packages))
-
-
-def _without_url(spec: str) -> str:
-    """A spec that means the same package as a URL, and that conda takes together with others."""
-    match = _ARCHIVE.fullmatch(spec)
-    if match is None or not channels.is_subdir(match["subdir"]):
-        return spec
-    subdir, version, build = match["subdir"], match["version"], match["build"]
-    kept = f"version='{version}',build='{build}',subdir={subdir}"
-    if match["md5"]:
-        kept += f",md5={match['md5']}"
-    return f"{match['channel']}::{match['name']}[{kept}]"

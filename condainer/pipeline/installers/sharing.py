@@ -104,10 +104,14 @@ def unregistered(prefix: Path, environment: Mapping[str, str]) -> Iterator[None]
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            for _ in range(_TRIES):
-                if _remove_line(listed.resolve(), str(prefix), was_there=was_there):
-                    break
+        _unregister(listed, prefix, was_there=was_there)
+
+
+def _unregister(listed: Path, prefix: Path, *, was_there: bool) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(_TRIES):  # others may write there at the same time
+            if _remove_line(listed.resolve(), str(prefix), was_there=was_there):
+                return
 
 
 def _remove_line(path: Path, line: str, *, was_there: bool) -> bool:
@@ -123,10 +127,7 @@ def _remove_line(path: Path, line: str, *, was_there: bool) -> bool:
             part.write(b"".join(kept))
             part.flush()
             os.fchmod(part.fileno(), stat.S_IMODE(status.st_mode))
-            now = path.stat()
-            is_same = (now.st_ino, now.st_size, now.st_mtime_ns) == (
-                *(status.st_ino, status.st_size, status.st_mtime_ns),
-            )
+            is_same = _stamp(path.stat()) == _stamp(status)
             if is_same and (kept or was_there):
                 os.rename(part.name, path)  # noqa: PTH104
             elif is_same:
@@ -135,3 +136,7 @@ def _remove_line(path: Path, line: str, *, was_there: bool) -> bool:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part.name)  # noqa: PTH108
     return is_same
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
