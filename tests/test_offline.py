@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,6 +101,30 @@ def test_channel_in_a_directory_needs_no_network(project: Workshop, hard_channel
     project.environment("hard-text", channel=hard_channel)
     project.run("build", "-q", "--offline")
     project.run("build", "-q", "--force", "--locked", "--offline")
+
+
+def test_lists_of_channel_with_token_are_kept(
+    builtin: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    channel = shutil.copytree(hard_channel, tmp_path / "channel", symlinks=True)
+    private = tmp_path / f"cache/rattler-repodata/private-{os.getuid()}"
+    with building.served_to("/t/s3cret", channel) as (full, bare):
+        builtin.environment("hard-text", channel=full)
+        builtin.run("build", "-q")
+        before = identities(builtin)
+        assert len(list(private.glob("*.json"))) == 2
+        for path in channel.glob("linux-*/repodata*"):
+            path.unlink()
+        builtin.run("build", "-q", "--force")
+        (kept,) = private.glob("*.json")
+    assert [path.name for path in private.glob(".list-*")] == []
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (private, kept)} == {0o700, 0o600}
+    builtin.run("build", "-q", "--force", "--offline")
+    assert identities(builtin) == before
+    kept.unlink()
+    answer = builtin.run("build", "--force", "--offline", status=1)
+    assert f"the cache has no list of the channel {bare}" in answer.stderr
+    assert "s3cret" not in answer.stderr
 
 
 @pytest.mark.parametrize("checksum", ["md5", "none"])

@@ -146,13 +146,14 @@ async def find(request: Request) -> list[RepoDataRecord]:
     wanted = _parsed(request, configured)
     urls = wanted.urls
     if request.offline:
-        _check_offline(request.specs, urls)
+        _check_offline(request.specs)
     lists = cache_of(request).lists
-    if secrets.are_in([*urls, *request.specs]):
+    # What our own code reads is kept in files that others must not replace, or read.
+    if secrets.are_in([*urls, *request.specs]) or any(map(tokens.are_needed(), urls)):
         lists = secrets.private_directory(lists)
     how = SourceConfig(cache_action="force-cache-only" if request.offline else "cache-or-fetch")
     gateway = rattler.Gateway(cache_dir=lists, default_config=how, client=network.client())
-    work = _solved(wanted, gateway, lists)
+    work = _solved(wanted, gateway, lists, is_offline=request.offline)
     try:
         return await patience.unless_silent(work, lambda: growth(lists), lambda: " or ".join(urls))
     except BuildError:
@@ -161,7 +162,7 @@ async def find(request: Request) -> list[RepoDataRecord]:
         why = explanation(error)
         raise failures.unreadable(why, urls, is_offline=request.offline) from error
     except SolverError as error:
-        hint = await _hint(str(error), gateway, urls, lists)
+        hint = await _hint(str(error), gateway, urls, lists, is_offline=request.offline)
         raise failures.unsolved("rattler", explanation(error), urls, hint) from error
     except Exception as error:  # rattler raises two dozen unrelated types
         raise BuildError(f"rattler failed to solve:\n{explanation(error)}") from error
@@ -191,8 +192,10 @@ def explanation(error: Exception) -> str:
     return failures.excerpt(str(error).splitlines() or [type(error).__name__])
 
 
-async def _solved(wanted: _Wanted, gateway: rattler.Gateway, lists: Path) -> list[RepoDataRecord]:
-    async with tokens.sources(wanted.urls, lists) as sources:
+async def _solved(
+    wanted: _Wanted, gateway: rattler.Gateway, lists: Path, *, is_offline: bool
+) -> list[RepoDataRecord]:
+    async with tokens.sources(wanted.urls, lists, is_offline=is_offline) as sources:
         whole = dict(zip(wanted.urls, sources, strict=True))
         parts = {}
         for url, subdirs in wanted.subdirs.items():
@@ -290,19 +293,18 @@ def locations(request: Request) -> dict[Package, str]:
     return {package: credentials.restored(package.url, known) for package in request.locked}
 
 
-def _check_offline(specs: Iterable[str], urls: Iterable[str]) -> None:
-    """Check that nothing has to be asked for that is not in the cache.
+def _check_offline(specs: Iterable[str]) -> None:
+    """Check that no spec is the URL of an archive that would have to be fetched.
 
     Raises:
-        BuildError: If something has to.
+        BuildError: If one is.
     """
     asked = [spec for spec in specs if _is_archive(spec) and not spec.startswith("file:")]
-    asked += filter(tokens.are_needed(), urls)
     if asked:
         listed = ", ".join(map(credentials.without, asked))
         raise BuildError(
-            f"--offline forbids to ask what there is, and nothing of it is kept: {listed}",
-            "'build --locked --offline' asks for nothing",
+            f"with --offline, no server is asked, and the cache has nothing about {listed}",
+            "build once without --offline, then with --locked --offline",
         )
 
 
@@ -310,12 +312,19 @@ def _is_archive(spec: str) -> bool:
     return bool(re.match(r"[a-z]+://", spec)) and spec.partition("#")[0].endswith(_ARCHIVES)
 
 
-async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str], lists: Path) -> str:
+async def _hint(
+    why: str,
+    gateway: rattler.Gateway,
+    channels: Iterable[str],
+    lists: Path,
+    *,
+    is_offline: bool,
+) -> str:
     """Names that are similar to a package that no channel has."""
     unknown = _UNKNOWN.search(why)
     if unknown is None:
         return ""
-    async with tokens.sources(channels, lists) as sources:
+    async with tokens.sources(channels, lists, is_offline=is_offline) as sources:
         found = await gateway.names(sources, [rattler.Subdir.current(), "noarch"])
     names = {name.normalized for name in found}
     if unknown[1] in names:

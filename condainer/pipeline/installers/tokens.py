@@ -2,15 +2,17 @@
 
 If a channel redirects to another server, rattler tells that server where it comes from, with the
 token in the URL. And rattler knows no proxy for one host alone. So this module fetches lists and
-packages of such channels itself.
+packages of such channels itself. It keeps the lists, for --offline.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import anyio.to_thread
@@ -22,7 +24,6 @@ from condainer.pipeline.installers import failures, network
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
-    from pathlib import Path
 
     from rattler import PackageName, RepoDataRecord, SparseRepoData, Subdir
 
@@ -75,26 +76,26 @@ class TokenChannel:
 
 @contextlib.asynccontextmanager
 async def sources(
-    channels: Iterable[str], directory: Path
+    channels: Iterable[str], directory: Path, *, is_offline: bool
 ) -> AsyncIterator[list[rattler.Channel | TokenChannel]]:
-    """What rattler reads channels from, in the same order.
+    """Make what rattler reads channels from, in the same order.
 
     Args:
         channels: URLs.
-        directory: for lists, while they are read; nobody else's.
+        directory: where lists that are read here are kept; only this user may enter it.
+        is_offline: whether only lists that are there already are read.
 
     Raises:
-        BuildError: where a list that is read here cannot be.
+        BuildError: If a list that is read here cannot be.
     """
     is_ours = are_needed()
     async with contextlib.AsyncExitStack() as stack:
-        found: list[rattler.Channel | TokenChannel] = []
-        for channel in channels:
-            if is_ours(channel):
-                found.append(await _read(channel, directory, stack))
-            else:
-                found.append(channel_at(channel))
-        yield found
+        yield [
+            await _read(channel, directory, stack, is_offline=is_offline)
+            if is_ours(channel)
+            else channel_at(channel)
+            for channel in channels
+        ]
 
 
 def channel_at(url: str) -> rattler.Channel:
@@ -125,30 +126,49 @@ async def fetch(url: str, path: Path) -> None:
         await anyio.to_thread.run_sync(_copy, url, file, abandon_on_cancel=True)
 
 
-async def _read(url: str, directory: Path, stack: contextlib.AsyncExitStack) -> TokenChannel:
+async def _read(
+    url: str, directory: Path, stack: contextlib.AsyncExitStack, *, is_offline: bool
+) -> TokenChannel:
     channel = channel_at(url)
     lists = {}
     directory.mkdir(parents=True, exist_ok=True)
-    for subdir in (str(rattler.Subdir.current()), "noarch"):
-        # Beside each other: a list that grows there is a sign that something comes.
-        part = tempfile.NamedTemporaryFile(dir=directory, suffix=".json")  # noqa: SIM115
-        file = stack.enter_context(part)
-        try:
-            is_there = await anyio.to_thread.run_sync(
-                _list, f"{url.rstrip('/')}/{subdir}", file, abandon_on_cancel=True
-            )
-            if is_there:
-                lists[subdir] = rattler.SparseRepoData(channel, subdir, file.name)
+    try:
+        for subdir in (str(rattler.Subdir.current()), "noarch"):
+            place = f"{url.rstrip('/')}/{subdir}"
+            kept = directory / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
+            if not is_offline:
+                await anyio.to_thread.run_sync(_renew, kept, place, abandon_on_cancel=True)
+            if kept.exists():
+                lists[subdir] = rattler.SparseRepoData(channel, subdir, kept)
                 stack.callback(lists[subdir].close)
-        except Exception as error:  # rattler raises many
-            raise failures.unreadable(failures.excerpt([str(error)]), [url]) from error
+    except Exception as error:  # rattler raises many types
+        why = failures.excerpt([str(error)])
+        raise failures.unreadable(why, [url], is_offline=is_offline) from error
     if not lists:
-        raise failures.unreadable(failures.excerpt(["it has no list of packages"]), [url])
+        raise failures.unreadable(
+            failures.excerpt(["it has no list of packages"]), [url], is_offline=is_offline
+        )
     return TokenChannel(lists)
 
 
+def _renew(kept: Path, url: str) -> None:
+    """Fetch the list of a subdirectory; if there is none any more, drop the one that is kept."""
+    # In the same directory: a file that grows there is a sign that something comes.
+    descriptor, name = tempfile.mkstemp(dir=kept.parent, prefix=".list-")
+    part = Path(name)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123  (a descriptor)
+            is_there = _list(url, file)
+        if is_there:
+            part.replace(kept)
+        else:
+            kept.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _list(url: str, file: IO[bytes]) -> bool:
-    """Fetch the list of a subdirectory; tells whether there is one."""
+    """Fetch the list of a subdirectory; returns whether there is one."""
     for name in _LISTS:
         try:
             _copy(f"{url}/{name}", file)
@@ -161,7 +181,7 @@ def _list(url: str, file: IO[bytes]) -> bool:
 
 
 def _copy(url: str, target: IO[bytes]) -> None:
-    """Fetch a file, and decompress it where it is a list that is compressed."""
+    """Fetch a file, and decompress it if it is a compressed list."""
     target.seek(0)
     target.truncate()
     request = urllib.request.Request(url, headers={"User-Agent": "condainer"})  # noqa: S310
