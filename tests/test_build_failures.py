@@ -259,7 +259,7 @@ def test_server_that_goes_silent(
         words = fail(failing)
         assert asked.is_set()
     package = "/noarch/hard-text-2.0-0.conda" if withheld == ".conda" else ""
-    assert f"nothing has come from {url}{package} for 2 s" in words
+    assert f"{url}{package} has sent nothing for 2 s" in words
 
 
 @pytest.mark.parametrize("how", ["file", "http"])

@@ -59,7 +59,7 @@ def test_what_is_cut_off_is_fetched_again(
         workshop.environment(*PACKAGES, channel=url)
         workshop.run("build")
     assert set(fetched(asked).values()) == {3}
-    assert "was cut off; fetching it again" in workshop.build_log.read_text()
+    assert "was incomplete; fetching it again" in workshop.build_log.read_text()
     assert cache.exists()
 
 

@@ -44,7 +44,7 @@ class BuildOptions:
         installer: name or path; empty means the first one that is there.
         dry_run: only check and solve.
         overlap: compress while packages are being installed, if that is possible.
-        repack: write the existing image anew, and install nothing.
+        repack: compress the existing image again, and install nothing.
         idle: prefixes with a mount that is taken away before the build, if this is no dry run.
         umask: for the files beside the image.
     """

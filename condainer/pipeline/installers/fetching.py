@@ -225,7 +225,7 @@ class Fetching:
                     raise BuildError(
                         f"cannot fetch {package.url}:\n{why}", patience.BUILD_AGAIN
                     ) from error
-                self._workplace.on_line(f"{package.url} was cut off; fetching it again")
+                self._workplace.on_line(f"{package.url} was incomplete; fetching it again")
         del self._on_the_way[package.name], self._urls[package.name]
         self._bytes += _size(archive)
 

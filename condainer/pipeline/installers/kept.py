@@ -68,19 +68,19 @@ def record(package: Package, url: str, directory: Path) -> RepoDataRecord:
     """
     path = directory / _INDEX
     try:
-        files.read_json(path, within=directory)  # rattler reads whatever is there
+        files.read_json(path, within=directory)  # rattler would read a pipe or a link as well
         own = PackageRecord.from_index_json(
             path, package.size or None, package.sha256 or None, package.md5 or None
         )
         found = RepoDataRecord(own, url.rpartition("/")[2], url, package.channel)
     except Exception as error:  # rattler raises two dozen unrelated types
-        raise BuildError(f"{package.url} does not tell what it is: {error}") from error
+        raise BuildError(f"{package.url} does not say which package it is: {error}") from error
     stem = f"{found.name.normalized}-{found.version}-{found.build}"
     if stem != package.stem:
-        raise BuildError(f"{package.url} is another package than its name says: {stem!a}")
+        raise BuildError(f"{package.url} is another package than its URL says: {stem!a}")
     if found.subdir not in _HERE:
         raise BuildError(
             f"{package.url} is for {found.subdir}, this machine is {Subdir.current()}",
-            "build without --locked, which writes a lock file for machines like this",
+            "build without --locked: that writes a lock file for this kind of machine",
         )
     return found

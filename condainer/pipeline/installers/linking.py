@@ -207,7 +207,7 @@ async def link(
     Raises:
         BuildError: If rattler fails, or a package was refused.
     """
-    # The base class does nothing in the callbacks that are left to it.
+    # The callbacks of the base class do nothing.
     reporter = _Reporter(packages, announcer, seen)  # type: ignore[abstract]
     work = rattler.install(
         records,

@@ -305,8 +305,7 @@ class Mamba:
             specs = [
                 urlspecs.without_url(spec) if self._is_conda else spec for spec in request.specs
             ]
-            # Aliases and mirrors that are configured stay; conda refuses the option without
-            # channels.
+            # Configured aliases and mirrors still count; conda refuses the option without channels.
             only = ["--override-channels"] if request.channels else []
             has_secrets = secrets.are_in([*request.sources, *specs])
             if request.locked:
@@ -343,7 +342,7 @@ class Mamba:
             **workplace.environment,
             "MAMBA_EXTRACT_THREADS": threads,
             "CONDA_EXECUTE_THREADS": threads,
-            # The staging directory is gone when the build has ended.
+            # The staging directory does not exist after the build.
             "CONDA_REGISTER_ENVS": "false",
             **variables,
         }

@@ -29,9 +29,7 @@ for longer misses one of the checks."""
 _BUSY = 0.1
 """Share of one processor above which this process is working, not waiting."""
 
-BUILD_AGAIN = (
-    "see whether this machine can reach it, and build again: what has come completely is kept"
-)
+BUILD_AGAIN = "check that this machine can reach it, then build again: complete packages are kept"
 """The hint if a package cannot be fetched."""
 
 _Result = TypeVar("_Result")
@@ -66,6 +64,6 @@ async def _watch(signs: Callable[[], object], source: Callable[[], str]) -> Neve
         busy = time.process_time() - computed > step * _BUSY
         silent = 0 if busy or signs() != before else silent + 1
     raise BuildError(
-        f"nothing has come from {source()} for {SILENCE:.0f} s",
+        f"{source()} has sent nothing for {SILENCE:.0f} s",
         BUILD_AGAIN,
     )

@@ -154,8 +154,8 @@ def _of_lock(
         size = package.size or (0 if package.sha256 else fetch.sizes.get(package, 0))
         if unpacked.archive_of(directory) != sha256:
             raise BuildError(
-                f"another program uses another {package.stem} in the package cache {cache}",
-                "build again when it has ended, or have another cache with the key package_cache",
+                f"another program uses a different {package.stem} in the package cache {cache}",
+                "build again when it has ended, or choose another cache with the key package_cache",
             )
         md5 = package.md5 or ("" if package.sha256 else md5)
         package = replace(package, sha256=sha256, md5=md5, size=size)  # noqa: PLW2901
@@ -215,14 +215,14 @@ def _tidy(prefix: Path, workplace: Workplace) -> None:
     """Remove from a prefix what rattler leaves there and no other installer does."""
     # A mark for backup programs to skip the directory.
     (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
-    # The losers where two packages own one path.
+    # If two packages own a path, one of the two files is put here.
     losers = prefix / "__clobbers__"
     if not losers.is_symlink() and losers.is_dir():
         for path in sorted(
             e.path for e in tree.walk(losers) if not e.is_dir(follow_symlinks=False)
         ):
             package, _, name = path[len(str(losers)) + 1 :].partition("/")
-            workplace.on_line(f"warning: {name} of {package} is left out: another has it")
+            workplace.on_line(f"warning: {name} of {package} is left out: another package has it")
     if os.path.lexists(losers):
         removal.remove_tree(losers)
 

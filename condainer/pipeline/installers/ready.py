@@ -191,7 +191,7 @@ class CacheWatch:
         while True:
             start = time.monotonic()
             await anyio.to_thread.run_sync(self.look)
-            # A large cache on a slow file system is not looked at all the time.
+            # Looking at a large cache on a slow file system must not take all the time.
             await anyio.sleep(max(_POLL, _PAUSE * (time.monotonic() - start)))
 
     def look(self, *, is_over: bool = False) -> None:

@@ -70,8 +70,8 @@ def private_directory(above: Path) -> Path:
         or stat.S_IMODE(status.st_mode) & 0o077
     ):
         raise BuildError(
-            f"{path} can be read by others, and is to hold what a password or token gives",
-            f"move it away, or make it yours alone: chmod 700 {path}",
+            f"others can read {path}, where packages are kept that need a password or token",
+            f"move it away, or run: chmod 700 {path}",
         )
     return path
 

@@ -84,7 +84,7 @@ def _take(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # of file systems that have no locks
+    except OSError:  # some file systems have no locks
         return True
     return True
 
@@ -115,7 +115,7 @@ def _unregister(listed: Path, prefix: Path, *, was_there: bool) -> None:
 
 
 def _remove_line(path: Path, line: str, *, was_there: bool) -> bool:
-    """Remove one line from a file, unless somebody else has changed it meanwhile; tells which."""
+    """Remove a line from a file; returns False if somebody else has changed it meanwhile."""
     status = path.stat()
     content = files.read(path)
     lines = content.splitlines(keepends=True)

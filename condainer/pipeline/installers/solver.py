@@ -178,7 +178,7 @@ async def bytes_to_fetch(request: Request, records: Iterable[RepoDataRecord]) ->
     cache = rattler.PackageCache(cache_of(request).packages)
     try:
         kept = await cache.index()
-    except IoError:  # the installation will say what is wrong with it
+    except IoError:  # the installation will report what is wrong with it
         return sum(record.size or 0 for record in records)
     return sum(record.size or 0 for record in records if not kept.contains_record(record))
 
@@ -346,11 +346,11 @@ def growth(lists: Path) -> set[tuple[str, int, int]]:
     with contextlib.suppress(FileNotFoundError), os.scandir(lists) as entries:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
-            grows = status.st_mtime > time.time() - patience.SILENCE  # it is no left-over
+            grows = status.st_mtime > time.time() - patience.SILENCE  # older ones are complete
             if grows and status.st_size > _MOST_LIST:
                 raise BuildError(
                     f"the list of a channel is larger than {human(_MOST_LIST)}: {entry.path}",
-                    "remove that file, and leave the channel out that sends it",
+                    "remove that file, and leave out the channel that sends it",
                 )
             found.add((entry.name, status.st_size, status.st_mtime_ns))
     return found

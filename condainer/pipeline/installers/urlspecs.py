@@ -29,7 +29,7 @@ def check(request: Request) -> None:
     loose = [s for s in request.specs if _ARCHIVE.fullmatch(s) and without_url(s) == s]
     if loose and len(loose) < len(request.specs) and not request.locked:
         raise ToolError(
-            f"conda cannot install {loose[0]}, which is in no channel, beside other packages",
+            f"conda cannot install {loose[0]}, which is in no channel, together with others",
             "put it into a channel, or use '--installer rattler'",
         )
 
