@@ -170,10 +170,7 @@ class Build:
         return self.options.overlap and squash.reads_archives(plan.mksquashfs) and is_worth_it
 
     async def _verify(self, plan: Plan, part: Part, counted: Tree) -> None:
-        async with (
-            self._context.stage(Stage.VERIFY),
-            self._context.workplace(Stage.VERIFY, 1) as workplace,
-        ):
+        async with self._context.working(Stage.VERIFY, 1) as (_, workplace):
             await anyio.to_thread.run_sync(squash.verify, part.content, counted)
             if plan.startup:
                 await listing.mark(part, plan.startup, workplace)

@@ -115,6 +115,19 @@ class BuildContext:
         async with self.budget.take(at_most) as processors:
             yield self._workplace(stage, processors)
 
+    @contextlib.asynccontextmanager
+    async def working(
+        self, stage: Stage, at_most: int | None = None
+    ) -> AsyncIterator[tuple[StageDetail, Workplace]]:
+        """Report a stage, and give it what it works with: `stage` and `workplace` together.
+
+        Args:
+            stage: which stage.
+            at_most: how many processors it can use; None means this build's fair share.
+        """
+        async with self.stage(stage) as detail, self.workplace(stage, at_most) as workplace:
+            yield detail, workplace
+
     def beside(self, stage: Stage) -> Workplace:
         """What a stage works with if it runs beside others and shares their processors.
 

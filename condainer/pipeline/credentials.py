@@ -5,11 +5,13 @@ conda removes the same: user and password before the host, and the token in `/t/
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 _USER = re.compile(r"\b((?:https?|ftp)://)[^/\s\"'<>]+@")
 _TOKEN = re.compile(r"\b(https?://[^\s\"'<>]*?)/t/[^/\s\"']+")
@@ -45,3 +47,16 @@ def restored(url: str, channels: Iterable[str]) -> str:
         if f"{url}/".startswith(f"{bare}/"):
             return channel + url[len(bare) :]
     return url
+
+
+def write(path: Path, text: str) -> None:
+    """Write credentials to a new file that only this user can read.
+
+    Args:
+        path: of the file.
+        text: maybe with surrogates, as other files were read.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o600)
+    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
+        file.write(text)

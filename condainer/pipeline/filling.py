@@ -67,10 +67,7 @@ async def solve(context: BuildContext, plan: Plan, installer: Installer) -> Solu
         BuildError: If there is no solution.
         NoSpaceError: If the packages do not fit.
     """
-    async with (
-        context.stage(Stage.SOLVE) as stage,
-        context.workplace(Stage.SOLVE, 1) as workplace,
-    ):
+    async with context.working(Stage.SOLVE, 1) as (stage, workplace):
         solution = await installer.solve(plan.request, workplace)
         check_names(solution.packages)
         stage.detail = f"{len(solution.packages)} packages"
@@ -124,10 +121,7 @@ async def describe(
         BuildError: If a package or script has left something there that cannot be read.
     """
     prefix = context.project.prefix
-    async with (
-        context.stage(Stage.SNAPSHOT),
-        context.workplace(Stage.SNAPSHOT, 1) as workplace,
-    ):
+    async with context.working(Stage.SNAPSHOT, 1) as (_, workplace):
         for reserved in snapshot.reserved(plan.variables):
             context.note(f"variables: activation sets {reserved} itself; that line is ignored")
         if plan.variables:
@@ -172,10 +166,7 @@ async def _install(
 ) -> tuple[Package, ...]:
     prefix = context.project.prefix
     needed = sum(package.size for package in solution.packages) * space.UNPACKED_RATIO
-    async with (
-        context.stage(Stage.INSTALL),
-        context.workplace(Stage.INSTALL) as workplace,
-    ):
+    async with context.working(Stage.INSTALL) as (_, workplace):
         destination = space.Destination(prefix, "the installation", needed)
         with context.watching(destination, solution.cache):
             claim.check()
@@ -204,10 +195,7 @@ async def _add_with_pip(
     if not runs:
         return ()
     added: dict[str, PipPackage] = {}
-    async with (
-        context.stage(Stage.PIP) as stage,
-        context.workplace(Stage.PIP, 1) as workplace,
-    ):
+    async with context.working(Stage.PIP, 1) as (stage, workplace):
         activated = await _activated(context, plan, workplace)
         for run in runs:
             packages = await _run_pip(context, plan, run, temporary, activated)
@@ -275,10 +263,7 @@ async def _run_pip(
 
 async def _compile(context: BuildContext, plan: Plan) -> None:
     prefix = context.project.prefix
-    async with (
-        context.stage(Stage.COMPILE) as stage,
-        context.workplace(Stage.COMPILE) as workplace,
-    ):
+    async with context.working(Stage.COMPILE) as (stage, workplace):
         activated = await _activated(context, plan, workplace)
         python = await bytecode.find_interpreter(prefix, activated)
         if python is None:

@@ -115,10 +115,7 @@ async def unpack(context: BuildContext, plan: Plan) -> Path:
     prefix, source = context.project.prefix, context.project.image
     top = prefix / "image"
     needed = source.stat().st_size * space.IMAGE_RATIO
-    async with (
-        context.stage(Stage.UNPACK),
-        context.workplace(Stage.UNPACK) as workplace,
-    ):
+    async with context.working(Stage.UNPACK) as (_, workplace):
         with context.watching(space.Destination(prefix, "the unpacked image", needed)):
             await squash.unpack(source, top, workplace)
             await anyio.to_thread.run_sync(tree.take_over, top)

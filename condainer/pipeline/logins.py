@@ -7,7 +7,6 @@ file that the variable NETRC names, and git asks `git credential-store`, with a 
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import urllib.parse
@@ -118,7 +117,7 @@ def handed(
     if of_pip:
         netrc = directory / "netrc"
         lines = [f"machine {host} login {u} password {w}\n" for host, (u, w) in of_pip.items()]
-        _write(netrc, "".join(lines) + _others(environment))
+        credentials.write(netrc, "".join(lines) + _others(environment))
         variables["NETRC"] = str(netrc)
     return copy, {**variables, **_for_git(found, environment, directory)}
 
@@ -204,7 +203,9 @@ def _for_git(
         for login in [next(iter(some))] if is_one else sorted(some, key=lambda each: each.path):
             store = directory / f"git-{len(settings)}"
             host = f"{login.host}{login.port}"
-            _write(store, f"{login.scheme}://{login.user}:{login.password or ''}@{host}\n")
+            credentials.write(
+                store, f"{login.scheme}://{login.user}:{login.password or ''}@{host}\n"
+            )
             key = f"credential.{place if is_one else place + login.path}"
             # If a URL has only a user name, the user's own helpers may know the password.
             own = [(f"{key}.helper", "")] if login.password is not None else []
@@ -236,10 +237,3 @@ def _others(environment: Mapping[str, str]) -> str:
         return files.read(path).decode("utf-8", "surrogateescape")
     except OSError:
         return ""
-
-
-def _write(path: Path, text: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
-    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
-        file.write(text)

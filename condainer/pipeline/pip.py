@@ -22,6 +22,7 @@ from condainer.pipeline import credentials, logins, tree
 from condainer.pipeline.lockfile import PipPackage
 from condainer.pipeline.packages import read_records
 from condainer.pipeline.requirements import absolute
+from condainer.pipeline.workplace import last_lines
 from condainer.system import files
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from condainer.pipeline.workplace import Workplace
     from condainer.system.process import Finished
 
-_LAST_LINES = 8
 _ABOUT_PIP = """\
 import pip, runpy, sys
 print(pip.__version__, flush=True)
@@ -136,7 +136,8 @@ def _command(python: Path, *, locked: bool) -> list[str]:
 
 
 def _failed(answer: Finished, origin: str, *, offline: bool) -> BuildError:
-    last = "\n".join(f"  {line}" for line in _matter(answer.tail))
+    errors = [line for line in answer.tail if line.lstrip().startswith(("ERROR", "error"))]
+    last = last_lines(errors or answer.tail)
     hint = "with --offline, pip can use its own cache and files of this machine only"
     return BuildError(
         f"pip failed ({answer.verdict}) for {origin}:\n{last}", hint if offline else ""
@@ -275,12 +276,6 @@ async def _ask(python: Path, code: str, workplace: Workplace) -> str:
         last = answer.tail[-1] if answer.tail else answer.verdict
         raise BuildError(f"the environment's Python does not run: {last}")
     return answer.stdout.decode("utf-8", "replace").strip()
-
-
-def _matter(tail: Sequence[str]) -> list[str]:
-    """The lines of pip's output that say what went wrong."""
-    errors = [line for line in tail if line.lstrip().startswith(("ERROR", "error"))]
-    return (errors or list(tail))[-_LAST_LINES:]
 
 
 def _installed(report: Any) -> list[PipPackage]:  # noqa: ANN401  (the environment's own pip says it)

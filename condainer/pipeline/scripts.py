@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError
 from condainer.pipeline.packages import read_records
+from condainer.pipeline.workplace import last_lines
 from condainer.system import files, tools
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from condainer.pipeline.workplace import Workplace
 
 _MESSAGES = ".messages.txt"
-_LAST_LINES = 8
 
 
 def has_post_link(prefix: Path, packages: Iterable[Package]) -> bool:
@@ -60,9 +60,9 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
             environment=_variables(prefix, package, workplace),
         )
         if answer.returncode != 0:
-            last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
             raise BuildError(
-                f"the post-link script of {package.stem} failed ({answer.verdict}):\n{last}"
+                f"the post-link script of {package.stem} failed ({answer.verdict}):\n"
+                f"{last_lines(answer.tail)}"
             )
 
 

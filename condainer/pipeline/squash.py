@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError, ImageError, ToolError
+from condainer.pipeline.workplace import last_lines
 from condainer.project import image
 from condainer.system import tools
 
@@ -42,8 +43,6 @@ _MEMORY, _BLOCKS = 256, 8
 
 Its own default is a quarter of the machine, which makes it a few percent slower.
 """
-
-_LAST_LINES = 8
 
 
 _MODES = [
@@ -160,8 +159,7 @@ async def write(
         aside=aside,
     )
     if answer.returncode != 0:
-        lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]
-        last = "\n".join(f"  {line}" for line in lines)
+        last = last_lines([line for line in answer.tail if not _BAR.match(line)])
         raise BuildError(f"mksquashfs failed ({answer.verdict}):\n{last}")
 
 
@@ -211,8 +209,7 @@ async def unpack(source: Path, directory: Path, workplace: Workplace) -> None:
         ]
     )
     if answer.returncode != 0:
-        last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
-        raise BuildError(f"unsquashfs failed ({answer.verdict}):\n{last}")
+        raise BuildError(f"unsquashfs failed ({answer.verdict}):\n{last_lines(answer.tail)}")
 
 
 def verify(path: Path, tree: Tree) -> image.Superblock:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from condainer.system.process import Finished
 
+_LAST_LINES = 8
 _LONG_WORD = 300
 """Characters of an argument that the log shows; some are whole Python programs."""
 
@@ -128,6 +129,15 @@ class Workplace:
         for line in finished.stdout.decode("utf-8", "replace").splitlines() if is_text else ():
             self.on_line(line)
         return finished
+
+
+def last_lines(lines: Sequence[str]) -> str:
+    """Indent the last lines of a program's output, for an error message.
+
+    Args:
+        lines: of the output.
+    """
+    return "\n".join(f"  {line}" for line in lines[-_LAST_LINES:])
 
 
 def _shown(argv: Sequence[str]) -> str:

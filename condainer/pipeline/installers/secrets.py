@@ -87,7 +87,7 @@ def for_lock(packages: Sequence[Package], channels: Sequence[str], directory: Pa
     path = directory / "explicit.txt"
     lines = lockfile.explicit_lines(packages)
     urls = [credentials.restored(line, channels) for line in lines]
-    _write(path, "\n".join(["@EXPLICIT", *urls, ""]))
+    credentials.write(path, "\n".join(["@EXPLICIT", *urls, ""]))
     return Wanted(["--file", str(path)], {})
 
 
@@ -100,7 +100,7 @@ def for_mamba(channels: Sequence[str], specs: Sequence[str], directory: Path) ->
         directory: where files are written that only this user can read.
     """
     path = directory / "environment.yml"
-    _write(path, json.dumps({"channels": list(channels), "dependencies": list(specs)}))
+    credentials.write(path, json.dumps({"channels": list(channels), "dependencies": list(specs)}))
     return Wanted(["--file", str(path)], {})
 
 
@@ -139,7 +139,7 @@ def for_conda(
     own = own if isinstance(own, dict) else {}
     own = {**own, **{short: [channel] for channel, short in named.items()}}
     path = directory / ".condarc"
-    _write(path, json.dumps({**settings, "custom_multichannels": own}, default=str))
+    credentials.write(path, json.dumps({**settings, "custom_multichannels": own}, default=str))
     return Wanted(words, {"CONDARC": str(path)})
 
 
@@ -154,10 +154,3 @@ def _settings(path: str) -> dict[str, object]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BuildError(f"cannot read {path}, which CONDARC names: {error}") from error
     return document if isinstance(document, dict) else {}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that only this user can read."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with open(path, "w", encoding="utf-8", opener=lambda name, _: os.open(name, flags, 0o600)) as f:
-        f.write(text)
