@@ -31,7 +31,7 @@ _SIZE = "# size "
 _PLATFORM = "# platform: "
 _CREATED = "# created: "
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
-_LONG_AGO = 315532800  # 1980-01-01, where zip files begin
+_LONG_AGO = 315532800  # 1980-01-01: zip files hold no earlier time
 """The time of a lock file that has none."""
 _NO_ARCH = "noarch"
 _SUBDIRS = {"x86_64": "linux-64", "i686": "linux-32", "i386": "linux-32"}

@@ -54,7 +54,7 @@ def build_all(
         InterruptedBySignalError: If SIGINT, SIGTERM or SIGHUP came; all is cleaned up by then.
     """
     schedule.bind_to(jobs)
-    # What goes into an image is for all who may use it; the user's own umask is for the image file.
+    # All who use an image must be able to read it; the user's own umask counts for the file itself.
     options = dataclasses.replace(options, umask=os.umask(0o022))
     return anyio.run(_build_all, projects, options, jobs, emit)
 

@@ -38,7 +38,7 @@ for word in "$@"; do
 done
 exec {shell} "$@"
 """
-"""Scripts are arguments themselves, or a line of a small file that is one runs them."""
+"""Installers run a script as an argument of `bash`, or by a line of a small file that is one."""
 _LINE = r"^[[:space:]]*(\.|source|exec|bash|sh)[[:space:]].*/bin/\.[^/]+-(pre|post)-(un)?link\.sh"
 
 _SCRIPT = re.compile(r"/bin/\.(?P<package>[^/]+)-(?P<kind>(?:pre|post)-(?:un)?link)\.sh")

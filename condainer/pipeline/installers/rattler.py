@@ -213,7 +213,7 @@ def _check_places(records: Iterable[RepoDataRecord]) -> None:
 
 def _tidy(prefix: Path, workplace: Workplace) -> None:
     """Remove from a prefix what rattler leaves there and no other installer does."""
-    # A mark for backup programs to skip the directory.
+    # It tells backup programs to skip the directory.
     (prefix / "CACHEDIR.TAG").unlink(missing_ok=True)
     # If two packages own a path, one of the two files is put here.
     losers = prefix / "__clobbers__"
