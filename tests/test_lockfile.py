@@ -214,7 +214,7 @@ def test_locked_build_without_a_lock_file(workshop: Workshop, hard_channel: Path
     [
         ("", "it has no line @EXPLICIT"),
         (f"{URL}\n", "it has no line @EXPLICIT"),
-        ("@EXPLICIT\nsome-thing=1.0\n", "'some-thing=1.0' in the lock file is not the URL"),
+        ("@EXPLICIT\nsome-thing=1.0\n", "'some-thing=1.0' in the lock file is not a URL"),
         (f"@EXPLICIT\n{URL}#123\n", "is not a URL of a conda package"),
         (f"@EXPLICIT\n{URL}\n# pip some thing\n", "'# pip some thing' in the lock file"),
         (f"@EXPLICIT\n{URL}\n# pip some\n", "'# pip some' in the lock file"),

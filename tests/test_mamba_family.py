@@ -197,7 +197,7 @@ def test_success_is_believed_where_all_is_there(
         said = fail(caching, "--installer", str(conda))
     finally:
         os.close(descriptor)
-    assert "conda ended well, but has not installed hard-" in said
+    assert "conda reported no error, but has not installed hard-" in said
     assert "CondaSystemExit: Exiting 1" in said
 
 

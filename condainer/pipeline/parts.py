@@ -101,7 +101,7 @@ def check_replaceable(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-        raise BuildError(f"{path} is {kind}, and build writes a file there", "move it away")
+        raise BuildError(f"{path}: it is {kind}, and build writes a file there", "move it away")
 
 
 def behind_link(path: Path, trusted: Collection[int]) -> Path:
