@@ -498,13 +498,13 @@ def _init(arguments: argparse.Namespace) -> int:
 def _build(arguments: argparse.Namespace) -> int:
     from condainer.commands import progress
     from condainer.pipeline import run, schedule
-    from condainer.pipeline.build import Options
+    from condainer.pipeline.plan import BuildOptions
     from condainer.project import project
     from condainer.units import foreign
 
     projects = project.open_projects(arguments.directories or [arguments.directory])
     _leave_missing_directory()
-    options = Options(
+    options = BuildOptions(
         force=arguments.force,
         locked=arguments.locked,
         offline=arguments.offline,

@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from condainer.errors import CondainerError
 from condainer.mounting import backends, namespace, target
-from condainer.pipeline import installers, schedule, staging
+from condainer.pipeline import occupancy, schedule
+from condainer.pipeline.installers import choice
 from condainer.project.config import CONFIG_NAME, Config, load
 from condainer.project.project import Project
 from condainer.system import files, mounttable, process, removal, runtime, tools, trust
@@ -116,7 +117,7 @@ def _mksquashfs() -> Check:
 def _installer(config: Config) -> Check:
     notes: list[str] = []
     try:
-        found = installers.choose(config, only_looks=True, on_note=notes.append)
+        found = choice.choose(config, only_looks=True, on_note=notes.append)
     except CondainerError as error:
         return Check("installer", ok=False, detail=error.message, hint=error.hint)
     return Check("installer", ok=True, detail="; ".join([found.description, *notes]))
@@ -125,7 +126,7 @@ def _installer(config: Config) -> Check:
 def _base_directory(project: Project) -> Check:
     base = project.config.mount_base_directory
     try:
-        staging.check_base_directory(project)
+        occupancy.check_base_directory(project)
         runtime.check(project.places.runtime_directory)
         target.check_unoccupied(project)
     except CondainerError as error:

@@ -1,1 +1,1 @@
-"""From a project's environment to its image: the stages of `condainer build`."""
+"""Turns a project's environment into its image: the stages of `condainer build`."""

@@ -1,8 +1,8 @@
-"""Compiles what has no up-to-date `.pyc`, on all processors.
+"""Compiles all Python modules that have no up-to-date `.pyc`, on all processors.
 
-An image is read-only, so what is not compiled now is compiled again by every program that starts.
-The environment's own Python does the work, since each version writes its own format
-(https://docs.python.org/3/reference/import.html#cached-bytecode-invalidation).
+An image is read-only, so every program that starts would compile the others again. The
+environment's own Python does it, since each version has its own format:
+https://docs.python.org/3/reference/import.html#cached-bytecode-invalidation
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from condainer.system import files, process
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.workplace import Workplace
 
-# Without the working directory, for which an older Python has no option.
+# The working directory must not be on sys.path; an older Python has no option for that.
 _ABOUT = """\
 import sys
 sys.path = [path for path in sys.path if path]
@@ -34,9 +34,9 @@ print(importlib.util.MAGIC_NUMBER.hex())
 print(sysconfig.get_path("stdlib"))
 """
 _TOO_OLD = 99
-# Not with py_compile: on a full file system it cuts a `.pyc` off and says nothing. The flag 1 says
-# that Python need not look whether the source has changed, which in an image it never does: the
-# `.pyc` is the same whatever the time of its source is.
+# Not with py_compile: on a full file system it writes half a `.pyc` and reports no error. Flag 1
+# means that the `.pyc` holds a hash of its source, and that Python does not compare it. A source in
+# an image never changes, and so the `.pyc` does not depend on the time of its source.
 _WORKER = """\
 import errno, importlib.util, marshal, os, struct, sys
 def write(name):
@@ -77,12 +77,12 @@ for name in sys.stdin.buffer.read().split(b"\\0"):
         print("+")
 """
 _OURS = struct.pack("<I", 1)
-"""The flags of those; packages hardly ever have such."""
+"""The flags of those; packages hardly ever have them."""
 _DONE = "+"
 _HEADER = struct.Struct("<4sIII")
 _REPORT_EVERY = 50
 _LARGEST = 16 << 20
-"""Bytes of a source: to compile a larger one takes gigabytes, if it is one at all."""
+"""Bytes of a source: to compile a larger one takes gigabytes, if it is a source at all."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Interpreter:
     """The environment's Python.
 
     Attributes:
-        path: where it is.
-        library: where its modules are, those of site-packages among them.
+        path: of the executable.
+        library: the directory with its modules, site-packages included.
         cache_tag: as in `x.cpython-312.pyc`.
         magic: the first four bytes of its `.pyc` files.
     """
@@ -103,12 +103,17 @@ class Interpreter:
 
 
 async def find_interpreter(prefix: Path, workplace: Workplace) -> Interpreter | None:
-    """The environment's Python, or None where it has none newer than 3.6.
+    """Find the environment's Python, if it is newer than 3.6; for older ones nothing is compiled.
 
-    An older one is left to compile for itself.
+    Args:
+        prefix: the environment.
+        workplace: where it runs.
+
+    Returns:
+        The interpreter; None if there is none.
 
     Raises:
-        BuildError: where there is one that does not run, or has its modules elsewhere.
+        BuildError: If it does not run, or has its modules elsewhere.
     """
     path = prefix / "bin" / "python"
     if not path.exists() or files.leads_out(path, within=prefix):
@@ -123,17 +128,17 @@ async def find_interpreter(prefix: Path, workplace: Workplace) -> Interpreter | 
     if files.leads_out(lines[2], within=prefix):
         raise BuildError(
             f"the environment's Python has its modules outside of the environment: {lines[2]}",
-            "leave out the package that put a link there",
+            "leave out the package that has put a link there",
         )
     return Interpreter(path, Path(lines[2]), lines[0], bytes.fromhex(lines[1]))
 
 
 def uncompiled(interpreter: Interpreter, latest: int) -> list[Path]:
-    """The sources of the environment's modules that have no up-to-date `.pyc`, largest first.
+    """List the sources that have no up-to-date `.pyc`, largest first.
 
     Args:
         interpreter: of the environment.
-        latest: in seconds; the image does not keep the times of sources that are newer.
+        latest: in seconds since 1970; the image records no later times of sources.
     """
     if not interpreter.library.is_dir():
         return []
@@ -152,11 +157,19 @@ async def compile_all(
 ) -> int:
     """Compile sources with as many processes as the workplace has processors.
 
-    A source that cannot be compiled (a template, a test for syntax errors) is named in the log
-    and left as it is.
+    A source that cannot be compiled (a template, a test for syntax errors) is named in the log and
+    left as it is.
+
+    Args:
+        interpreter: of the environment.
+        sources: what to compile.
+        workplace: where the interpreter runs.
 
     Returns:
-        how many were compiled.
+        How many were compiled.
+
+    Raises:
+        BuildError: If a process fails.
     """
     compiled = seen = 0
 
@@ -195,7 +208,7 @@ async def _compile(
 
 
 def stays(cached: str, latest: int) -> bool:
-    """Whether a `.pyc` is a package's own, and will not be compiled again, as far as is known.
+    """Whether a `.pyc` is a package's own and, as far as is known, will not be compiled again.
 
     Args:
         cached: its path.
@@ -207,7 +220,7 @@ def stays(cached: str, latest: int) -> bool:
     try:
         return header[4:8] != _OURS and _matches(header, os.lstat(source), latest)
     except FileNotFoundError:
-        return True  # nothing to compile it from
+        return True  # there is no source to compile
 
 
 def _is_up_to_date(entry: os.DirEntry[str], interpreter: Interpreter, latest: int) -> bool:
@@ -218,9 +231,9 @@ def _is_up_to_date(entry: os.DirEntry[str], interpreter: Interpreter, latest: in
 
 
 def _header(cached: str) -> bytes:
-    """The beginning of a `.pyc`; nothing where it cannot be read."""
+    """The first bytes of a `.pyc`; empty if it cannot be read."""
     try:
-        # Thousands of them, and one may be a pipe that nobody writes to.
+        # There are thousands, and one may be a pipe that nobody writes to.
         above, name = os.path.split(cached)
         directory = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -237,11 +250,11 @@ def _header(cached: str) -> bytes:
 
 
 def _matches(header: bytes, source: os.stat_result, latest: int) -> bool:
-    """Whether a `.pyc` is that of a source as it is."""
+    """Whether a `.pyc` belongs to a source as it is."""
     if len(header) < _HEADER.size:
         return False
     _, flags, mtime, size = _HEADER.unpack(header)
-    if flags:  # it tells the source by its content
+    if flags:  # it holds a hash of its source, not a time
         return True
     is_of_it = mtime == int(source.st_mtime) & 0xFFFFFFFF and size == source.st_size & 0xFFFFFFFF
     return is_of_it and source.st_mtime < latest + 1

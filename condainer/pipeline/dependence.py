@@ -1,15 +1,17 @@
-r"""Tells from the text of activation scripts what of their caller they can depend on.
+"""Tells from the text of activation scripts what they depend on.
 
-Three kinds, each of which is handled in a way that is exact:
+There are three kinds, and each is handled in a way that is exact:
 
-- *Straight* scripts only set, export and unset variables, to texts that hold other variables.
-  What each variable becomes is found at build, with marks in place of the caller's values.
-- *Plain* scripts have conditions and loops besides, but all that they can see is the variables that
-  their text names, files, and the working directory: nothing in them runs a program, builds the
-  name of a variable, or asks for what only the calling process has.
-- All others may see everything.
+- *Straight* scripts only set, export and unset variables, to texts that contain other variables. A
+  build runs them with marks in place of the caller's values, and so finds what becomes of each
+  variable.
+- *Plain* scripts have conditions and loops besides. But they see nothing except the variables that
+  their text names, files, and the working directory: they run no program, build no name of a
+  variable, and ask for nothing that only the calling process has.
+- *All others* may see everything.
 
-Whatever is not known here makes a script one of the others: that costs time, and is never wrong.
+A script with anything unknown in it counts as one of the others: that costs time, and is never
+wrong.
 """
 
 from __future__ import annotations
@@ -39,25 +41,25 @@ OF_THE_SHELL = re.compile(
     r"|PIPESTATUS|POSIXLY_CORRECT|PPID|PS\d|PWD|S?RANDOM|REPLY|SECONDS|SHELL|SHELLOPTS|SHLVL"
     r"|TIMEFORMAT|TMOUT|E?UID|ZSH\w*|CONDA_SHLVL|CONDA_(?:PREFIX|STACKED)_\d+|PYTHONNOUSERSITE|_"
 )
-"""Names to which the shell, or what stands around the activation, gives a value of its own."""
+"""Variables to which the shell, or the code around the activation, gives a value of its own."""
 
 _VOLATILE = re.compile(
     r"=[^\n]*(?<!\\)(?:\$\$|\$\{\$\})"
     r"|\b(?:RANDOM|SRANDOM|SECONDS|EPOCH\w+|BASHPID|PPID|date|mktemp|uuidgen|urandom|shuf|uptime)\b"
 )
-"""What is another thing each time; the number of the shell only where it may become a value."""
+"""What is different each time; the number of the shell only if it may become a value."""
 _REMARK = re.compile(r"^[ \t]*#[^\n]*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Dependence:
-    """What some scripts can depend on.
+    """What some scripts depend on.
 
     Attributes:
         names: the variables that they name.
-        is_straight: they only set, export and unset.
-        is_plain: they see no other variables than those.
-        is_volatile: what comes of them may be something else each time.
+        is_straight: whether they only set, export and unset.
+        is_plain: whether they see no other variables than those.
+        is_volatile: whether their result may be different each time.
     """
 
     names: frozenset[str]
@@ -67,7 +69,11 @@ class Dependence:
 
 
 def of(texts: Iterable[str]) -> Dependence:
-    """What scripts with these texts can depend on."""
+    """Find what scripts depend on.
+
+    Args:
+        texts: the scripts.
+    """
     texts = list(texts)
     names = frozenset(name for text in texts for name in re.findall(_NAME, text))
     straight = not any(map(OF_THE_SHELL.fullmatch, names)) and all(map(_is_straight, texts))
@@ -105,7 +111,7 @@ _BRACE = re.compile(rf"\$\{{({_NAME})(?:(?::?[-+=]|%%?|##?)|(?=\}}))")
 _ASKS_MORE = frozenset(
     ["-v", "-R", "-o", "-t", "-eq", "-ne", "-lt", "-le", "-gt", "-ge", "-O", "-G", "-N"]
 )
-"""Of the tests those that take the name of a variable, compute, or look at the calling process."""
+"""Tests that take the name of a variable, compute, or look at the calling process."""
 
 
 class _UnknownError(Exception):
@@ -121,14 +127,14 @@ def _is_plain(text: str) -> bool:
 
 
 class _Scanner:
-    """Goes through a script, word by word."""
+    """Reads a script, word by word."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
 
     def scan(self) -> None:
-        """See that each command is a known one."""
+        """Check that each command is a known one."""
         begins = True
         while self._at < len(self._text):
             if self._take(_SPACE) or self._take(_REDIRECTION):
@@ -159,7 +165,7 @@ class _Scanner:
         return False
 
     def _names(self) -> None:
-        """Take the arguments of what changes variables: none may be a name that is made up."""
+        """Take the arguments of a command that changes variables: no name may be built."""
         while self._take(_SPACE):
             if self._text[self._at : self._at + 1] in {"", *"#;\n|&>12"}:
                 return
@@ -207,7 +213,7 @@ class _Scanner:
         return self._reference() or self._take(_PLAIN)
 
     def _inside(self, end: str) -> None:
-        """Take what is between quotes, or the word in braces, and its end."""
+        """Take what is between quotes or braces, and its end."""
         while True:
             letter = self._text[self._at : self._at + 1]
             if letter == end:

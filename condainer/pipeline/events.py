@@ -1,6 +1,6 @@
-"""What a build says while it works: frozen events, from the stages to whoever draws or logs them.
+"""Defines the events of a build: frozen objects that the stages emit and `progress` shows.
 
-Events may come from any thread; what receives them must allow for that.
+Events come from any thread, so whatever takes them must allow for that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 
 class Stage(enum.Enum):
-    """The stages of a build in their order; the value is how people read it."""
+    """The stages of a build in their order; the values are what people read."""
 
     CHECK = "check"
     SOLVE = "solve"
@@ -50,11 +50,11 @@ class Progress:
         project: label of the project.
         stage: which stage.
         done: how many of `unit` are done.
-        total: how many there are; None where nobody knows.
+        total: how many there are; None if not known.
         unit: what is counted.
         detail: what is being done right now, a few words.
-        bytes_done: what has been fetched so far.
-        bytes_total: what is to be fetched, as far as that is known; 0 where nothing is.
+        bytes_done: bytes that have been fetched.
+        bytes_total: bytes to fetch, as far as known; 0 if there are none.
     """
 
     project: str
@@ -69,13 +69,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class StageFinished:
-    """A stage has ended well.
+    """A stage has ended without an error.
 
     Attributes:
         project: label of the project.
         stage: which stage.
         seconds: wall time it took.
-        detail: what came of it, a few words.
+        detail: its result, a few words.
     """
 
     project: str
@@ -86,7 +86,7 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class Note:
-    """One line that the user should see whatever the verbosity, short of --quiet."""
+    """One line that the user sees, except with --quiet."""
 
     project: str
     text: str
@@ -94,7 +94,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Output:
-    """One line of a program's output; for the log."""
+    """One line of a program's output, for the log."""
 
     project: str
     line: str
@@ -102,24 +102,24 @@ class Output:
 
 @dataclass(frozen=True)
 class Failed:
-    """A build has not come to its end; why is told when all have ended."""
+    """A build has failed; the error is printed when all builds have ended."""
 
     project: str
 
 
 @dataclass(frozen=True)
 class Built:
-    """A build is complete and its image is in place.
+    """A build is complete, and its image is in place.
 
     Attributes:
         project: label of the project.
         image: path of the image.
         image_bytes: its size.
         files: files, directories and links in it.
-        tree_bytes: what the same files held before they were compressed.
+        tree_bytes: the size of the same files before compression.
         packages: number of conda packages.
-        stages: seconds of each stage; some go on at the same time.
-        seconds: wall time of all of it.
+        stages: seconds of each stage; some stages overlap.
+        seconds: wall time of the whole build.
     """
 
     project: str

@@ -1,9 +1,10 @@
-"""The lock file beside an image: the exact packages, for conda and for pip.
+"""Reads and writes the lock file beside an image: the exact packages, for conda and for pip.
 
-conda's part is an @EXPLICIT list of URLs with checksums, as `conda list --explicit --md5` writes
-it, each package after those it depends on; conda can install from it. Size and SHA256 stand in
-comments before the URLs: no conda reads the one, and older condas not the other. pip's part stands
-in comments, `# pip NAME @ URL --hash=sha256:…`, a form that other tools use as well.
+conda's part is an @EXPLICIT list of URLs with checksums, in the form that `conda list --explicit
+--md5` writes; each package comes after those it depends on, and conda can install from it. Comments
+before a URL hold size and SHA256: no conda reads the size, and older condas do not read the SHA256.
+pip's part is in comments as well, `# pip NAME @ URL --hash=sha256:…`, a form that conda-lock uses,
+too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from condainer.errors import BuildError
-from condainer.pipeline.installers import Package, channels
+from condainer.pipeline.installers import channels
+from condainer.pipeline.packages import Package
 from condainer.system import files
 
 if TYPE_CHECKING:
@@ -29,11 +31,11 @@ _SIZE = "# size "
 _PLATFORM = "# platform: "
 _CREATED = "# created: "
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
-_LONG_AGO = 315532800  # 1980-01-01, where zip files begin
-"""What counts as the time of a lock file that tells none."""
+_LONG_AGO = 315532800  # 1980-01-01: zip files hold no earlier time
+"""The time of a lock file that has none."""
 _NO_ARCH = "noarch"
 _SUBDIRS = {"x86_64": "linux-64", "i686": "linux-32", "i386": "linux-32"}
-"""conda's names of machines that it does not call as the kernel does."""
+"""conda's names of machines, if they differ from the kernel's."""
 _URL = re.compile(
     r"(?P<channel>.+)/(?P<subdir>[^/]+)/"
     r"(?P<name>[^/]+)-(?P<version>[^-/]+)-(?P<build>[^-/]+)\.(conda|tar\.bz2)"
@@ -43,20 +45,20 @@ _PIP_LINE = re.compile(
     r"(\s*@\s*(?P<url>\S+))?(\s+--hash=sha256:(?P<sha256>[0-9a-f]{64}))?\s*"
 )
 _IN_URL = "sha256="
-"""Stands before a checksum behind a URL, as pip has it."""
+"""Comes before a checksum in the fragment of a URL, as pip writes it."""
 _SIZE_LINE = re.compile(rf"{_SIZE}([0-9]{{1,15}})")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}|(sha256:)?[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class PipPackage:
-    """A package that pip installed.
+    """A package that pip has installed.
 
     Attributes:
-        name: as pip names it.
+        name: as pip writes it.
         version: what was installed.
-        url: where it came from; for a version control system with its commit.
-        sha256: of the file; empty where there is no one file.
+        url: where it came from, with the commit if that is a version control system.
+        sha256: of the file; empty if it was not one file.
     """
 
     name: str
@@ -66,7 +68,7 @@ class PipPackage:
 
     @property
     def requirement(self) -> str:
-        """A line for `pip install -r` that installs the very same again."""
+        """A line for `pip install -r` that installs exactly the same again."""
         if not self.url:
             checksum = f" --hash=sha256:{self.sha256}" if self.sha256 else ""
             return f"{self.name}=={self.version}{checksum}"
@@ -77,11 +79,11 @@ class PipPackage:
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock file.
+    """The content of a lock file.
 
     Attributes:
-        packages: those of conda.
-        pip: those of pip.
+        packages: conda's.
+        pip: pip's.
         created: when it was made, in seconds since 1970.
     """
 
@@ -91,7 +93,13 @@ class Lock:
 
 
 def render(packages: Iterable[Package], pip: Iterable[PipPackage], created: int) -> str:
-    """The text of a lock file; for its arguments see `Lock`."""
+    """Make the text of a lock file.
+
+    Args:
+        packages: conda's, each after those it depends on.
+        pip: pip's.
+        created: when the packages were found, in seconds since 1970.
+    """
     when = dt.datetime.fromtimestamp(created, dt.timezone.utc)
     packages = list(packages)
     subdir = next((p.subdir for p in packages if p.subdir not in {"", _NO_ARCH}), _NO_ARCH)
@@ -114,7 +122,11 @@ def render(packages: Iterable[Package], pip: Iterable[PipPackage], created: int)
 
 
 def explicit_lines(packages: Iterable[Package]) -> list[str]:
-    """URL and checksum of each package, in the form that every conda reads."""
+    """List URL and checksum of each package, in the form that every conda reads.
+
+    Args:
+        packages: conda's.
+    """
     lines = []
     for package in packages:
         checksum = package.md5 or (f"sha256:{package.sha256}" if package.sha256 else "")
@@ -125,9 +137,11 @@ def explicit_lines(packages: Iterable[Package]) -> list[str]:
 def read(path: Path) -> Lock:
     """Read a lock file.
 
+    Args:
+        path: of the file.
+
     Raises:
-        BuildError: where there is none, it is for other machines, or a line of it is not what it
-            should be.
+        BuildError: If there is none, it is for other machines, or a line is wrong.
     """
     try:
         text = files.read(path).decode()
@@ -162,29 +176,34 @@ def read(path: Path) -> Lock:
 
 
 def _created(path: Path, lines: Iterable[str]) -> int:
-    for line in lines:
-        if line.startswith(_CREATED):
-            text = line.removeprefix(_CREATED)
-            try:
-                when = dt.datetime.strptime(text, _TIME).replace(tzinfo=dt.timezone.utc)
-            except ValueError:
-                message = f"the lock file {path} was made '{text}', which is no time"
-                raise BuildError(message) from None
-            return max(int(when.timestamp()), 0)
-    return _LONG_AGO
+    found = (line.removeprefix(_CREATED) for line in lines if line.startswith(_CREATED))
+    text = next(found, None)
+    if text is None:
+        return _LONG_AGO
+    try:
+        when = dt.datetime.strptime(text, _TIME).replace(tzinfo=dt.timezone.utc)
+    except ValueError:
+        message = f"the lock file {path} was made '{text}', which is not a time"
+        raise BuildError(message) from None
+    return max(int(when.timestamp()), 0)
 
 
 def package_from_line(line: str) -> Package:
-    """What a line of a lock file says of its package.
+    """Make a package of a line of a lock file.
+
+    The line is CHANNEL/SUBDIR/NAME-VERSION-BUILD.conda#CHECKSUM. A directory that is not part of a
+    channel may take the place of CHANNEL/SUBDIR.
+
+    Args:
+        line: an URL and maybe a checksum.
 
     Raises:
-        BuildError: where it is not .../CHANNEL/SUBDIR/NAME-VERSION-BUILD.conda#CHECKSUM, or the
-            same in a directory that is no part of a channel.
+        BuildError: If it is something else.
     """
     url, _, checksum = line.partition("#")
     match = _URL.fullmatch(url)
     if match is None or (checksum and not _CHECKSUM.fullmatch(checksum)):
-        raise BuildError(f"'{line}' in the lock file is not the URL of a conda package")
+        raise BuildError(f"'{line}' in the lock file is not a URL of a conda package")
     name, version, build = (unquote(match[part]) for part in ("name", "version", "build"))
     is_of_channel = channels.is_subdir(match["subdir"])
     number = re.search(r"([0-9]{1,9})$", build)
@@ -210,15 +229,15 @@ def _check_platforms(path: Path, platforms: set[str]) -> None:
     if foreign:
         raise BuildError(
             f"the lock file {path} is for {', '.join(sorted(foreign))}, this machine is {own}",
-            "build without --locked, which writes a lock file for machines like this",
+            "build without --locked: that writes a lock file for this kind of machine",
         )
 
 
 def _pip_package(line: str) -> PipPackage:
-    """What a line says of a package of pip: as we write it, or conda-lock, or pip itself."""
+    """Make a package of pip's of a line as we, conda-lock, or pip write it."""
     match = _PIP_LINE.fullmatch(line)
     if match is None or not (match["version"] or match["url"]):
-        raise BuildError(f"'{_PIP}{line}' in the lock file is not a package of pip")
+        raise BuildError(f"'{_PIP}{line}' in the lock file is not a package for pip")
     url, _, fragment = (match["url"] or "").partition("#")
     parts = [part for part in fragment.split("&") if part]
     hashes = {part.removeprefix(_IN_URL) for part in parts if part.startswith(_IN_URL)}

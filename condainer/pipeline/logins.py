@@ -1,13 +1,12 @@
-"""Hands passwords and tokens in URLs to pip and git by files: both repeat URLs in command lines.
+"""Hands passwords and tokens in URLs to pip and git in files, not in command lines.
 
-Where it builds a package, pip runs itself with the URLs of indexes as arguments, and it gives git
-the URL of a repository: everybody on the machine can read these. What pip finds in the file that
-the variable NETRC names it keeps to itself. git asks a helper, `git credential-store`, with a file.
+Everybody on a machine can read command lines. If pip builds a package, it runs itself with the URLs
+of indexes as arguments, and it gives git the URL of a repository. So pip finds passwords in the
+file that the variable NETRC names, and git asks `git credential-store`, with a file.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import urllib.parse
@@ -30,7 +29,7 @@ _LOGIN = re.compile(
     re.IGNORECASE,
 )
 _PLAIN = re.compile(r"[!$-&(-\[\]-~]+")
-"""What can stand in a file for NETRC as it is: no space, quotation mark, number sign, backslash."""
+"""What a file for NETRC can hold as it is: no space, quotation mark, number sign or backslash."""
 _OF_INDEX = re.compile(r"(-i|-f|--index-url|--pypi-url|--extra-index-url|--find-links)\b")
 _VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
 _CONFIGURED = "GIT_CONFIG_COUNT"
@@ -43,16 +42,16 @@ _HINT = "name one login for the host, without spaces, quotation marks, '#' and b
 
 @dataclass(frozen=True)
 class _Login:
-    """What a URL tells of who asks.
+    """User and password in a URL.
 
     Attributes:
-        control: the version control system of the URL; empty for pip's own.
+        control: the version control system of the URL; empty if it is pip's own.
         scheme: of the URL.
-        host: where it counts.
+        host: where they count.
         port: with a colon; empty for the usual one.
-        path: of the repository; empty for what is pip's own.
-        user: as the URL has it, percent-encoded.
-        password: the same; None where there is none.
+        path: of the repository; empty if the URL is pip's own.
+        user: percent-encoded, as in the URL.
+        password: likewise; None if there is none.
     """
 
     control: str
@@ -65,7 +64,7 @@ class _Login:
 
     @classmethod
     def of(cls, match: re.Match[str]) -> _Login:
-        """What a match of `_LOGIN` tells."""
+        """Make one of a match of `_LOGIN`."""
         control = (match["control"] or "").lower()
         path = (match["path"] or "").rpartition("@")[0] or match["path"] or ""
         return cls(
@@ -80,41 +79,32 @@ class _Login:
 
     @property
     def words(self) -> tuple[str, str]:
-        """User and password as they are."""
+        """User and password, decoded."""
         return urllib.parse.unquote(self.user), urllib.parse.unquote(self.password or "")
 
 
 def handed(
     requirements: Sequence[Path], environment: Mapping[str, str], directory: Path
 ) -> tuple[Path, dict[str, str]]:
-    """Take passwords out of what pip is told.
+    """Take passwords out of what pip is told, and put them into files.
 
     Args:
-        requirements: a requirements file, and more that hold passwords for the same places, as a
-            lock file holds none; those that they name count as well.
-        environment: the variables pip runs with, and in the same form what its configuration says.
-        directory: where files are written; nobody else's.
+        requirements: the requirements file for pip, and others that hold passwords for the same
+            hosts, since a lock file holds none. Files that these name are read as well.
+        environment: the variables that pip runs with, and its configuration in the same form.
+        directory: where files are written; only this user may enter it.
 
     Returns:
-        a file like that, and variables like these, as far as they differ.
+        A requirements file without passwords, and the variables that pip needs besides.
 
     Raises:
-        BuildError: where pip would show a password in a command line all the same.
-        ConfigError: where a file cannot be read.
+        BuildError: If pip would show a password in a command line all the same.
+        ConfigError: If a file cannot be read.
     """
     if "@" in environment.get(_PROXY, ""):
         raise _shown("its proxy", _HINT_OF_PROXY)
     told = {name: environment[name] for name in _VARIABLES if name in environment}
-    found: list[_Login] = []
-
-    def note(line: str) -> str:
-        found.extend(_Login.of(match) for match in _LOGIN.finditer(line))
-        return line
-
-    for file in requirements:
-        rewritten(file, directory, environment, note)
-    for value in told.values():
-        note(value)
+    found = _found(requirements, told, environment, directory)
     if not found:
         return requirements[0], {}
     of_pip = _of_pip(found)
@@ -127,9 +117,29 @@ def handed(
     if of_pip:
         netrc = directory / "netrc"
         lines = [f"machine {host} login {u} password {w}\n" for host, (u, w) in of_pip.items()]
-        _write(netrc, "".join(lines) + _others(environment))
+        credentials.write(netrc, "".join(lines) + _others(environment))
         variables["NETRC"] = str(netrc)
     return copy, {**variables, **_for_git(found, environment, directory)}
+
+
+def _found(
+    requirements: Iterable[Path],
+    told: Mapping[str, str],
+    environment: Mapping[str, str],
+    directory: Path,
+) -> list[_Login]:
+    """The logins in requirements files and in some variables."""
+    found: list[_Login] = []
+
+    def note(line: str) -> str:
+        found.extend(_Login.of(match) for match in _LOGIN.finditer(line))
+        return line
+
+    for file in requirements:
+        rewritten(file, directory, environment, note)
+    for value in told.values():
+        note(value)
+    return found
 
 
 def _without(line: str, of_pip: Container[str]) -> str:
@@ -140,7 +150,7 @@ def _without(line: str, of_pip: Container[str]) -> str:
         of_pip: the hosts whose passwords pip finds in a file.
 
     Raises:
-        BuildError: where one is left that pip would show.
+        BuildError: If one is left that pip would show.
     """
 
     def without(match: re.Match[str]) -> str:
@@ -158,7 +168,7 @@ def _without(line: str, of_pip: Container[str]) -> str:
 
 
 def _of_pip(found: Iterable[_Login]) -> dict[str, tuple[str, str]]:
-    """User and password by host, as far as a file for NETRC can tell them: one for a host."""
+    """User and password by host, if a file for NETRC can hold them: one login for each host."""
     logins: dict[str, set[tuple[str, str]]] = {}
     for login in found:
         if not login.control:
@@ -174,10 +184,10 @@ def _of_pip(found: Iterable[_Login]) -> dict[str, tuple[str, str]]:
 def _for_git(
     found: Iterable[_Login], environment: Mapping[str, str], directory: Path
 ) -> dict[str, str]:
-    """Variables with which git asks for a password where it needs one: git 2.31 reads them.
+    """Variables with which git asks for a password if it needs one. git reads them from 2.31 on.
 
     Raises:
-        BuildError: where another version control system would need it.
+        BuildError: If another version control system would need a password.
     """
     controlled = [login for login in dict.fromkeys(found) if login.control]
     for login in controlled:
@@ -193,9 +203,11 @@ def _for_git(
         for login in [next(iter(some))] if is_one else sorted(some, key=lambda each: each.path):
             store = directory / f"git-{len(settings)}"
             host = f"{login.host}{login.port}"
-            _write(store, f"{login.scheme}://{login.user}:{login.password or ''}@{host}\n")
+            credentials.write(
+                store, f"{login.scheme}://{login.user}:{login.password or ''}@{host}\n"
+            )
             key = f"credential.{place if is_one else place + login.path}"
-            # The user's own helpers may know the password of somebody who is only named.
+            # If a URL has only a user name, the user's own helpers may know the password.
             own = [(f"{key}.helper", "")] if login.password is not None else []
             helper = f"store --file {shlex.quote(str(store))}"
             settings += [*own, (f"{key}.username", urllib.parse.unquote(login.user))]
@@ -219,16 +231,9 @@ def _shown(what: str, hint: str) -> BuildError:
 
 
 def _others(environment: Mapping[str, str]) -> str:
-    """What the user has for other hosts."""
+    """The user's own file for NETRC, with logins for other hosts."""
     path = environment.get("NETRC") or f"{environment.get('HOME') or Path.home()}/.netrc"
     try:
         return files.read(path).decode("utf-8", "surrogateescape")
     except OSError:
         return ""
-
-
-def _write(path: Path, text: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
-    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
-        file.write(text)

@@ -1,6 +1,6 @@
-"""Writes what an image says of itself: `.condainer/` inside it.
+"""Writes what an image says about itself: `.condainer/` inside it.
 
-Reading the manifest back is the business of `image`, the snapshot's that of `activation`.
+`project.image` reads the manifest back, `running.activation` the snapshot.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import condainer
 from condainer.errors import BuildError
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import Package, merged, notes, read_records
+from condainer.pipeline.packages import Package, merged, notes, read_records
 from condainer.project import image
 from condainer.running.activation import SNAPSHOT, Snapshot
 from condainer.system import files
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _NO_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO}
-"""How something that is no regular file cannot be read: a package may hold anything there."""
+"""Errors of reading something that is no regular file; a package may put anything there."""
 _DATE = re.compile(r"==> .* <==$")
 _TIME = re.compile(r"\s*(\d{9,}(\.\d*)?|\d{4}-\d\d-\d\d[T ][\d:.]+(Z|[+-]\d\d:?\d\d)?)\s*")
-"""What a file holds that tells a time, and nothing else."""
+"""The content of a file that holds a time and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Manifest:
     """What goes into the manifest.
 
     Attributes:
-        environment: environment.yml as it was read; None for what conda did not install.
-        requirements: the text of requirements.txt; None where there is none.
+        environment: environment.yml; None if conda installed nothing.
+        requirements: the text of requirements.txt; None if there is none.
         packages: conda's packages.
         pip: name and version of what pip installed.
-        tools: name to version of what built the image.
+        tools: name to version of the programs that built the image.
         snapshot: the activation.
-        startup: paths of what a program reads first, in that order.
+        startup: paths of the files that a program reads first, in that order.
     """
 
     environment: Environment | None
@@ -62,14 +62,14 @@ class Manifest:
 
 
 def installed_packages(prefix: Path, solution: Iterable[Package]) -> tuple[Package, ...]:
-    """The packages of conda as the prefix itself lists them, in the order of a solution.
+    """List conda's packages as the prefix itself records them, in the order of a solution.
 
     Args:
-        prefix: the environment; its conda-meta says what is installed.
-        solution: fills in what a record leaves out, such as a checksum.
+        prefix: the environment.
+        solution: completes what a record leaves out, such as a checksum.
 
     Raises:
-        BuildError: names a record that is none.
+        BuildError: If a record cannot be read.
     """
     planned = {package.stem: (place, package) for place, package in enumerate(solution)}
     found = []
@@ -80,14 +80,14 @@ def installed_packages(prefix: Path, solution: Iterable[Package]) -> tuple[Packa
 
 
 def clean_records(prefix: Path, epoch: Epoch) -> None:
-    """Take out of records what nobody else is to see, or has any use for: where they were made.
+    """Remove from records what differs between machines, and credentials.
 
     Args:
-        prefix: the environment; what installers note there are records and their history.
-        epoch: the time of the build.
+        prefix: the environment.
+        epoch: the times that the image records.
 
     Raises:
-        BuildError: names what cannot be read.
+        BuildError: If a file cannot be read.
     """
     for path in notes(prefix):
         try:
@@ -103,30 +103,23 @@ def clean_records(prefix: Path, epoch: Epoch) -> None:
             bare = _without_times(bare, epoch.stamp)
         elif epoch.stamp is not None and _TIME.fullmatch(bare):  # conda's `created_at`
             bare = f"{epoch.stamp}\n"
-        # Also for its permissions: rattler closes records to everybody else, which an image that
-        # others use must not have.
+        # Written even if nothing has changed: rattler lets only the owner read records, but others
+        # use the image as well.
         files.write(path, bare.encode("utf-8", "surrogateescape"), within=prefix)
 
 
-def _text_of(path: Path, prefix: Path) -> str:
-    try:
-        return files.read(path, within=prefix).decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise BuildError(f"cannot read {path}: {error.strerror}") from error
-
-
 def _settled(text: str) -> str:
-    """A record without what only the machine it was made on explains, in an order of its own.
+    """A record with sorted files, and without what only explains the machine that it was made on.
 
-    rattler lists files as it has linked them, and those that another package has got instead.
+    rattler lists files in the order of linking, and also those that another package has replaced.
     """
     try:
         document = files.parse_json(text)
     except ValueError:
-        return text  # whoever reads it will say so
+        return text  # whoever reads it will report that
     if not isinstance(document, dict):
         return text
-    # The last tells from where and how it was linked: whether the cache is on the same file system.
+    # `link` says from where and how the package was linked, which depends on the file systems.
     for key in ("extracted_package_dir", "package_tarball_full_path", "link"):
         document.pop(key, None)
     if isinstance(document.get("files"), list):
@@ -134,7 +127,7 @@ def _settled(text: str) -> str:
     listed = document.get("paths_data")
     if isinstance(listed, dict) and isinstance(listed.get("paths"), list):
         listed["paths"] = _in_order(listed["paths"], _path_of)
-    # Without indentation, which takes ten times as long.
+    # Indentation would take ten times as long.
     return json.dumps(document, ensure_ascii=False) + "\n"
 
 
@@ -148,7 +141,7 @@ def _path_of(entry: object) -> str:
 
 
 def _without_times(text: str, stamp: int) -> str:
-    """A history that is the same each time: the commands in it name temporary files."""
+    """A history that is always the same: without commands, which name temporary files."""
     when = dt.datetime.fromtimestamp(stamp, dt.timezone.utc)
     lines = [line for line in text.splitlines() if not line.startswith("# cmd:")]
     marked = (f"==> {when:%Y-%m-%d %H:%M:%S} <==" if _DATE.match(line) else line for line in lines)
@@ -159,16 +152,40 @@ def write(project: Project, manifest: Manifest, epoch: Epoch) -> None:
     """Write the manifest and the snapshot into a project's prefix.
 
     Args:
-        project: whose.
-        manifest: what it says.
-        epoch: the time of the build.
+        project: whose prefix.
+        manifest: what to write.
+        epoch: the times that the image records.
+
+    Raises:
+        BuildError: If a package has put something in the place of `.condainer`.
     """
+    prefix = project.prefix
+    directory = (prefix / image.MANIFEST).parent
+    try:
+        directory.rmdir()  # an empty one is replaced
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise BuildError(
+            f"a package or its script has put something at {directory}",
+            "condainer needs that directory; leave the package out",
+        ) from error
+    text = credentials.without(manifest.environment.text) if manifest.environment else None
+    files.make_directory(directory, within=prefix)
+    _write_json(prefix / image.MANIFEST, _document(project, manifest, epoch, text), prefix)
+    _write_json(prefix / SNAPSHOT, manifest.snapshot.to_json(), prefix)
+    if text is not None:
+        files.write(directory / "environment.yml", text.encode(), within=prefix)
+
+
+def _document(
+    project: Project, manifest: Manifest, epoch: Epoch, environment: str | None
+) -> dict[str, Any]:
     when = dt.datetime.now(dt.timezone.utc)
     if epoch.stamp is not None:
         when = dt.datetime.fromtimestamp(epoch.stamp, dt.timezone.utc)
-    text = credentials.without(manifest.environment.text) if manifest.environment else None
     requirements = manifest.requirements
-    document = {
+    return {
         "format": FORMAT,
         "uuid": project.config.uuid,
         "name": manifest.snapshot.name,
@@ -180,36 +197,24 @@ def write(project: Project, manifest: Manifest, epoch: Epoch) -> None:
             **({} if epoch.is_fixed else {"release": platform.release()}),
         },
         "tools": {"condainer": condainer.__version__, **manifest.tools},
-        "environment_yml": text,
+        "environment_yml": environment,
         "requirements_txt": requirements and credentials.without(requirements),
         "packages": [asdict(package) for package in manifest.packages],
         "pip": [{"name": name, "version": version} for name, version in manifest.pip],
         "activation": manifest.snapshot.to_json(),
         "startup": list(manifest.startup),
     }
-    directory = (project.prefix / image.MANIFEST).parent
-    try:
-        directory.rmdir()  # an empty one is replaced
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise BuildError(
-            f"a package or its script has put something at {directory}",
-            "that directory is condainer's own; leave the package out",
-        ) from error
-    prefix = project.prefix
-    files.make_directory(directory, within=prefix)
-    _write_json(prefix / image.MANIFEST, document, prefix)
-    _write_json(prefix / SNAPSHOT, manifest.snapshot.to_json(), prefix)
-    if text is not None:
-        files.write(directory / "environment.yml", text.encode(), within=prefix)
 
 
 def note_startup(prefix: Path, startup: Iterable[str]) -> None:
-    """Put another list of what is read first into the manifest of an image that is unpacked.
+    """Replace the list of files that are read first, in the manifest of an unpacked image.
+
+    Args:
+        prefix: the directory with the unpacked image.
+        startup: the paths, in their order.
 
     Raises:
-        BuildError: where it has none.
+        BuildError: If there is no manifest.
     """
     path = prefix / image.MANIFEST
     try:

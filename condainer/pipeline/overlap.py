@@ -1,11 +1,11 @@
-"""What goes into an image while the environment is still being installed, and the proof of it.
+"""Sends an environment into an image while it is still being installed, and proves that it fits.
 
-A package goes in as soon as its files are there; what scripts, pip and the compiler add comes
-last. Before the end, all that was sent is compared with what is there: where something has changed,
-the image is of no use, and is made again from the finished environment. How mksquashfs is run is
-the business of `squash`, what an archive looks like that of `archive`.
+A package is sent as soon as it is unpacked. What scripts, pip and the compiler add comes last.
+Before the end, all that was sent is compared with the prefix: if something has changed, the image
+is of no use, and is made again from the finished environment. `squash` runs mksquashfs, and
+`archive` knows the format.
 
-An `Overlap` is fed by one thread. Installers tell from any thread what is ready.
+One thread feeds an `Overlap`. Installers tell it from any thread which packages are ready.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from condainer.pipeline import bytecode, tree
 from condainer.pipeline.archive import Archive, ChangedError, mode_of
-from condainer.pipeline.installers import Final
+from condainer.pipeline.workplace import Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from condainer.pipeline.epoch import Epoch
-    from condainer.pipeline.installers import Listing, Package
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import Listing
 
 _CHUNK = 1 << 20
 _STEP = 1 << 20
-"""Bytes after which it is told how many have been sent."""
+"""Bytes between two reports of progress."""
 
 
 class _Sent(NamedTuple):
     """A file as it was when it was sent.
 
     Attributes:
-        essence: what of `lstat` stays the same.
-        changed: time of the last change of its inode, in nanoseconds.
-        sha256: of its content as its package lists it; empty where that is not known.
-        is_copied: whether what is in the prefix is a copy.
+        essence: what `lstat` says about it and must stay the same.
+        changed: its ctime, in nanoseconds.
+        sha256: of its content, as its package lists it; empty if not known.
+        is_copied: whether the file in the prefix is a copy.
     """
 
     essence: tuple[int, ...]
@@ -51,17 +52,17 @@ class _Sent(NamedTuple):
 
 
 class Overlap:
-    """The way of an environment into an image, package by package.
+    """Streams an environment into an image, package by package.
 
     Args:
         prefix: the environment.
         packages: that are being installed.
-        epoch: which times the image tells. Where it is to be the same each time, packages go in
-            in an order of their own, small ones first; otherwise as they become ready.
-        startup: files that come next to each other, in this order, when all others are known.
+        epoch: the times that the image records. If it is fixed, packages are sent in a fixed order,
+            small ones first; otherwise as they become ready.
+        startup: files that are sent last and side by side, in this order.
         descriptor: of the pipe that mksquashfs reads; closed at the end.
         on_progress: takes the bytes that have been sent.
-        on_complete: told when all packages are there.
+        on_complete: called when all packages are installed.
     """
 
     def __init__(
@@ -96,16 +97,21 @@ class Overlap:
         self._count = tree.Count()
 
     def ready(self, package: str, listing: Listing) -> None:
-        """Take note that a package's files are there; from any thread."""
+        """Take note that a package is unpacked; from any thread.
+
+        Args:
+            package: its name.
+            listing: lists its final files.
+        """
         with self._changed:
             self._ready[package] = listing
             self._changed.notify()
 
     def complete(self, *, has_run_scripts: bool) -> None:
-        """Take note that all packages are there.
+        """Take note that all packages are installed.
 
         Args:
-            has_run_scripts: whether something else than the installer may have written there.
+            has_run_scripts: whether anything but the installer may have written into the prefix.
         """
         if not has_run_scripts:
             self._installed = _now(self._prefix)
@@ -115,17 +121,17 @@ class Overlap:
         self._on_complete()
 
     def stop(self) -> None:
-        """Send no more, and let whoever reads know that the archive is not whole."""
+        """Send no more. The reader finds that the archive is incomplete."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify()
 
     def feed(self) -> None:
-        """Send packages until all are; blocks.
+        """Send packages until all are sent; blocks.
 
         Raises:
-            ChangedError: where a file changes meanwhile.
-            BrokenPipeError: where mksquashfs has ended.
+            ChangedError: If a file changes meanwhile.
+            BrokenPipeError: If mksquashfs has ended.
         """
         while (listing := self._next()) is not None:
             for final in sorted(listing()):
@@ -136,15 +142,17 @@ class Overlap:
                     self._send_final(final)
 
     def look(self) -> None:
-        """Look at all that is there when nothing changes it any more, also while `feed` goes on.
+        """Compare all that is at the prefix with what was sent; `feed` may still run.
+
+        Nothing may change the prefix any more.
 
         Raises:
-            ChangedError: tells what was changed after it had been sent.
+            ChangedError: If something has changed after it was sent.
         """
         start = len(str(self._prefix)) + 1
         for entry in tree.walk(self._prefix):
             if self._is_stopped:
-                raise ChangedError(self._prefix, "is not looked at any more")
+                raise ChangedError(self._prefix, "is not compared any more")
             name, status = entry.path[start:], entry.stat(follow_symlinks=False)
             self._count.add(status)
             if name in self._sent:
@@ -153,19 +161,20 @@ class Overlap:
                 self._there[name] = status
 
     def finish(self) -> tree.Tree:
-        """Compare what was sent later than that with what is there, and send the rest; blocks.
+        """Compare what was sent since `look`, and send the rest; blocks.
 
         Returns:
-            what the image holds.
+            The size of what the image holds.
 
         Raises:
-            ChangedError: as `look`.
-            BrokenPipeError: where mksquashfs has ended.
+            ChangedError: If something has changed after it was sent.
+            BrokenPipeError: If mksquashfs has ended.
         """
         for name in sorted(self._sent.keys() - self._compared):
             if name not in self._there:
                 raise ChangedError(name)
             self._compare(name, self._there.pop(name))
+        # If two packages own a path, the installer decides, maybe late, which file gets it.
         for name in sorted(
             self._sent.keys() & {n for n, count in self._owners.items() if count > 1}
         ):
@@ -181,21 +190,20 @@ class Overlap:
         self._archive.close()
 
     def _next(self) -> Listing | None:
-        """The files of the package whose turn it is; waits for one. None at the end."""
+        """Wait for the package whose turn it is, and return its files; None at the end."""
         with self._changed:
             while not self._is_stopped:
                 candidates = self._waiting[:1] if self._epoch.is_fixed else list(self._ready)
-                for name in candidates:
-                    listing = self._ready.pop(name, None)
-                    if listing is not None:
-                        self._waiting.remove(name)
-                        return listing
-                if self._is_complete:
-                    if not self._waiting or not self._ready:
-                        return None
-                    del self._waiting[0]  # of which nothing was said
-                else:
+                name = next((name for name in candidates if name in self._ready), None)
+                if name is not None:
+                    self._waiting.remove(name)
+                    return self._ready.pop(name)
+                if not self._is_complete:
                     self._changed.wait()
+                elif self._waiting and self._ready:
+                    del self._waiting[0]  # nobody has announced it
+                else:
+                    return None
         return None
 
     def _send_final(self, final: Final) -> None:
@@ -204,15 +212,15 @@ class Overlap:
                 return
             status = os.lstat(final.path)
         except (OSError, ValueError):
-            return  # another package's, which has gone elsewhere, or a name that is none
+            return  # it has gone, or its name is not a valid one
         self._check_place(final.name)
         kind = stat.S_IFMT(status.st_mode)
-        is_known = kind == stat.S_IFREG and final.sha256  # what a copy is to be like
+        is_known = kind == stat.S_IFREG and final.sha256  # so a copy can be compared
         if is_known or (kind in {stat.S_IFREG, stat.S_IFLNK} and not final.is_copied):
             self._send(final, status)
 
     def _check_place(self, name: str) -> None:
-        """See that nothing is to be a file and a directory: mksquashfs would take neither."""
+        """Check that no path is a file and a directory: mksquashfs would drop one of them."""
         why = "is a file of one package and a directory of another"
         if name in self._directories:
             raise ChangedError(name, why)
@@ -231,7 +239,7 @@ class Overlap:
             self._archive.link(final.name, first, stamp)
         else:
             self._archive.add(final.name, final.path, status, stamp)
-            # Also where it is the only link so far: others may be made yet.
+            # Even if it is the only link now: others may be made later.
             if not (final.is_copied or stat.S_ISDIR(status.st_mode)):
                 self._first[inode] = final.name
         essence = _essence(status, is_copied=final.is_copied)
@@ -247,24 +255,24 @@ class Overlap:
             raise ChangedError(name)
         if sent.is_copied and now.st_nlink > 1:
             raise ChangedError(name)
-        # To link an inode changes it, too, and to read all again would take long: what the package
-        # cache holds is taken to stay as it is while it is linked. But a copy may be one of another
-        # package's file.
+        # Linking a file changes its ctime, too, and reading all files again would take long. So a
+        # file with a ctime before the end of linking counts as unchanged. A copy does not: it may
+        # be the file of another package.
         is_linked_only = now.st_ctime_ns < self._installed and not sent.is_copied
         has_changed = now.st_ctime_ns != sent.changed and not is_linked_only
         if has_changed and stat.S_ISREG(now.st_mode):
             self._compare_content(name)
 
     def _compare_content(self, name: str) -> None:
-        """As of two packages that own one path: the installer decides, maybe late, who gets it."""
+        """Compare the content of a file with what was sent."""
         path = self._prefix / name
-        # A symbolic link is the one that was sent, by its inode; what it leads to is not ours.
+        # Of a symbolic link, the inode has been compared; its target may be anywhere.
         if not path.is_symlink() and _sha256(path) != self._sent[name].sha256:
             raise ChangedError(name)
 
 
 def _now(directory: Path) -> int:
-    """The time in nanoseconds, by the clock of a file system; 0 where nothing can be written."""
+    """The time in nanoseconds, by the clock of a file system; 0 if nothing can be written there."""
     try:
         with tempfile.TemporaryFile(dir=directory) as file:
             return os.fstat(file.fileno()).st_ctime_ns
@@ -273,7 +281,7 @@ def _now(directory: Path) -> int:
 
 
 def _essence(status: os.stat_result, *, is_copied: bool) -> tuple[int, ...]:
-    """What tells that a file is the same as before; its times of change are looked at besides."""
+    """What tells that a file is still the same; its ctime is compared separately."""
     mode = stat.S_IFMT(status.st_mode) | mode_of(status)
     if is_copied:
         return mode, status.st_size, int(status[stat.ST_MTIME])

@@ -1,9 +1,9 @@
 """Files beside a project that have another name until they are complete.
 
-The name says which process on which machine writes the file, so that what a killed build left
-can be told from what another build is writing. The end of it is random, and the file is made anew:
-where others may write to the project's directory, a link that they have put there is not followed.
-For the same reason the file is written and read through its descriptor, not by its name.
+The name says which process on which machine writes the file: so a build can tell what a killed
+build has left from what another build is writing. Its end is random, and the file is always created
+anew: if others may write to the project's directory, a link that they put there is not followed.
+For the same reason the file is written and read by its descriptor, not by its name.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """A file that is not complete yet.
+    """A file that is not complete yet, and has another name until then.
 
     Attributes:
-        path: its name until then.
-        descriptor: what it is written through; nobody else can read it before it is published.
+        path: that name.
+        descriptor: for writing; nobody else can read the file before it is published.
     """
 
     path: Path
@@ -40,23 +40,23 @@ class Part:
 
     @property
     def content(self) -> Path:
-        """The file, whatever has its name, for this process and those that inherit it."""
+        """A path to the file itself, for this process and those that inherit the descriptor."""
         return Path(f"/proc/self/fd/{self.descriptor}")
 
     @property
     def size(self) -> int:
-        """How long it is, in bytes."""
+        """Its size, in bytes."""
         return os.fstat(self.descriptor).st_size
 
     def publish(self, final: Path, mode: int) -> None:
-        """Give it its name.
+        """Rename the file to its final name.
 
         Args:
             final: the name.
-            mode: the permissions that it gets.
+            mode: its permissions from then on.
 
         Raises:
-            BuildError: if somebody has put something else in its place.
+            BuildError: If somebody has put something else in its place.
         """
         os.fchmod(self.descriptor, mode)
         there = self.path.lstat() if os.path.lexists(self.path) else None
@@ -70,7 +70,11 @@ class Part:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Part]:
-    """Make the file that is to get a name; it goes again unless it has got it."""
+    """Create a file that will get a final name; it is removed if it does not.
+
+    Args:
+        path: the final name.
+    """
     name = f".{path.name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(8)}.part"
     part = path.with_name(name)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -83,10 +87,13 @@ def writing(path: Path) -> Iterator[Part]:
 
 
 def check_replaceable(path: Path) -> None:
-    """See that a path is free, or that of a file.
+    """Check that a build can put a file at a path.
+
+    Args:
+        path: where.
 
     Raises:
-        BuildError: where a file cannot be put in its place.
+        BuildError: If something is there that is not a file.
     """
     try:
         mode = path.stat().st_mode
@@ -98,15 +105,15 @@ def check_replaceable(path: Path) -> None:
 
 
 def behind_link(path: Path, trusted: Collection[int]) -> Path:
-    """Where a file is written: people keep images on other disks, with a link beside the project.
+    """Find where a file is written: its path may be a link to a file on another disk.
 
     Args:
         path: of the file; maybe a link.
         trusted: the users whose links are followed.
 
     Raises:
-        BuildError: if the link leads to no directory that can be written to, if it is somebody
-            else's, or if what is there is no image.
+        BuildError: If the link leads to a directory that is not writable, if it belongs to somebody
+            else, or if it leads to a file that is not an image.
     """
     if not path.is_symlink():
         return path
@@ -116,19 +123,18 @@ def behind_link(path: Path, trusted: Collection[int]) -> Path:
         owner = here.lstat().st_uid
         if owner not in trusted:
             raise BuildError(
-                f"{here} is a link of {user_name(owner)}, and build would write to {target}",
+                f"{here} is a link that belongs to {user_name(owner)}, and build would write to "
+                f"{target}",
                 "remove that link, or make it yourself",
             )
         here = Path(os.path.normpath(here.parent / here.readlink()))
     if not os.access(target.parent, os.W_OK | os.X_OK) or not target.parent.is_dir():
         raise BuildError(
-            f"{path} is a link to {target}, and {target.parent} is no directory you can write to",
-            "make that directory, or let the link lead elsewhere",
+            f"{path} is a link to {target}, and you cannot write to the directory {target.parent}",
+            "make that directory, or change the link",
         )
     if os.path.lexists(target) and not image.is_image(target):
-        raise BuildError(
-            f"{path} is a link to {target}, which is no image", "let the link lead elsewhere"
-        )
+        raise BuildError(f"{path} is a link to {target}, which is not an image", "change the link")
     return target
 
 
@@ -136,29 +142,37 @@ def publish(texts: Mapping[Path, str], mode: int, last: tuple[Part, Path] | None
     """Write some files and put all of them in place, or none.
 
     Args:
-        texts: what each is to hold.
+        texts: the content of each.
         mode: their permissions.
-        last: a file that is complete, and the name it gets after all the others.
+        last: a complete file, and the name that it gets after all the others; None if there is
+            none.
 
     Raises:
-        BuildError: if somebody has put something else in the place of one.
+        BuildError: If somebody has put something else in the place of one.
     """
     with contextlib.ExitStack() as stack:
         parts = [(stack.enter_context(writing(path)), path) for path in texts]
         for (part, _), text in zip(parts, texts.values(), strict=True):
             with open(part.descriptor, "w", encoding="utf-8", closefd=False) as file:
                 file.write(text)
-        # From here on nothing can run full.
+        # From here on no disk can run full.
         for part, path in [*parts, *([last] if last else [])]:
             part.publish(path, mode)
 
 
 def remove_stale(paths: Iterable[Path]) -> None:
-    """Remove the parts of some files that were left by processes of this machine."""
+    """Remove the parts of some files that killed processes of this machine have left.
+
+    Args:
+        paths: the final names of the files.
+    """
     node = glob.escape(platform.node())
-    for path in paths:
-        for part in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.*.part"):
-            process = part.name.rsplit(".", 3)[1]
-            if process.isdigit() and not Path("/proc", process).exists():
-                with contextlib.suppress(OSError):
-                    part.unlink()
+    for part in (
+        part
+        for path in paths
+        for part in path.parent.glob(f".{glob.escape(path.name)}.{node}.*.*.part")
+    ):
+        process = part.name.rsplit(".", 3)[1]
+        if process.isdigit() and not Path("/proc", process).exists():
+            with contextlib.suppress(OSError):
+                part.unlink()

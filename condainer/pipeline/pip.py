@@ -1,7 +1,7 @@
-"""What pip adds to an installed environment, and what it has added.
+"""Runs pip in an installed environment, and finds out what it has added.
 
-pip runs from the environment itself, as conda runs it: first the `pip:` list of environment.yml
-in the directory of that file, then requirements.txt.
+As with conda, the environment's own pip runs: first for the `pip:` list of environment.yml, in the
+directory of that file, then for requirements.txt.
 """
 
 from __future__ import annotations
@@ -9,24 +9,28 @@ from __future__ import annotations
 import ast
 import contextlib
 import email.parser
+import itertools
 import os
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condainer.errors import BuildError
-from condainer.pipeline import credentials, installers, logins, tree
+from condainer.pipeline import credentials, logins, tree
 from condainer.pipeline.lockfile import PipPackage
+from condainer.pipeline.packages import read_records
 from condainer.pipeline.requirements import absolute
+from condainer.pipeline.workplace import last_lines
 from condainer.system import files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.workplace import Workplace
+    from condainer.system.process import Finished
 
-_LAST_LINES = 8
 _ABOUT_PIP = """\
 import pip, runpy, sys
 print(pip.__version__, flush=True)
@@ -44,23 +48,37 @@ for name in ("data", "purelib", "platlib", "scripts", "include"):
 """
 _REPORT_SINCE = (22, 2)
 _OFFLINE = {
-    # pip has what it asked before in its own cache, or fails at once, as nobody listens there.
+    # Nobody listens at this address, so pip takes answers from its own cache, or fails at once.
     # Indexes stay allowed: they may be directories of this machine.
     "PIP_PROXY": "http://127.0.0.1:9",
     "PIP_RETRIES": "0",
     "GIT_ALLOW_PROTOCOL": "file",
 }
-"""What keeps pip, and git where pip starts it, from asking servers."""
+"""Variables that keep pip, and git if pip starts it, from asking servers."""
 _SETTING = re.compile(r"(global|install)\.(?P<name>[a-z-]+)=(?P<value>.*)")
 _NUMBER = re.compile("[0-9]{1,9}")
 
 
+@dataclass(frozen=True)
+class Requirements:
+    """A requirements file for one run of pip.
+
+    Attributes:
+        file: its path.
+        base: the directory that relative paths in it count from.
+        origin: how messages name it.
+    """
+
+    file: Path
+    base: Path
+    origin: str
+
+
 async def install(
     prefix: Path,
-    requirements: Sequence[Path],
+    requirements: Requirements,
+    logins_from: Sequence[Path],
     *,
-    origin: str,
-    cwd: Path,
     locked: bool,
     offline: bool,
     workplace: Workplace,
@@ -69,72 +87,88 @@ async def install(
 
     Args:
         prefix: the environment.
-        requirements: the file; all others only tell passwords for the same places.
-        origin: what people call it.
-        cwd: the directory that relative paths in the file count from.
-        locked: the file lists every package, so look at no dependencies.
-        offline: ask for nothing over the network.
+        requirements: what to install.
+        logins_from: other requirements files; only their passwords are used, for the same hosts.
+        locked: whether the file lists every package, so that no dependencies are looked up.
+        offline: whether nothing may be asked for over the network.
         workplace: where pip runs.
 
     Returns:
-        what pip installed, with origin and checksum; None where this pip is too old to tell.
+        What pip has installed, with origin and checksum; None if this pip is too old to report it.
 
     Raises:
-        BuildError: with pip's last lines.
+        BuildError: If pip fails; the message has its last lines.
     """
     python = prefix / "bin" / "python"
     with tempfile.TemporaryDirectory(dir=workplace.temporary) as directory:
         report = Path(directory, "report.json")
-        argv = [
-            *(str(python), "-I", "-m", "pip", "install", "--no-input", "--no-compile"),
-            *("--disable-pip-version-check", "--no-warn-script-location"),
-            *("--progress-bar", "off", "--upgrade"),
-            *(["--no-deps"] if locked else []),
-        ]
         await _check_places(prefix, python, workplace)
         version, configured = await _about(python, workplace)
-        if version >= _REPORT_SINCE:
-            argv += ["--report", str(report)]
+        reported = ["--report", str(report)] if version >= _REPORT_SINCE else []
         told = {**configured, **workplace.environment}
-        file, variables = logins.handed(requirements, told, Path(directory))
+        listed = [requirements.file, *logins_from]
+        file, variables = logins.handed(listed, told, Path(directory))
         answer = await workplace.run(
-            [*argv, "-r", str(file)],
-            cwd=cwd,
-            environment={
-                **workplace.environment,
-                **variables,
-                # Of what is editable all the same nothing is to be left in the project.
-                "PIP_SRC": str(Path(directory, "src")),
-                **(_OFFLINE if offline else {}),
-            },
+            [*_command(python, locked=locked), *reported, "-r", str(file)],
+            cwd=requirements.base,
+            environment=_environment(workplace.environment, variables, directory, offline=offline),
         )
         if answer.returncode != 0:
-            last = "\n".join(f"  {line}" for line in _matter(answer.tail))
-            raise BuildError(
-                f"pip failed ({answer.verdict}) for {origin}:\n{last}",
-                "with --offline pip has its own cache, and files of this machine"
-                if offline
-                else "",
-            )
-        if not report.exists():
-            return None
-        try:
-            return _installed(files.read_json(report))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BuildError(f"pip does not tell what it has installed: {error!r}") from error
+            raise _failed(answer, requirements.origin, offline=offline)
+        return _reported(report)
+
+
+def _environment(
+    given: Mapping[str, str], own: Mapping[str, str], directory: str, *, offline: bool
+) -> dict[str, str]:
+    # What is editable all the same must leave nothing in the project: PIP_SRC.
+    own = {**own, "PIP_SRC": str(Path(directory, "src"))}
+    return {**given, **own, **(_OFFLINE if offline else {})}
+
+
+def _command(python: Path, *, locked: bool) -> list[str]:
+    return [
+        *(str(python), "-I", "-m", "pip", "install", "--no-input", "--no-compile"),
+        *("--disable-pip-version-check", "--no-warn-script-location"),
+        *("--progress-bar", "off", "--upgrade"),
+        *(["--no-deps"] if locked else []),
+    ]
+
+
+def _failed(answer: Finished, origin: str, *, offline: bool) -> BuildError:
+    errors = [line for line in answer.tail if line.lstrip().startswith(("ERROR", "error"))]
+    last = last_lines(errors or answer.tail)
+    hint = "with --offline, pip can use its own cache and files of this machine only"
+    return BuildError(
+        f"pip failed ({answer.verdict}) for {origin}:\n{last}", hint if offline else ""
+    )
+
+
+def _reported(report: Path) -> list[PipPackage] | None:
+    if not report.exists():
+        return None
+    try:
+        return _installed(files.read_json(report))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BuildError(
+            f"cannot read what pip has installed from its report: {error!r}"
+        ) from error
 
 
 def list_installed(prefix: Path) -> list[tuple[str, str]]:
-    """Name and version of the Python packages that no package of conda owns.
+    """List name and version of the Python packages that no conda package owns.
+
+    Args:
+        prefix: the environment.
 
     Raises:
-        BuildError: names what cannot be read.
+        BuildError: If a file about a package cannot be read.
     """
     lib = prefix / "lib"
-    owned = {name for record in installers.read_records(prefix) for name in record.files}
+    owned = {name for record in read_records(prefix) for name in record.files}
     return sorted(
         _name_and_version(path, prefix)
-        # No link is followed: conda-forge has python3.1 for those from 3.10 on.
+        # No link is followed: conda-forge has a link python3.1 to python3.10 and later ones.
         for python in files.names(lib, within=prefix)
         if python.startswith("python")
         for path in _metadata(lib / python / "site-packages", prefix)
@@ -143,7 +177,7 @@ def list_installed(prefix: Path) -> list[tuple[str, str]]:
 
 
 def _metadata(directory: Path, prefix: Path) -> Iterator[Path]:
-    """The files by which installed packages tell their names."""
+    """The files in which installed packages have their names."""
     for name in files.names(directory, within=prefix):
         for suffix, file in ((".dist-info", "METADATA"), (".egg-info", "PKG-INFO")):
             inside = directory / name
@@ -152,32 +186,33 @@ def _metadata(directory: Path, prefix: Path) -> Iterator[Path]:
 
 
 async def _check_places(prefix: Path, python: Path, workplace: Workplace) -> None:
-    """See that pip writes into the environment, and not through a link to outside of it.
+    """Check that pip writes into the environment, and not through a link to outside of it.
 
     Raises:
-        BuildError: names what leads out.
+        BuildError: If a link leads out.
     """
     if files.leads_out(python, within=prefix):
         raise _leads_out(python)
     answer = await _ask(python, _PLACES, workplace)
     places = [Path(line) for line in answer.splitlines()]
     tops = (prefix / name for name in files.names(prefix, within=prefix))
-    for path in (*places, *(top for top in tops if top.is_symlink())):
+    for path in (*places, *(top for top in tops if top.is_symlink()), *_dangling(prefix, places)):
         if files.leads_out(path, within=prefix):
             raise _leads_out(path)
-    for place in {place for place in places if place.is_dir()} - {prefix}:
-        for entry in tree.walk(place):
-            # pip puts what it installs in the place of a link to a file that is there.
-            if entry.is_symlink() and not os.path.isfile(entry.path):  # noqa: PTH113  (thousands)
-                path = Path(entry.path)
-                if files.leads_out(path, within=prefix):
-                    raise _leads_out(path)
+
+
+def _dangling(prefix: Path, places: Iterable[Path]) -> Iterator[Path]:
+    """Links in some directories that pip would write through: it replaces only links to files."""
+    existing = {place for place in places if place.is_dir()} - {prefix}
+    for entry in itertools.chain.from_iterable(map(tree.walk, existing)):
+        if entry.is_symlink() and not os.path.isfile(entry.path):  # noqa: PTH113  (thousands)
+            yield Path(entry.path)
 
 
 def _leads_out(path: Path) -> BuildError:
     return BuildError(
         f"pip would write outside of the environment: {path} leads to {os.path.realpath(path)}",
-        "leave out the package that put it there",
+        "leave out the package that has put it there",
     )
 
 
@@ -191,7 +226,11 @@ def _name_and_version(path: Path, prefix: Path) -> tuple[str, str]:
 
 
 def apart(lines: Iterable[str]) -> list[list[str]]:
-    """Lines without and with a checksum of their own: where one has it, pip wants it of all."""
+    """Separate lines without a checksum from those with one: pip wants it in all lines or in none.
+
+    Args:
+        lines: of a requirements file.
+    """
     groups: list[list[str]] = [[], []]
     for line in lines:
         groups[" --hash=" in line].append(line)
@@ -199,12 +238,12 @@ def apart(lines: Iterable[str]) -> list[list[str]]:
 
 
 def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Path:
-    """Write lines for pip to a file in a directory, for `-r`.
+    """Write lines for pip to a file, for `-r`.
 
     Args:
-        lines: as they stand in environment.yml.
-        base: what relative paths count from. pip takes those of other files that a file names
-            from that file's own directory, so they become absolute.
+        lines: as in environment.yml.
+        base: the directory that relative paths count from. Lines that name other files get absolute
+            paths, since pip counts from the directory of the new file.
         directory: where to write.
     """
     descriptor, name = tempfile.mkstemp(prefix="requirements-", suffix=".txt", dir=directory)
@@ -216,7 +255,7 @@ def write_requirements(lines: Sequence[str], base: Path, directory: Path) -> Pat
 
 
 async def _about(python: Path, workplace: Workplace) -> tuple[tuple[int, ...], dict[str, str]]:
-    """Pip's version, and what its files of configuration say, as variables that say the same."""
+    """Pip's version, and its configuration as the variables that mean the same."""
     first, *lines = (await _ask(python, _ABOUT_PIP, workplace)).splitlines()
     version = tuple(int(part) for part in first.split(".")[:2] if _NUMBER.fullmatch(part))
     configured = {}
@@ -235,18 +274,15 @@ async def _ask(python: Path, code: str, workplace: Workplace) -> str:
     )
     if answer.returncode != 0:
         last = answer.tail[-1] if answer.tail else answer.verdict
-        raise BuildError(f"the environment's Python cannot be asked: {last}")
+        raise BuildError(f"the environment's Python does not run: {last}")
     return answer.stdout.decode("utf-8", "replace").strip()
 
 
-def _matter(tail: Sequence[str]) -> list[str]:
-    """The lines of pip's that say what went wrong."""
-    errors = [line for line in tail if line.lstrip().startswith(("ERROR", "error"))]
-    return (errors or list(tail))[-_LAST_LINES:]
-
-
 def _installed(report: Any) -> list[PipPackage]:  # noqa: ANN401  (the environment's own pip says it)
-    """What was installed, by pip's report: https://pip.pypa.io/en/stable/reference/installation-report/."""
+    """The packages in pip's report.
+
+    https://pip.pypa.io/en/stable/reference/installation-report/
+    """
     packages = []
     for item in report.get("install", []):
         origin = item.get("download_info", {})

@@ -1,6 +1,7 @@
-"""pip's requirements files: lines of one, and of those it names, written again as they are needed.
+"""Reads pip's requirements files, and writes changed copies of them.
 
-What a line may be: https://pip.pypa.io/en/stable/reference/requirements-file-format/.
+Both `logins` and `editable` change lines. The format:
+https://pip.pypa.io/en/stable/reference/requirements-file-format/
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ _NESTED = re.compile(r"(?P<option>-[rc]|--requirement|--constraint) (?P<file>.+)
 
 
 def absolute(line: str, base: Path) -> str:
-    """A line of a requirements file, with the path of a file that it names made absolute."""
+    """Make the path absolute in a line that names another file.
+
+    Args:
+        line: of a requirements file.
+        base: the directory that relative paths count from.
+    """
     match = _NAMES_A_FILE.fullmatch(re.sub(r"\s#.*", "", line))
     if match is None or re.match(r"[a-z+]+:|\$\{", match["file"]):
         return line
@@ -43,50 +49,63 @@ def rewritten(
     variables: Mapping[str, str],
     change: Callable[[str], str],
 ) -> Path:
-    """Change lines of a requirements file, and of those on this machine that it names.
+    """Change lines of a requirements file, and of the files on this machine that it names.
 
     Args:
         requirements: the file.
-        directory: where changed files are written; nobody else's.
-        variables: what pip fills in for `${NAME}`, which is done here.
-        change: makes another line of a line.
+        directory: where changed files are written; only this user may enter it.
+        variables: the values for `${NAME}`, which pip would fill in.
+        change: takes a line and returns what replaces it.
 
     Returns:
-        a changed file, or the same where no line changes.
+        The changed file, or the same one if no line changes.
 
     Raises:
-        ConfigError: where a file cannot be read.
+        ConfigError: If a file cannot be read.
     """
-    copies: dict[Path, Path] = {}
-    changes = 0
+    rewriter = _Rewriter(directory, variables, change)
+    copy = rewriter.copy(requirements)
+    return copy if rewriter.has_changed else requirements
 
-    def copy(source: Path) -> Path:
-        nonlocal changes
-        if source in copies:
-            return copies[source]
-        # mkstemp gives it to this user alone.
-        descriptor, name = tempfile.mkstemp(prefix="requirements-", suffix=".txt", dir=directory)
-        target = copies[source] = Path(name)
-        lines = []
-        for line in _lines(source):
-            filled = _filled(line.strip(), variables)
-            changed = change(filled)
-            changes += changed != filled
-            nested = _nested(changed, source.parent)
-            if nested:
-                option, path = nested
-                changed = f"{option} {shlex.quote(str(copy(path)))}"
-            lines.append(f"{absolute(changed, source.parent)}\n")
+
+class _Rewriter:
+    """Copies requirements files with changed lines; for its arguments see `rewritten`."""
+
+    def __init__(
+        self, directory: Path, variables: Mapping[str, str], change: Callable[[str], str]
+    ) -> None:
+        self._directory = directory
+        self._variables = variables
+        self._change = change
+        self._copies: dict[Path, Path] = {}
+        self.has_changed = False
+
+    def copy(self, source: Path) -> Path:
+        if source in self._copies:  # files may name each other in a circle
+            return self._copies[source]
+        # mkstemp makes a file that only this user can read.
+        descriptor, name = tempfile.mkstemp(
+            prefix="requirements-", suffix=".txt", dir=self._directory
+        )
+        target = self._copies[source] = Path(name)
+        lines = [f"{self._changed(line, source.parent)}\n" for line in _lines(source)]
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  (a descriptor)
             file.writelines(lines)
         return target
 
-    first = copy(requirements)
-    return first if changes else requirements
+    def _changed(self, line: str, base: Path) -> str:
+        filled = _filled(line.strip(), self._variables)
+        changed = self._change(filled)
+        self.has_changed |= changed != filled
+        nested = _nested(changed, base)
+        if nested:
+            option, path = nested
+            changed = f"{option} {shlex.quote(str(self.copy(path)))}"
+        return absolute(changed, base)
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines that pip sees: a backslash at the end of one that is no comment joins the next."""
+    """The lines that pip sees: a backslash at the end joins the next line, except in comments."""
     before = ""
     for line in files.read_text(path).splitlines():
         is_comment = _COMMENT.match(line)
@@ -104,15 +123,15 @@ def _filled(line: str, variables: Mapping[str, str]) -> str:
 
 
 def _nested(line: str, base: Path) -> tuple[str, Path] | None:
-    """The option and the file of a line that names another requirements file of this machine."""
+    """The option and the file of a line that names another requirements file on this machine."""
     match = _NESTED.fullmatch(absolute(line, base))
     if match is None:
         return None
     name = re.sub(r"\s#.*", "", match["file"]).strip()
-    with contextlib.suppress(ValueError):  # a quotation that has no end
+    with contextlib.suppress(ValueError):  # a quotation mark that is not closed
         name = " ".join(shlex.split(name))
     if name.startswith("file:"):
         name = urllib.request.url2pathname(urllib.parse.urlsplit(name).path)
     path = Path(name)
-    # pip itself says what is wrong with any other.
+    # pip itself reports what is wrong with all others.
     return (match["option"], path) if os.path.isabs(name) and path.is_file() else None  # noqa: PTH117

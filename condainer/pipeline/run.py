@@ -1,4 +1,4 @@
-"""Runs the builds of one command side by side, and ends them all when a signal asks for it."""
+"""Runs the builds of one command side by side, and ends them all if a signal asks for it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import dataclasses
 import os
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from condainer.errors import CondainerError, InterruptedBySignalError, named
 from condainer.pipeline import schedule
-from condainer.pipeline.build import Build, Options
+from condainer.pipeline.build import Build
 from condainer.pipeline.events import Failed
 from condainer.system import process
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
     from condainer.pipeline.events import Emit
+    from condainer.pipeline.plan import BuildOptions
     from condainer.project.project import Project
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -29,39 +30,41 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Failure:
-    """A build that did not come to its end."""
+    """A build that failed."""
 
     project: Project
     error: CondainerError
 
 
 def build_all(
-    projects: Sequence[Project], options: Options, jobs: int, emit: Emit
+    projects: Sequence[Project], options: BuildOptions, jobs: int, emit: Emit
 ) -> list[Failure]:
     """Build images; one that fails does not stop the others.
 
     Args:
         projects: what to build.
-        options: how.
-        jobs: processors for all of them together.
+        options: what the command line asks for.
+        jobs: processors for all builds together.
         emit: takes the events; called from several threads.
 
+    Returns:
+        The builds that failed.
+
     Raises:
-        InterruptedBySignalError: on SIGINT, SIGTERM or SIGHUP, when all is cleaned up.
+        InterruptedBySignalError: If SIGINT, SIGTERM or SIGHUP came; all is cleaned up by then.
     """
     schedule.bind_to(jobs)
-    # What goes into an image is for all who may use it; the user's own umask is for the image file.
+    # All who use an image must be able to read it; the user's own umask counts for the file itself.
     options = dataclasses.replace(options, umask=os.umask(0o022))
     return anyio.run(_build_all, projects, options, jobs, emit)
 
 
 async def _build_all(
-    projects: Sequence[Project], options: Options, jobs: int, emit: Emit
+    projects: Sequence[Project], options: BuildOptions, jobs: int, emit: Emit
 ) -> list[Failure]:
     budget = schedule.Budget(jobs)
     labels = _labels(projects)
     failures: list[Failure] = []
-    received: list[int] = []
 
     async def build(project: Project) -> None:
         try:
@@ -70,32 +73,50 @@ async def _build_all(
             failures.append(Failure(project, named(error)))
             emit(Failed(labels[project.directory]))
 
-    # What the caller has this process ignore, as nohup does, ends nothing.
-    heeded = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
-
-    async def watch(scope: anyio.CancelScope) -> None:
-        with anyio.open_signal_receiver(*heeded) as signals:
-            async for signum in signals:
-                # A second one changes nothing: cleaning up takes a few seconds at the most.
-                received.append(signum)
-                scope.cancel()
-
-    async with anyio.create_task_group() as watching:
-        async with process.adopting():
-            with anyio.CancelScope() as scope:
-                watching.start_soon(watch, scope)
-                async with anyio.create_task_group() as building:
-                    for project in projects:
-                        building.start_soon(build, project)
-        watching.cancel_scope.cancel()
-    if received:
+    received = await _unless_signalled(build, projects)
+    if received is not None:
         process.end_calls()
-        raise InterruptedBySignalError(received[0])
+        raise InterruptedBySignalError(received)
     return failures
 
 
+async def _unless_signalled(
+    build: Callable[[Project], Coroutine[Any, Any, None]], projects: Sequence[Project]
+) -> int | None:
+    """Build all projects at once; cancel that at the first signal, and return its number."""
+    # What the caller lets this process ignore, as nohup does, ends nothing.
+    heeded = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+    received: list[int] = []
+
+    async def watch(building: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(*heeded) as signals:
+            async for signum in signals:
+                # A second one changes nothing: cleaning up takes a few seconds at most.
+                received.append(signum)
+                building.cancel()
+
+    async with anyio.create_task_group() as watching:
+        scope = anyio.CancelScope()
+        watching.start_soon(watch, scope)
+        async with process.adopting():
+            await _side_by_side(build, projects, scope)
+        watching.cancel_scope.cancel()
+    return received[0] if received else None
+
+
+async def _side_by_side(
+    build: Callable[[Project], Coroutine[Any, Any, None]],
+    projects: Sequence[Project],
+    scope: anyio.CancelScope,
+) -> None:
+    with scope:
+        async with anyio.create_task_group() as building:
+            for project in projects:
+                building.start_soon(build, project)
+
+
 def _labels(projects: Sequence[Project]) -> dict[Path, str]:
-    """How messages name each project: by its directory's name, or in full where two share it."""
+    """How messages name each project: by its directory's name, or in full if two have the same."""
     names = collections.Counter(project.label for project in projects)
     return {
         each.directory: each.label if names[each.label] == 1 else str(each.directory)

@@ -1,8 +1,8 @@
-"""How many processors a build may keep busy, and who of several builds gets them.
+"""Decides how many processors a build may keep busy, and which of several builds gets them.
 
-One budget for the whole command: downloads, pip, compilers and mksquashfs take processors from
-it before they start. As a second fence, the process and all its children are bound to that many
-processors, since some programs run more threads than they were told to.
+One budget serves the whole command: downloads, pip, compilers and mksquashfs take processors from
+it before they start. Some programs run more threads than they were told to, so the process and its
+children are also bound to that many processors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 MOST = 8
-"""The default never takes more: builds run on login nodes that are shared."""
+"""The most that the default takes, since builds run on shared login nodes."""
 
 
 class Budget:
@@ -37,7 +37,7 @@ class Budget:
 
     @contextlib.asynccontextmanager
     async def build(self) -> AsyncIterator[None]:
-        """One more build shares the budget while this is open."""
+        """Count one more build that shares the budget, while this is open."""
         self._builds += 1
         try:
             yield
@@ -46,7 +46,7 @@ class Budget:
 
     @property
     def share(self) -> int:
-        """How many a build gets that has something for all of them to do."""
+        """How many processors a build gets if it could use all of them."""
         return max(1, self.processors // max(1, self._builds))
 
     @property
@@ -59,10 +59,10 @@ class Budget:
         """Wait for processors, hold them, and give them back.
 
         Args:
-            at_most: how many can be used; this build's fair share by default.
+            at_most: how many can be used; None means this build's fair share.
 
         Yields:
-            how many there are, at least 1.
+            How many there are, at least 1.
         """
         async with self._changed:
             while not self._free:
@@ -79,7 +79,7 @@ class Budget:
 
 
 def default_jobs() -> int:
-    """How many processors a build takes that is not told: what it may use, at most `MOST`."""
+    """How many processors a build takes by default: what it may use, at most `MOST`."""
     return min(usable(), MOST)
 
 
@@ -97,11 +97,14 @@ def usable() -> int:
 
 
 def cgroup_quota(membership: str, root: Path) -> float | None:
-    """The processors that control groups allow: the least of this group and those above it.
+    """Find the processors that control groups allow: the least of this group and those above it.
 
     Args:
-        membership: what /proc/self/cgroup says (cgroups(7)).
+        membership: the text of /proc/self/cgroup, see cgroups(7).
         root: where the control groups are mounted.
+
+    Returns:
+        The number of processors; None if there is no limit.
     """
     quotas = []
     for line in membership.splitlines():
@@ -124,9 +127,12 @@ def cgroup_quota(membership: str, root: Path) -> float | None:
 
 
 def bind_to(processors: int) -> None:
-    """Let this process and its children run on no more than so many processors.
+    """Let this process and its children run on a limited number of processors.
 
-    Which ones is left to chance, so that several builds on a node do not meet on the same.
+    They are chosen at random, so that several builds on a node do not choose the same.
+
+    Args:
+        processors: how many.
     """
     allowed = sorted(os.sched_getaffinity(0))
     if processors < len(allowed):
@@ -135,7 +141,7 @@ def bind_to(processors: int) -> None:
 
 
 def _quota_v2(group: Path) -> float | None:
-    """`cpu.max` holds quota and period in microseconds, or `max`."""
+    """Read `cpu.max`: quota and period in microseconds, or `max`."""
     try:
         quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
         return int(quota) / int(period) if quota != "max" else None
@@ -144,7 +150,7 @@ def _quota_v2(group: Path) -> float | None:
 
 
 def _quota_v1(group: Path) -> float | None:
-    """`cpu.cfs_quota_us` is -1 where there is no limit."""
+    """Read `cpu.cfs_quota_us`, which is -1 if there is no limit."""
     try:
         quota = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))
         period = int((group / "cpu.cfs_period_us").read_text(encoding="ascii"))

@@ -1,6 +1,6 @@
-"""Runs the packages' post-link scripts, as conda does: after all is linked, in order.
+"""Runs the packages' post-link scripts as conda does: in order, after all packages are linked.
 
-Only for installers that do not run them themselves.
+Only the scripts are run that the installer has not run itself.
 """
 
 from __future__ import annotations
@@ -8,21 +8,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError
-from condainer.pipeline import installers
+from condainer.pipeline.packages import read_records
+from condainer.pipeline.workplace import last_lines
 from condainer.system import files, tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from condainer.pipeline.installers import Package, Workplace
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import Workplace
 
 _MESSAGES = ".messages.txt"
-_LAST_LINES = 8
 
 
 def has_post_link(prefix: Path, packages: Iterable[Package]) -> bool:
-    """Whether any package has a post-link script."""
+    """Whether any package has a post-link script.
+
+    Args:
+        prefix: the environment.
+        packages: that are linked there.
+    """
     return any(_script_of(prefix, package).exists() for package in packages)
 
 
@@ -31,11 +37,11 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
 
     Args:
         prefix: the environment.
-        packages: in any order; each script runs after those of packages that its own needs.
-        workplace: where the scripts run, as activated.
+        packages: in any order; each script runs after those of the packages that its own needs.
+        workplace: where the scripts run, with the variables of the activated environment.
 
     Raises:
-        BuildError: with the last lines of one that failed.
+        BuildError: If a script fails; the message has its last lines.
     """
     shell = tools.which("bash") or tools.which("sh")
     for package in _in_order(prefix, packages):
@@ -46,7 +52,7 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
             raise BuildError(
                 f"the post-link script of {package.stem} is a link that leads out of the "
                 "environment",
-                "leave that package out, and report it to its channel",
+                "leave that package out, and report this to its channel",
             )
         answer = await workplace.run(
             [str(shell), str(script)],
@@ -54,15 +60,15 @@ async def run_post_link(prefix: Path, packages: Iterable[Package], workplace: Wo
             environment=_variables(prefix, package, workplace),
         )
         if answer.returncode != 0:
-            last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
             raise BuildError(
-                f"the post-link script of {package.stem} failed ({answer.verdict}):\n{last}"
+                f"the post-link script of {package.stem} failed ({answer.verdict}):\n"
+                f"{last_lines(answer.tail)}"
             )
 
 
 def _in_order(prefix: Path, packages: Iterable[Package]) -> list[Package]:
-    """Packages, each after those it depends on: a lock file of another program may mix them."""
-    needs = {record.package.name: record.needs for record in installers.read_records(prefix)}
+    """Sort packages, each after those it depends on: a foreign lock file may mix them."""
+    needs = {record.package.name: record.needs for record in read_records(prefix)}
     wanted = {package.name: package for package in packages}
     ordered: list[Package] = []
     begun: set[str] = set()
@@ -86,10 +92,13 @@ def _script_of(prefix: Path, package: Package) -> Path:
 
 
 def take_messages(prefix: Path) -> list[str]:
-    """What the scripts left for the user to read; the file goes.
+    """Read what the scripts left for the user to read, and remove the file.
+
+    Args:
+        prefix: the environment.
 
     Raises:
-        BuildError: where it is something else than a file.
+        BuildError: If it is no regular file.
     """
     path = prefix / _MESSAGES
     try:

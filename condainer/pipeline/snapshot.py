@@ -1,10 +1,10 @@
-"""Finds out what activation does: to the variables of a build's programs, and to any caller's.
+"""Finds out what activation does to the variables: those of a build's programs, and any caller's.
 
 The order is conda's: the environment's own variables, then `etc/conda/activate.d/*.sh` by name.
-What the scripts can depend on (`dependence`) decides how: where they are straight, they run with
-marks in place of the caller's values, and the snapshot can later be filled with somebody else's.
-Others are left to each caller to run, and here only tried. No script that fails ends a build: conda
-goes on as well, and a node without a GPU may build for one that has it.
+`dependence` decides how scripts are handled. Straight ones run with marks in place of the caller's
+values, so the snapshot can be filled in for another caller later. All others are left to each
+caller to run, and are only tried here. A script that fails does not end a build: conda goes on as
+well, and a node without a GPU may build for one that has it.
 """
 
 from __future__ import annotations
@@ -30,37 +30,42 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from condainer.pipeline.dependence import Dependence
-    from condainer.pipeline.installers import Workplace
+    from condainer.pipeline.workplace import Workplace
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MARK = "@condainer-{}@"
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 _LARGEST = 1_000_000
-"""Bytes of an activation script that is looked into."""
+"""Bytes of an activation script that is examined."""
 _CHANGES = re.compile(
     r"(?:\b(?:export|unset)[ \t]+(?:-\w+[ \t]+)*)?\b([A-Za-z_]\w*)=|\bunset[ \t]+(\w+)"
 )
 _RESERVED = frozenset(("PATH", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", LEVEL, "CONDA_PROMPT_MODIFIER"))
-"""What activation itself sets."""
+"""Variables that activation itself sets."""
 _UNSET = "***unset***"
-"""What conda takes for no value in conda-meta/state."""
+"""Means no value in conda-meta/state, see conda's `CONDA_ENV_VARS_UNSET_VAR`."""
 
 
 @dataclass(frozen=True)
 class Captured:
-    """The snapshot, and what came of the scripts here."""
+    """The snapshot, and the result of the scripts here."""
 
     snapshot: Snapshot
     sourced: Sourced
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """What there is to say of scripts that failed."""
+        """What to tell the user about scripts that failed."""
         return (*self.sourced.failed, *self.sourced.left_out)
 
 
 def write_state(prefix: Path, variables: Iterable[tuple[str, str]]) -> None:
-    """Write the variables of environment.yml where conda looks for them: conda-meta/state."""
+    """Write the variables of environment.yml to conda-meta/state, where conda looks for them.
+
+    Args:
+        prefix: the environment.
+        variables: names and values.
+    """
     path = prefix / "conda-meta" / "state"
     state = {"version": 1, "env_vars": dict(variables)}
     files.make_directory(path.parent, within=prefix)
@@ -68,10 +73,13 @@ def write_state(prefix: Path, variables: Iterable[tuple[str, str]]) -> None:
 
 
 def package_variables(prefix: Path) -> list[tuple[str, str]]:
-    """What packages set without a script: etc/conda/env_vars.d/*.json, by name.
+    """Read the variables that packages set without a script: etc/conda/env_vars.d/*.json, by name.
+
+    Args:
+        prefix: the environment.
 
     Raises:
-        BuildError: where one is not a flat JSON object.
+        BuildError: If a file is not a flat JSON object.
     """
     pairs: dict[str, str] = {}
     for path in _listed(prefix, "etc/conda/env_vars.d", ".json"):
@@ -82,7 +90,10 @@ def package_variables(prefix: Path) -> list[tuple[str, str]]:
         if not isinstance(found, dict) or not all(
             _is_variable(key, value) for key, value in found.items()
         ):
-            raise BuildError(f"{path} does not hold variables: names and values that a shell has")
+            raise BuildError(
+                f"{path} does not hold variables: a JSON object with names and texts, as shells "
+                "have them"
+            )
         pairs.update(found)
     return list(pairs.items())
 
@@ -97,44 +108,55 @@ def _is_variable(name: object, value: object) -> bool:
 
 
 def own_variables(prefix: Path, variables: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What activation sets without a script: as packages have it, then as environment.yml has it.
+    """List what activation sets without a script: first the packages' variables, then the others.
 
     As in conda, PATH and its like are not among them.
 
+    Args:
+        prefix: the environment.
+        variables: those of environment.yml.
+
     Raises:
-        BuildError: where a package's cannot be read.
+        BuildError: If a package's variables cannot be read.
     """
     own = {**dict(package_variables(prefix)), **dict(variables)}
     return [(key, value) for key, value in own.items() if key not in _RESERVED and value != _UNSET]
 
 
 def reserved(variables: Iterable[tuple[str, str]]) -> list[str]:
-    """Those variables of environment.yml that count for nothing, as in conda."""
+    """List the names of variables of environment.yml that are ignored, as in conda.
+
+    Args:
+        variables: names and values.
+    """
     return [name for name, _ in variables if name in _RESERVED]
 
 
 async def activate(
     prefix: Path, name: str, variables: Iterable[tuple[str, str]], workplace: Workplace
 ) -> Workplace:
-    """A workplace whose programs run as in the activated environment.
+    """Make a workplace whose programs run as in the activated environment.
 
     Args:
         prefix: the installed environment, as far as it is there.
         name: what the prompt shows.
-        variables: the environment's own.
-        workplace: where its scripts run, and what is changed.
+        variables: those of environment.yml.
+        workplace: where the scripts run; the result is a changed copy.
+
+    Raises:
+        BuildError: If there is no shell, or a script or variable cannot be read.
     """
     given = workplace.environment
     base = apply(_base(prefix, name, own_variables(prefix, variables)), given)
     with tempfile.TemporaryDirectory(dir=workplace.temporary) as home:
-        # What scripts may leave in a home directory is not for the user's own.
+        # What scripts leave in a home directory must not reach the user's own.
         found = {**base, "HOME": home}
         sourced = await _source(prefix, scripts_of(prefix), found, workplace, home)
     own_home = given.get("HOME", "")
     after = {key: value.replace(home, own_home) for key, value in sourced.variables.items()}
     if "HOME" not in given:
         after.pop("HOME", None)
-    # What a build needs stays: its place for temporary files, its time.
+    # A build needs these as they were: the directory for temporary files, and its time.
     kept = {key: given[key] for key in ("TMPDIR", "SOURCE_DATE_EPOCH") if key in given}
     return replace(workplace, environment={**after, **kept})
 
@@ -142,16 +164,16 @@ async def activate(
 async def capture(
     prefix: Path, name: str, variables: Iterable[tuple[str, str]], workplace: Workplace
 ) -> Captured:
-    """Find out what activation does to the variables, for any caller.
+    """Find out what activation does to the variables of any caller.
 
     Args:
         prefix: the installed environment.
-        name: what the prompt is to show.
-        variables: the environment's own.
+        name: what the prompt will show.
+        variables: those of environment.yml.
         workplace: where the scripts run.
 
     Raises:
-        BuildError: where there is no shell to find it out with.
+        BuildError: If there is no shell, or a script or variable cannot be read.
     """
     base = _base(prefix, name, own_variables(prefix, variables))
     scripts = scripts_of(prefix)
@@ -180,23 +202,23 @@ class _Trial:
     directory: Path
 
     async def run(self, caller: Mapping[str, str]) -> tuple[dict[str, str], Sourced]:
-        """The variables of a caller before and after the scripts."""
+        """Run the scripts for a caller; returns all variables before and after them."""
         before = apply(self.base, caller)
         place = (self.workplace, self.directory)
         return before, await _source(self.prefix, self.scripts, before, *place)
 
     def snapshot(self, changes: Iterable[tuple[str, str | None]], touched: set[str]) -> Snapshot:
-        """What has been found out, where no scripts are left for the caller."""
+        """The snapshot of an environment that leaves no scripts to its callers."""
         return Snapshot(
             *(str(self.prefix), self.name, tuple(sorted(changes))), touched=tuple(sorted(touched))
         )
 
 
 async def _capture_straight(trial: _Trial, depends: Dependence) -> Captured:
-    """Run scripts with marks as the caller's values, and once more without a value.
+    """Run scripts with marks as the caller's values, and once more without values.
 
-    They have no conditions: what comes of them is made of the same pieces for every caller. Where
-    the caller has no value, a variable that is set, but not exported, is not for programs.
+    They have no conditions, so each variable becomes the same pieces for every caller. If the
+    caller has no value, a variable that is set, but not exported, does not reach programs.
     """
     ours = {key for key, _ in trial.base}
     marked = {key: _MARK.format(key) for key in depends.names - ours}
@@ -216,7 +238,7 @@ async def _capture_straight(trial: _Trial, depends: Dependence) -> Captured:
 
 
 async def _capture_others(trial: _Trial, depends: Dependence, texts: list[str]) -> Captured:
-    """Leave scripts to each caller; see which variables they change, and whether they fail."""
+    """Leave scripts to each caller; find which variables they change, and whether they fail."""
     home = str(trial.directory)
     caller = {"HOME": home, "PATH": _SYSTEM_PATH, "LANG": "C.UTF-8", "TERM": "dumb"}
     before, sourced = await trial.run(caller)
@@ -246,37 +268,44 @@ def _base(prefix: Path, name: str, own: Iterable[tuple[str, str]]) -> list[tuple
 
 
 def _listed(prefix: Path, directory: str, suffix: str) -> list[Path]:
-    """The files of a kind, by name, in a directory that conda looks into when it activates."""
+    """The files of a kind, by name, in a directory that conda reads when it activates."""
     names = files.names(prefix / directory, within=prefix)
     listed = sorted(name for name in names if name.endswith(suffix) and name[0] != ".")
     return [prefix / directory / name for name in listed]
 
 
 def scripts_of(prefix: Path, directory: str = SCRIPTS) -> list[str]:
-    """The scripts of a directory by name, as paths below the prefix.
+    """List the scripts of a directory by name, as paths relative to the prefix.
+
+    Args:
+        prefix: the environment.
+        directory: relative to the prefix.
 
     Raises:
-        BuildError: where one is something that a shell would wait for, or none of the environment.
+        BuildError: If one is not a regular file, or leads out of the environment.
     """
     scripts = _listed(prefix, directory, ".sh")
     for script in scripts:
         if files.leads_out(script, within=prefix):
             raise BuildError(
                 f"{script} is a link that leads out of the environment",
-                "leave out the package that put it there",
+                "leave out the package that has put it there",
             )
         if script.exists() and not script.is_file():
             raise BuildError(
-                f"{script} is not a regular file", "leave out the package that put it there"
+                f"{script} is not a regular file", "leave out the package that has put it there"
             )
     return [f"{directory}/{script.name}" for script in scripts if script.exists()]
 
 
 def for_shells(prefix: Path) -> tuple[PackageScripts, PackageScripts]:
-    """The packages' scripts for activation and for deactivation, as `activate` runs them.
+    """List the packages' scripts for activation and for deactivation, as `activate` runs them.
+
+    Args:
+        prefix: the environment.
 
     Raises:
-        BuildError: where one is something that a shell would wait for.
+        BuildError: If one is not a regular file, or leads out of the environment.
     """
     after = [f"etc/conda/{name}" for name in ("activate.d", "deactivate.d")]
     found = [scripts_of(prefix, directory) for directory in after]
@@ -291,7 +320,7 @@ def _for_shell(prefix: Path, scripts: list[str]) -> PackageScripts:
 
 
 def _text(script: Path, prefix: Path) -> str | None:
-    """What a script holds; None where it is not to be looked into."""
+    """The text of a script; None if it cannot be examined."""
     try:
         return files.read(script, within=prefix, most=_LARGEST).decode("latin-1")
     except OSError:
@@ -305,10 +334,10 @@ async def _source(
     workplace: Workplace,
     cwd: Path | str,
 ) -> Sourced:
-    """Run scripts; what they print goes to the log.
+    """Run scripts; their output goes to the log.
 
     Raises:
-        BuildError: where there is no shell.
+        BuildError: If there is no shell.
     """
     if not scripts:
         return Sourced(dict(variables))
@@ -334,7 +363,7 @@ async def _source(
 
 
 def _template(value: str, names: Iterable[str]) -> str:
-    """Turn the marks in a value into places that `variables.expand` fills."""
+    """Turn the marks in a value into places that `variables.expand` fills in."""
     for name in names:
         value = value.replace(_MARK.format(name), f"{MARK}{name}{MARK}")
     return value

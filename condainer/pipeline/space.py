@@ -1,4 +1,4 @@
-"""Says which file system ran full, and how much is needed."""
+"""Says which file system is full, and how much space is needed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 UNPACKED_RATIO = 4
-"""Packages grow about that much when they are unpacked (measured on 22 scientific packages)."""
+"""Unpacked packages are about this many times larger (measured on 22 scientific packages)."""
 
 IMAGE_RATIO = 3
-"""An image is about that much smaller than what it holds (likewise)."""
+"""An image is about this many times smaller than what it holds (likewise)."""
 
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|os error (28|122)\b")
 _ALMOST_NOTHING = 16 << 20
@@ -27,13 +27,13 @@ _HINT = "make room there, or choose another place in condainer.yml"
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """A directory that a build fills.
 
     Attributes:
         path: the directory.
         what: what is put there.
-        needed: about how many bytes; 0 where nobody knows.
+        needed: about how many bytes; 0 if not known.
     """
 
     path: Path
@@ -42,30 +42,33 @@ class Place:
 
 
 class NoSpaceError(BuildError):
-    """A file system is full, and it is said which."""
+    """A file system is full; the message says which."""
 
 
-def require(place: Place, least: int) -> None:
-    """Refuse early where a directory cannot possibly hold what is coming.
+def require(place: Destination, least: int) -> None:
+    """Refuse early if a directory cannot hold what is coming.
 
     Args:
         place: the directory, with an estimate for the message.
         least: bytes that are needed for certain.
 
     Raises:
-        NoSpaceError: where less than that is free.
+        NoSpaceError: If less than that is free.
     """
     free = free_bytes(place.path)
     if free < least:
         raise _error(place, free)
 
 
-def explain(error: BaseException, places: Iterable[Place]) -> NoSpaceError | None:
-    """If an error means that something is full, say what; else None.
+def explain(error: BaseException, places: Iterable[Destination]) -> NoSpaceError | None:
+    """Make an error that says what is full, of one that only says that something is.
 
     Args:
         error: what was raised.
         places: what may be full; the first is what was being filled.
+
+    Returns:
+        The new error; None if the old one has another meaning.
     """
     if isinstance(error, NoSpaceError):
         return None
@@ -78,31 +81,40 @@ def explain(error: BaseException, places: Iterable[Place]) -> NoSpaceError | Non
     free = free_bytes(place.path)
     if free < max(_ALMOST_NOTHING, place.needed):
         return _error(place, free)
-    # Whoever ran out of space has taken its file away again, or it is a quota.
+    # The program that ran out of space has removed its file, or it is a quota.
     place = _named(error, places) or places[0]
     free = free_bytes(place.path)
     return NoSpaceError(
-        f"no space left for {place.what} in {place.path}: the {human(free)} that are free now "
-        f"do not suffice, or a quota is reached ({str(error).splitlines()[-1].strip()})",
+        f"no space left for {place.what} in {place.path}: {human(free)} are free now, which is "
+        f"not enough, or a quota is reached ({str(error).splitlines()[-1].strip()})",
         _HINT,
     )
 
 
-def _named(error: BaseException, places: Iterable[Place]) -> Place | None:
-    """The place of the file that an error names, however it does."""
+def _named(error: BaseException, places: Iterable[Destination]) -> Destination | None:
+    """The destination of the file that an error names."""
     words = f"{getattr(error, 'filename', None) or ''} {error}"
     found = [place for place in places if str(place.path) in words]
     return max(found, key=lambda place: len(str(place.path)), default=None)
 
 
 def free_bytes(path: Path) -> int:
-    """What this user may still write below a directory, quotas aside."""
+    """How many bytes this user may still write below a directory, quotas aside.
+
+    Args:
+        path: the directory; it may not exist yet.
+    """
     status = os.statvfs(_existing(path))
     return status.f_bavail * status.f_frsize
 
 
 def on_one_file_system(path: Path, other: Path) -> bool:
-    """Whether what is put into one directory can be linked into another."""
+    """Whether files in one directory can have hard links in another.
+
+    Args:
+        path: a directory; it may not exist yet.
+        other: likewise.
+    """
     return _existing(path).stat().st_dev == _existing(other).stat().st_dev
 
 
@@ -112,7 +124,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _error(place: Place, free: int) -> NoSpaceError:
+def _error(place: Destination, free: int) -> NoSpaceError:
     needed = f"; about {human(place.needed)} are needed" if place.needed else ""
     return NoSpaceError(
         f"no space left for {place.what} in {place.path}: {human(free)} are free{needed}",

@@ -1,4 +1,4 @@
-"""Writes an image from a directory with mksquashfs, and checks it."""
+"""Runs mksquashfs and unsquashfs, and checks new images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError, ImageError, ToolError
+from condainer.pipeline.workplace import last_lines
 from condainer.project import image
 from condainer.system import tools
 
@@ -16,40 +17,43 @@ if TYPE_CHECKING:
 
     from anyio import Event
 
-    from condainer.pipeline.installers import Workplace
     from condainer.pipeline.parts import Part
     from condainer.pipeline.tree import Tree
+    from condainer.pipeline.workplace import Workplace
     from condainer.project.config import Config
     from condainer.system.tools import Mksquashfs
 
 PREFERENCE = ("zstd", "gzip")
-"""Which algorithm is taken where the project names none, by what mksquashfs has."""
+"""The algorithms if the project names none; the first that mksquashfs has is taken."""
 
 DEFAULT_LEVELS = {"zstd": 6}
-"""Levels taken where the project names none; the others keep mksquashfs's own.
+"""Levels by algorithm, if the project names none; other algorithms keep the level of mksquashfs.
 
 `python -m benchmarks build` measures it: with blocks of 256K, an eighth of the time that gzip takes
-and 5 % smaller, at no cost for a cold start.
+and 5 % smaller, and a cold start takes as long.
 """
 
 REPACK_LEVELS = {"zstd": 15}
-"""The same for an image that is made anew for the sake of its size and its cold starts alone: a
-twelfth smaller, in four times the time."""
+"""The same for `--repack`, which is only for size and cold starts: a twelfth smaller, in four times
+the time."""
 
 _BAR = re.compile(r"\[.*?\]\s*(\d+)/(\d+)\s+\d+%")
 _MEMORY, _BLOCKS = 256, 8
-"""MiB that mksquashfs may hold in its queues, and blocks for each processor, if that is more. Its
-own default is a quarter of the machine; with much it is a few percent slower than with little."""
+"""MiB that mksquashfs may use, or so many blocks for each processor, if that is more.
 
-_LAST_LINES = 8
+Its own default is a quarter of the machine, which makes it a few percent slower.
+"""
 
-# The directory itself is closed while it is a staging directory; an application that somebody else
-# has installed may be as it likes, but its image is not. `chmod` is a newer name of `mode`.
+
 _MODES = [
     *("-action", "mode(755)@depth(0)"),
     *("-action", "mode(a-s,a-t,go-w)@! type(l)"),
 ]
-"""What mksquashfs does with the permissions in a directory: as `tree.KEPT`."""
+"""The permissions in an image, as `tree.KEPT`.
+
+`mode` is an older name of `chmod`. The staging directory itself has mode 0700, and an application
+that somebody else has installed may have any mode, but the image has 0755.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Compression:
 
     Attributes:
         algorithm: its name.
-        level: None where the algorithm has none, or mksquashfs's own is taken.
+        level: None if the algorithm has none, or keeps that of mksquashfs.
         block_size: bytes.
     """
 
@@ -68,7 +72,7 @@ class Compression:
 
     @property
     def arguments(self) -> list[str]:
-        """For mksquashfs."""
+        """Arguments for mksquashfs."""
         arguments = ["-comp", self.algorithm, "-b", str(self.block_size)]
         if self.level is not None:
             arguments += ["-Xcompression-level", str(self.level)]
@@ -78,15 +82,15 @@ class Compression:
 def choose_compression(
     config: Config, mksquashfs: Mksquashfs, levels: Mapping[str, int]
 ) -> Compression:
-    """What the project asks for, or the best that this mksquashfs has.
+    """Choose what the project asks for, or the best that this mksquashfs has.
 
     Args:
         config: of the project.
-        mksquashfs: what compresses.
-        levels: by algorithm, where the project names none.
+        mksquashfs: the program.
+        levels: by algorithm, if the project names none.
 
     Raises:
-        ToolError: where the project asks for what this mksquashfs does not have.
+        ToolError: If this mksquashfs does not have what the project asks for.
     """
     algorithm = config.compression
     if not algorithm:
@@ -100,12 +104,16 @@ def choose_compression(
     if level is None:
         level = levels.get(algorithm)
     elif not config.compression and algorithm != "zstd":
-        level = None  # it was meant for zstd
+        level = None  # the level was meant for zstd
     return Compression(algorithm, level, config.block_size)
 
 
 def reads_archives(mksquashfs: Mksquashfs) -> bool:
-    """Whether it can make an image of an archive that it reads from a pipe."""
+    """Whether a mksquashfs makes images from a tar archive that it reads from a pipe.
+
+    Args:
+        mksquashfs: the program.
+    """
     return mksquashfs.version >= (4, 5)
 
 
@@ -118,26 +126,23 @@ async def write(
     order: Path | None = None,
     aside: Event | None = None,
 ) -> None:
-    """Compress a directory into a new image, or what comes through a pipe.
+    """Compress a directory, or a tar archive that comes through a pipe, into a new image.
 
     Everything in it belongs to root, so that an image is the same whoever built it.
 
     Args:
-        mksquashfs: what compresses.
-        source: the directory, or the descriptor of a pipe with a tar archive, which is closed.
-        target: the image.
-        compression: how.
-        workplace: where it runs.
-        order: of a directory: a file that says which files come first.
-        aside: until this is set, mksquashfs stands back for what installs: that comes to its end
-            first, and then all processors compress.
+        mksquashfs: the program.
+        source: the directory, or the descriptor of the pipe, which is closed here.
+        target: the image file.
+        compression: how to compress.
+        workplace: where mksquashfs runs.
+        order: a file for `-sort`, which says which files of a directory come first; or None.
+        aside: until this is set, mksquashfs has the lowest priority, so that the installation
+            ends first; then it has all processors. None if nothing else runs meanwhile.
 
     Raises:
-        BuildError: with mksquashfs's last lines.
+        BuildError: If mksquashfs fails; the message has its last lines.
     """
-    own = ["-tar", "-root-mode", "755"] if isinstance(source, int) else _MODES
-    own = [*own, "-sort", str(order)] if order is not None else own
-    workplace = replace(workplace, pass_fds=[*workplace.pass_fds, target.descriptor])
 
     def take(line: str) -> None:
         bar = _BAR.match(line)
@@ -146,38 +151,51 @@ async def write(
         else:
             workplace.on_line(line)
 
-    answer = await workplace.run(
-        [
-            str(mksquashfs.path),
-            "-" if isinstance(source, int) else str(source),
-            *(str(target.content), "-noappend", *own),
-            *compression.arguments,
-            *("-processors", str(workplace.processors), "-mem", _memory(compression, workplace)),
-            *("-all-root", "-no-xattrs", "-no-recovery"),
-            "-exit-on-error",  # or it puts an empty file where it cannot read one, and goes on
-        ],
+    answer = await replace(workplace, pass_fds=[*workplace.pass_fds, target.descriptor]).run(
+        _command(mksquashfs, source, target, compression, workplace.processors, order),
         on_line=take,
         stdin=source if isinstance(source, int) else None,
         terminal=True,
         aside=aside,
     )
     if answer.returncode != 0:
-        lines = [line for line in answer.tail if not _BAR.match(line)][-_LAST_LINES:]
-        last = "\n".join(f"  {line}" for line in lines)
+        last = last_lines([line for line in answer.tail if not _BAR.match(line)])
         raise BuildError(f"mksquashfs failed ({answer.verdict}):\n{last}")
 
 
-def _memory(compression: Compression, workplace: Workplace) -> str:
-    needed = _BLOCKS * workplace.processors * compression.block_size >> 20
-    return f"{max(_MEMORY, needed)}M"
+def _command(
+    mksquashfs: Mksquashfs,
+    source: Path | int,
+    target: Part,
+    compression: Compression,
+    processors: int,
+    order: Path | None,
+) -> list[str]:
+    is_archive = isinstance(source, int)
+    memory = max(_MEMORY, _BLOCKS * processors * compression.block_size >> 20)
+    return [
+        *(str(mksquashfs.path), "-" if is_archive else str(source)),
+        *(str(target.content), "-noappend"),
+        *(("-tar", "-root-mode", "755") if is_archive else _MODES),
+        *(["-sort", str(order)] if order is not None else []),
+        *compression.arguments,
+        *("-processors", str(processors), "-mem", f"{memory}M"),
+        *("-all-root", "-no-xattrs", "-no-recovery"),
+        "-exit-on-error",  # without it, a file that cannot be read becomes an empty one
+    ]
 
 
 async def unpack(source: Path, directory: Path, workplace: Workplace) -> None:
     """Unpack an image into an empty directory.
 
+    Args:
+        source: the image.
+        directory: where to.
+        workplace: where unsquashfs runs.
+
     Raises:
-        ToolError: where there is no unsquashfs, which comes with mksquashfs.
-        BuildError: with its last lines.
+        ToolError: If there is no unsquashfs, which comes with mksquashfs.
+        BuildError: If it fails; the message has its last lines.
     """
     unsquashfs = tools.which("unsquashfs")
     if unsquashfs is None:
@@ -191,25 +209,28 @@ async def unpack(source: Path, directory: Path, workplace: Workplace) -> None:
         ]
     )
     if answer.returncode != 0:
-        last = "\n".join(f"  {line}" for line in answer.tail[-_LAST_LINES:])
-        raise BuildError(f"unsquashfs failed ({answer.verdict}):\n{last}")
+        raise BuildError(f"unsquashfs failed ({answer.verdict}):\n{last_lines(answer.tail)}")
 
 
 def verify(path: Path, tree: Tree) -> image.Superblock:
-    """See that an image is whole and holds what was to go into it.
+    """Check that an image is complete and holds what was sent.
+
+    Args:
+        path: the image.
+        tree: the size of what it is to hold.
 
     Raises:
-        BuildError: where it does not.
+        BuildError: If it does not.
     """
     try:
         superblock = image.read_superblock(path)
-        if superblock.compression not in {"lzo", "lz4"}:  # not readable with the standard parts
+        if superblock.compression not in {"lzo", "lz4"}:  # Python cannot read these
             image.read_manifest(path)
     except ImageError as error:
-        raise BuildError(f"the new image is not what it should be: {error.message}") from error
+        raise BuildError(f"the new image is damaged: {error.message}") from error
     if not tree.inodes <= superblock.inodes <= tree.inodes + tree.links_again:
         raise BuildError(
             f"the new image holds {superblock.inodes} inodes instead of {tree.inodes}",
-            "something changed the staging directory meanwhile; build again",
+            "something has changed the staging directory meanwhile; build again",
         )
     return superblock

@@ -1,30 +1,29 @@
-"""The directory an environment is installed in before it becomes an image.
+"""The staging directory: the prefix, where an environment is installed before it becomes an image.
 
-It lies at the very prefix the image will be mounted at. Whatever stands there and was not made by
-an earlier build of the same project is left alone: nothing that is not known to be ours is ever
-removed, and nothing below a mountpoint.
+Packages contain their prefix, so they are installed at the path where the image will be mounted.
+Whatever is there and was not made by an earlier build of the same project is left alone. Nothing is
+removed that is not known to be ours, and nothing below a mountpoint.
 
-It is made before anything is solved, closed to everybody else for as long as it is there, and known
-by its inode: `Hold.check` sees before each step that nobody has put something else in its place.
+The directory is made before anything is solved. Nobody else can enter it while it exists. It is
+known by its inode: before each step `Claim.check` finds out whether somebody has put something else
+in its place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import os
-import shlex
 import stat
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError, CondainerError
-from condainer.pipeline import tree
+from condainer.pipeline import occupancy, tree
 from condainer.project.project import METADATA
-from condainer.system import files, locks, mounttable, runtime, trust, users
+from condainer.system import locks
 from condainer.system.removal import remove_tree
 
 if TYPE_CHECKING:
@@ -39,15 +38,16 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
-class Hold:
-    """What a running build has for itself.
+class Claim:
+    """A running build's exclusive claim on its prefix.
 
     Attributes:
-        descriptor: of the build's lock. Programs that write to the staging directory inherit it,
-            so that an orphan of a killed build is not mistaken for a left-over.
-        temporary: a directory for temporary files; a program that is ended leaves its own behind.
-        prefix: where the environment is to be.
-        made: the staging directory, by its device and inode; None where an application is there
+        descriptor: of the build's lock. Programs that write to the staging directory inherit it, so
+            that one that outlives a killed build still holds the lock.
+        temporary: a directory for temporary files, since a program that is ended leaves its own
+            behind.
+        prefix: where the environment is installed.
+        made: device and inode of the staging directory; None if the prefix holds an application
             that somebody else has installed.
     """
 
@@ -57,8 +57,8 @@ class Hold:
     made: tuple[int, int] | None = None
 
     def note(self) -> None:
-        """Write into the lock who holds it, and what has to be removed if it gets killed."""
-        identity = _identity(self.temporary.lstat())
+        """Write into the lock which process holds it, and what to remove if that is killed."""
+        identity = occupancy.identity(self.temporary.lstat())
         text = {
             "process": os.getpid(),
             "temporary": [str(self.temporary), *identity],
@@ -68,10 +68,10 @@ class Hold:
         os.pwrite(self.descriptor, json.dumps(text).encode(), 0)
 
     def check(self) -> None:
-        """See that what is at the prefix still is what this build has made, and close it again.
+        """Check that the staging directory is the one that this build has made, and close it again.
 
         Raises:
-            BuildError: where it is not.
+            BuildError: If something else is there.
         """
         if self.made is None:
             return
@@ -81,7 +81,7 @@ class Hold:
             raise self._exchanged() from error
         try:
             status = os.fstat(directory)
-            if _identity(status) != self.made or status.st_uid != os.geteuid():
+            if occupancy.identity(status) != self.made or status.st_uid != os.geteuid():
                 raise self._exchanged()
             if stat.S_IMODE(status.st_mode) != _CLOSED:
                 os.fchmod(directory, _CLOSED)
@@ -90,131 +90,63 @@ class Hold:
 
     def _exchanged(self) -> BuildError:
         return BuildError(
-            f"{self.prefix} is no longer a directory of yours: a script of a package, or somebody "
-            "else, has put something in its place",
-            "the log says which script ran last; leave its package out",
+            f"{self.prefix} is no longer the directory that this build has made: a script of a "
+            "package, or somebody else, has put something in its place",
+            "the log says which script ran last; leave out its package",
         )
 
 
 @contextlib.contextmanager
-def claim(project: Project) -> Iterator[Hold]:
-    """Hold a project's prefix for one build, with an empty directory of ours.
+def claim(project: Project) -> Iterator[Claim]:
+    """Claim a project's prefix for one build, with an empty directory that is removed at the end.
 
-    What stands there afterwards is removed.
+    Args:
+        project: what is built.
 
     Raises:
-        BuildError: where the prefix is not ours to use.
+        BuildError: If the prefix is not ours to use.
     """
-    check_base_directory(project)
+    occupancy.check_base_directory(project)
     with _locked(project) as descriptor:
-        check_prefix(project)
-        _remove_ours(project.prefix)  # what a killed build left behind
-        with _holding(project, descriptor) as hold:
-            made = _make(hold)
-            with removing(project.prefix):
-                made.note()
-                try:
-                    yield made
-                finally:
-                    _close(made)
+        occupancy.check_prefix(project)
+        _remove_ours(project.prefix)  # which a killed build has left
+        with _holding(project, descriptor) as claimed, _making(claimed) as made:
+            yield made
 
 
 @contextlib.contextmanager
-def borrow(project: Project) -> Iterator[Hold]:
-    """Hold the prefix of an application that somebody else installed; it is left as it was.
+def borrow(project: Project) -> Iterator[Claim]:
+    """Claim a prefix with an application that somebody else has installed; it is left as it was.
+
+    Args:
+        project: what is built.
 
     Raises:
-        BuildError: where the prefix is not what it should be.
+        BuildError: If there is no application that can be read.
     """
     with _locked(project) as descriptor:
-        check_application(project)
+        occupancy.check_application(project)
         ours = project.prefix / METADATA
         is_new = not os.path.lexists(ours)
-        with _holding(project, descriptor) as hold:
-            try:
-                yield hold
-            finally:
-                if is_new:
-                    remove_tree(ours)
-                os.ftruncate(descriptor, 0)  # what stays at the prefix is not a left-over
-
-
-def check_unclaimed(project: Project) -> None:
-    """See that no other build holds a project's prefix.
-
-    Raises:
-        BuildError: where one does.
-    """
-    if locks.is_held(project.build_lock):
-        raise _another(project)
-
-
-def check_base_directory(project: Project) -> None:
-    """See that an environment can be installed in the mount base directory and run from there.
-
-    Raises:
-        CondainerError: where it is missing, not writable, mounted noexec, or somebody else may
-            replace what is there.
-    """
-    base = project.prefix.parent
-    hint = "choose another mount_base_directory in condainer.yml"
-    if not base.is_dir():
-        raise BuildError(f"mount_base_directory {base} is missing", f"make it, or {hint}")
-    flags = os.statvfs(base).f_flag
-    if flags & os.ST_RDONLY:
-        raise BuildError(f"mount_base_directory {base} is read-only", hint)
-    if not os.access(base, os.W_OK | os.X_OK):
-        raise BuildError(f"mount_base_directory {base} is not writable for you", hint)
-    if flags & os.ST_NOEXEC:
-        raise BuildError(f"mount_base_directory {base} is mounted noexec: no program runs", hint)
-    trust.check_base(project)
-
-
-def check_prefix(project: Project) -> None:
-    """See that a project's prefix is free, or holds what an earlier build of ours left.
-
-    Raises:
-        BuildError: says what stands there.
-    """
-    prefix = project.prefix
-    _check_unmounted(project)
-    try:
-        status = prefix.lstat()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise BuildError(f"cannot look at {prefix}: {error.strerror}") from error
-    if status.st_uid != os.getuid():
-        raise BuildError(*trust.of_another(project, status))
-    hint = "nothing was removed; look what it is, move it away, and build again"
-    if stat.S_ISLNK(status.st_mode):
-        raise BuildError(f"the mountpoint {prefix} is a symbolic link", hint)
-    if not stat.S_ISDIR(status.st_mode):
-        raise BuildError(f"the mountpoint {prefix} is not a directory", hint)
-    if any(prefix.iterdir()) and not _left_over(project):
-        raise BuildError(f"{prefix} is in use by something else: it is not empty", hint)
-
-
-def check_application(project: Project) -> None:
-    """See that somebody else's application can be read at a project's prefix.
-
-    Raises:
-        BuildError: says what stands there instead.
-    """
-    prefix = project.prefix
-    _check_unmounted(project)
-    if prefix.is_symlink():
-        raise BuildError(f"the mountpoint {prefix} is a symbolic link", "move the program there")
-    if not prefix.is_dir():
-        raise BuildError(
-            f"there is nothing at {prefix}",
-            "install the application there first; build then compresses it",
-        )
+        with _holding(project, descriptor) as claimed, contextlib.ExitStack() as stack:
+            stack.callback(os.ftruncate, descriptor, 0)  # what stays at the prefix is no left-over
+            if is_new:
+                stack.callback(remove_tree, ours)
+            yield claimed
 
 
 @contextlib.contextmanager
 def removing(prefix: Path) -> Iterator[None]:
-    """Remove a directory of ours afterwards; why a build failed matters more than that this did."""
+    """Remove a directory of ours at the end.
+
+    If a build fails and the directory cannot be removed, the error is that of the build.
+
+    Args:
+        prefix: the directory.
+
+    Raises:
+        CondainerError: If the directory cannot be removed.
+    """
     try:
         yield
     except BaseException as error:
@@ -227,30 +159,34 @@ def removing(prefix: Path) -> Iterator[None]:
     _remove_ours(prefix)
 
 
-def _make(hold: Hold) -> Hold:
-    """Make the directory to install in.
+@contextlib.contextmanager
+def _making(claimed: Claim) -> Iterator[Claim]:
+    """Make the directory to install in, and remove it at the end.
 
     Raises:
-        BuildError: where somebody else was quicker.
+        BuildError: If somebody else has made one meanwhile.
     """
     try:
-        hold.prefix.mkdir(mode=_CLOSED)
+        claimed.prefix.mkdir(mode=_CLOSED)
     except FileExistsError:
-        raise BuildError(f"{hold.prefix} was made by somebody else this very moment") from None
-    made = replace(hold, made=_identity(hold.prefix.lstat()))
+        raise BuildError(
+            f"somebody else has just made {claimed.prefix}", "see what it is, then build again"
+        ) from None
+    made = replace(claimed, made=occupancy.identity(claimed.prefix.lstat()))
     made.check()
-    return made
+    with removing(claimed.prefix):
+        made.note()
+        try:
+            yield made
+        finally:
+            _close(made)
 
 
-def _close(hold: Hold) -> None:
-    """Leave no hard link into a package cache that a script has let others write to."""
+def _close(claimed: Claim) -> None:
+    """Take write permission from others: hard links into a package cache stay."""
     with contextlib.suppress(CondainerError):
-        hold.check()
-        tree.close_own(hold.prefix)
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+        claimed.check()
+        tree.close_own(claimed.prefix)
 
 
 def _remove_ours(prefix: Path) -> None:
@@ -259,48 +195,13 @@ def _remove_ours(prefix: Path) -> None:
         remove_tree(prefix)
 
 
-def _check_unmounted(project: Project) -> None:
-    mounted = mounttable.mounts_at_or_below(project.prefix)
-    if mounted:
-        directory = shlex.quote(str(project.directory))
-        raise BuildError(
-            f"{mounted[-1].mountpoint} is mounted ({mounted[-1].kind})",
-            f"end what uses it, then run: condainer -d {directory} umount",
-        )
-    _check_unneeded(project)
-
-
-def _check_unneeded(project: Project) -> None:
-    """See that nobody has mounted over the prefix in a namespace: it would go with the directory.
-
-    Raises:
-        BuildError: says who.
-    """
-    hint = "end what uses it, then build again"
-    directory = project.runtime_directory
-    found = fnmatch.filter(runtime.names(directory), f"{project.config.uuid}.?*-*.keeper")
-    for path in map(directory.joinpath, found):
-        if locks.is_held(path, shared=True):
-            who = users.describe(users.users_of(project.prefix, path.with_suffix(".use")))
-            raise BuildError(
-                f"{project.prefix} is in use in a namespace of its own"
-                + (f" by {who}" if who else ""),
-                hint,
-            )
-    if others := users.claimants(project.prefix):
-        raise BuildError(
-            f"{project.prefix} is in use by {others[0]}",
-            f"build again when that has ended; or {trust.other_base(project)}",
-        )
-
-
 @contextlib.contextmanager
 def _locked(project: Project) -> Iterator[int]:
-    """Hold the lock of a build; its text stays where the next build has something to remove."""
+    """Hold the lock of a build. Its text stays if the next build has something to remove."""
     try:
         descriptor = locks.acquire(project.build_lock, timeout=_MOMENT)
     except locks.BusyError:
-        raise _another(project) from None
+        raise occupancy.claimed_by_another(project) from None
     try:
         _wait_for_mounting(project)
         yield descriptor
@@ -312,10 +213,11 @@ def _locked(project: Project) -> Iterator[int]:
 
 
 def _wait_for_mounting(project: Project) -> None:
-    """Whoever mounts looks at the build's lock while it holds the one taken here.
+    """Wait until nobody mounts or unmounts at the prefix.
 
-    So a mount that has begun is to be seen from here on, and none begins any more. Likewise who
-    unmounts, which ends with the removal of an empty directory: it would be the build's.
+    Whoever mounts checks the build's lock while holding the mount lock. So a mount that has begun
+    can be seen from here on, and no other begins. Whoever unmounts removes an empty directory at
+    the end, which would be the build's.
     """
     try:
         mounting = locks.acquire(project.mount_lock, timeout=_MOMENT)
@@ -325,23 +227,23 @@ def _wait_for_mounting(project: Project) -> None:
             "end what uses it, then build again",
         ) from None
     locks.discard(project.mount_lock, mounting)
-    with contextlib.suppress(locks.BusyError):  # a mount is there, and will be seen, or just was
+    with contextlib.suppress(locks.BusyError):  # a mount is there, and will be seen, or just went
         locks.discard(project.use_lock, locks.acquire(project.use_lock, timeout=_MOMENT))
 
 
 @contextlib.contextmanager
-def _holding(project: Project, descriptor: int) -> Iterator[Hold]:
-    """Make the directory for temporary files; a killed build's is removed first."""
+def _holding(project: Project, descriptor: int) -> Iterator[Claim]:
+    """Make the directory for temporary files; that of a killed build is removed first."""
     start = f"condainer-{project.config.uuid}-"
-    _remove_temporary(start, _noted(project).get("temporary"))
-    hold = Hold(descriptor, Path(tempfile.mkdtemp(prefix=start)), project.prefix)
-    with removing(hold.temporary):
-        hold.note()
-        yield hold
+    _remove_temporary(start, occupancy.noted(project).get("temporary"))
+    claimed = Claim(descriptor, Path(tempfile.mkdtemp(prefix=start)), project.prefix)
+    with removing(claimed.temporary):
+        claimed.note()
+        yield claimed
 
 
 def _remove_temporary(start: str, noted: object) -> None:
-    """Remove a killed build's temporary files: by what they are, not only because a file says so.
+    """Remove a killed build's temporary files, if they are what the lock says.
 
     Args:
         start: how the name of their directory begins.
@@ -351,34 +253,8 @@ def _remove_temporary(start: str, noted: object) -> None:
         case [str(name), int(device), int(inode)]:
             path = Path(name)
             with contextlib.suppress(OSError):
-                if path.name.startswith(start) and _identity(path.lstat()) == (device, inode):
+                if path.name.startswith(start) and occupancy.identity(path.lstat()) == (
+                    device,
+                    inode,
+                ):
                     _remove_ours(path)
-
-
-def _another(project: Project) -> BuildError:
-    process = _noted(project).get("process")
-    if isinstance(process, int) and os.path.exists(f"/proc/{process}"):  # noqa: PTH110
-        return BuildError(
-            f"another build of this project is running on this machine (process {process})",
-            "wait until it has ended",
-        )
-    who = users.describe(users.users_of(project.prefix, project.build_lock))
-    return BuildError(
-        "programs of a build of this project that was killed are still running on this machine"
-        + (f": {who}" if who else ""),
-        "end them, then build again",
-    )
-
-
-def _left_over(project: Project) -> bool:
-    """Whether the directory at the prefix is one that an earlier build of ours made."""
-    return _noted(project).get("made") == [*_identity(project.prefix.lstat())]
-
-
-def _noted(project: Project) -> dict[str, Any]:
-    """What `Hold.note` wrote into the lock."""
-    try:
-        noted = files.parse_json(runtime.read(project.build_lock))
-    except (OSError, ValueError):
-        return {}
-    return noted if isinstance(noted, dict) else {}

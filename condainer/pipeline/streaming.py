@@ -1,6 +1,6 @@
-"""mksquashfs at work while the environment is being installed: its tasks, and how they end.
+"""Runs mksquashfs while the environment is being installed: its tasks, and how they end.
 
-What is sent to it, and whether that is what was installed, is the business of `overlap`.
+`overlap` decides what is sent to it, and whether that is what was installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Streaming:
-    """One image that is being written.
+    """One image that is being written from a pipe.
 
     Args:
         overlap: what is sent.
@@ -31,7 +31,7 @@ class Streaming:
 
     Attributes:
         overlap: what is sent.
-        problem: what was changed after it had been sent; empty where nothing was.
+        problem: what has changed after it was sent; empty if nothing has.
     """
 
     def __init__(self, overlap: Overlap, write: Callable[[], Awaitable[None]]) -> None:
@@ -43,7 +43,7 @@ class Streaming:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Let both work; where one fails, or the installation does, all end."""
+        """Run both tasks. If one of them fails, or the installation does, all end."""
         try:
             async with process.task_group() as group:
                 group.start_soon(self._squash)
@@ -56,13 +56,14 @@ class Streaming:
             self.overlap.close()
 
     async def finish(self) -> Tree | None:
-        """Send the rest and wait for the end.
+        """Send the rest, and wait for the end.
 
         Returns:
-            what the image holds; None where it is of no use, for which `problem` says why.
+            The size of what the image holds; None if the image is of no use, and `problem` says
+            why.
 
         Raises:
-            BuildError: where mksquashfs has ended too early.
+            BuildError: If mksquashfs has ended too early.
         """
         counted = None
         try:
@@ -74,8 +75,8 @@ class Streaming:
         except ChangedError as error:
             self._give_up(error)
         except BrokenPipeError:
-            await self._written.wait()  # it has more to say about that
-            raise BuildError("mksquashfs has ended before all was sent") from None
+            await self._written.wait()  # mksquashfs itself says why
+            raise BuildError("mksquashfs has ended before all files were sent") from None
         await self._fed.wait()
         self.overlap.close()
         await self._written.wait()
@@ -86,19 +87,19 @@ class Streaming:
             try:
                 await self._write()
             except BaseException:
-                self.overlap.stop()  # nobody waits for what is sent or looked at any more
+                self.overlap.stop()  # nobody needs what is still being sent or compared
                 raise
         self._written.set()
 
     async def _feed(self) -> None:
         try:
-            # Beside those that all others share: it may wait for what they bring.
+            # A thread besides those that all share: it may wait for what these do.
             own = anyio.CapacityLimiter(1)
             await anyio.to_thread.run_sync(self.overlap.feed, limiter=own)
         except ChangedError as error:
             self._give_up(error)
         except BrokenPipeError:
-            pass  # mksquashfs has ended, and says why
+            pass  # mksquashfs has ended, and says itself why
         self._fed.set()
 
     def _give_up(self, error: ChangedError) -> None:

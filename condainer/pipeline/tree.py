@@ -1,4 +1,4 @@
-"""Goes through the files of an installed environment, counts them, and closes them to others."""
+"""Walks the files of an environment: counts them, and takes write permission from others."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ _LONGEST = 4095
 _SHOWN = 100
 
 KEPT = 0o755
-"""The permissions that a file or directory of a package keeps: without setuid, setgid and sticky
-bits, and nobody but its owner writes to it."""
+"""The permissions that files and directories keep.
+
+They have no setuid, setgid and sticky bits, and only the owner may write.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Tree:
     Attributes:
         entries: files, directories and links, the top included.
         inodes: the same, with hard links counted once.
-        bytes: in regular files, hard links counted once.
-        links_again: further hard links of symbolic links. mksquashfs takes each of them for an
-            inode of its own where reading the first has changed its time of access.
+        bytes: in regular files, with hard links counted once.
+        links_again: further hard links of symbolic links. mksquashfs makes an inode of its own of
+            each, if reading the first one has changed its access time.
     """
 
     entries: int
@@ -43,7 +45,7 @@ class Tree:
 
 
 class Count:
-    """Counts a directory, by what `lstat` says of all that is below it."""
+    """Counts what is below a directory."""
 
     def __init__(self) -> None:
         self._entries = self._single = 1
@@ -51,7 +53,11 @@ class Count:
         self._linked: dict[tuple[int, int], int] = {}
 
     def add(self, status: os.stat_result) -> None:
-        """Count one more."""
+        """Count one more.
+
+        Args:
+            status: of a path, by `lstat`.
+        """
         bytes_here = status.st_size if stat.S_ISREG(status.st_mode) else 0
         self._entries += 1
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
@@ -73,8 +79,11 @@ class Count:
 def survey(top: Path) -> Tree:
     """Count a directory and all below it.
 
+    Args:
+        top: the directory.
+
     Raises:
-        BuildError: where a path is too long.
+        BuildError: If a path is too long.
     """
     count = Count()
     for entry in walk(top):
@@ -83,27 +92,40 @@ def survey(top: Path) -> Tree:
 
 
 def close(top: Path) -> None:
-    """Take from a directory and all below it what `KEPT` leaves out.
+    """Take from a directory and all below it the permissions that are not in `KEPT`.
 
-    Where a file is a hard link into a package cache, that has it taken from it as well.
+    A file may be a hard link into a package cache: then it changes there as well.
+
+    Args:
+        top: the directory.
 
     Raises:
-        BuildError: where others can write to a file that belongs to another user.
+        BuildError: If a file belongs to another user and others can write to it.
     """
     for path, status in _all(top):
         _close(path, status)
 
 
 def close_own(top: Path) -> None:
-    """The same, as far as it is this user's: a package cache may be another's."""
+    """Do the same for this user's files only: a package cache may belong to another user.
+
+    Args:
+        top: the directory.
+    """
     with contextlib.suppress(OSError):
         for path, status in _all(top):
-            with contextlib.suppress(BuildError):
-                _close(path, status)
+            _close_if_own(path, status)
 
 
 def take_over(top: Path) -> None:
-    """The same, and have everything belong to this user, whoever it belonged to in an image."""
+    """Give this user a directory and all below it, then do as `close`.
+
+    Args:
+        top: the directory, unpacked from an image.
+
+    Raises:
+        BuildError: If a path is too long.
+    """
     for entry in walk(top):
         status = entry.stat(follow_symlinks=False)
         if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
@@ -112,13 +134,18 @@ def take_over(top: Path) -> None:
 
 
 def _all(top: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """A directory and what is below it; nothing where a link is in its place."""
+    """A directory and all below it; nothing if a link has taken its place."""
     status = top.lstat()
     if not stat.S_ISDIR(status.st_mode):
         return
     yield str(top), status
     for entry in walk(top):
         yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def _close_if_own(path: str, status: os.stat_result) -> None:
+    with contextlib.suppress(BuildError):
+        _close(path, status)
 
 
 def _close(path: str, status: os.stat_result) -> None:
@@ -130,30 +157,34 @@ def _close(path: str, status: os.stat_result) -> None:
     except PermissionError as error:
         raise BuildError(
             f"{path} belongs to user {status.st_uid}, and others can write to it",
-            "the key package_cache of condainer.yml names a package cache of your own",
+            "use a package cache of your own: set the key package_cache in condainer.yml",
         ) from error
 
 
 def walk(top: Path, leave_out: str = "") -> Iterator[os.DirEntry[str]]:
-    """Give all that is below a directory, however deep it is.
+    """Yield all that is below a directory, however deep.
 
     Args:
         top: the directory.
-        leave_out: directories of this name are given, but not entered.
+        leave_out: directories of this name are yielded, but not entered.
 
     Raises:
-        BuildError: where a path is too long.
+        BuildError: If a path is too long.
     """
     directories = [str(top)]
     while directories:
         with os.scandir(directories.pop()) as listing:
             for entry in listing:
                 if len(os.fsencode(entry.path)) > _LONGEST:
-                    raise BuildError(
-                        f"a path in {top} has more than {_LONGEST:,} bytes; it begins with "
-                        f"{entry.path[len(str(top)) + 1 :][:_SHOWN]}…",
-                        "no image can hold it: leave the package out that makes it",
-                    )
+                    raise _too_long(top, entry.path)
                 yield entry
                 if entry.is_dir(follow_symlinks=False) and entry.name != leave_out:
                     directories.append(entry.path)
+
+
+def _too_long(top: Path, path: str) -> BuildError:
+    return BuildError(
+        f"a path in {top} has more than {_LONGEST:,} bytes; it begins with "
+        f"{path[len(str(top)) + 1 :][:_SHOWN]}…",
+        "no image can hold it: leave out the package that makes it",
+    )

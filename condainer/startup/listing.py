@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from condainer.pipeline.installers import Workplace
     from condainer.pipeline.parts import Part
+    from condainer.pipeline.workplace import Workplace
 
 _HIGHEST = 32767
 """Priority that mksquashfs gives a file at the most."""

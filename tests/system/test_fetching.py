@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from condainer.pipeline import installers
 from condainer.pipeline.installers import fetching, network
+from condainer.pipeline.packages import package_from_json
 from tests import building, localchannel
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def test_what_is_cut_off_is_fetched_again(
         workshop.environment(*PACKAGES, channel=url)
         workshop.run("build")
     assert set(fetched(asked).values()) == {3}
-    assert "was cut off; fetching it again" in workshop.build_log.read_text()
+    assert "was incomplete; fetching it again" in workshop.build_log.read_text()
     assert cache.exists()
 
 
@@ -138,14 +138,14 @@ def test_a_cache_that_cannot_be_written(
         workshop.environment("hard-text=1", channel=hard_channel)
         subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
         words = workshop.run("build", status=1).stderr
-    assert "cannot write into the package cache" in words
+    assert "cannot write to the package cache" in words
     assert "Traceback" not in words
 
 
 def test_others_go_on_while_a_package_is_unpacked(tmp_path: Path) -> None:
     """As what is compressed meanwhile has to, and the board."""
     archive = next(localchannel.ensure("big").rglob("hard-big-*.conda"))
-    package = installers.package_from_json({"name": "hard-big", "version": "1.0", "build": "0"})
+    package = package_from_json({"name": "hard-big", "version": "1.0", "build": "0"})
     begun, ended = threading.Event(), threading.Event()
     ticks = 0
 

@@ -190,7 +190,7 @@ def test_link_listed_as_a_file_is_not_followed(
     publish(tmp_path, Package(name=NAME, version="1.0", info={"paths.json": paths}), links=link)
     before = building.picture(outside)
     answer = project.run("build", status=1)
-    assert f"has a link to elsewhere in place of a file: {path}" in answer.stderr
+    assert f"has a link out of the package in place of a file: {path}" in answer.stderr
     assert building.picture(outside) == before
     assert project.left_over() == []
 
@@ -321,7 +321,7 @@ def test_script_that_puts_a_link_in_the_place_of_the_prefix(
     publish(tmp_path, Package(name=NAME, version="1.0"), files)
     before = building.picture(outside)
     answer = project.run("build", status=1)
-    assert f"{project.prefix} is no longer a directory of yours" in answer.stderr
+    assert f"{project.prefix} is no longer the directory that this build has made" in answer.stderr
     assert building.picture(outside) == before
     assert not (tmp_path / "ran").exists()
     assert project.left_over() == []
@@ -332,5 +332,5 @@ def test_a_package_with_a_pipe_in_the_place_of_its_record(tmp_path: Path, name: 
     """Rattler would wait for somebody to write."""
     (tmp_path / "info").mkdir()
     os.mkfifo(tmp_path / "info" / name)
-    with pytest.raises(BuildError, match=f"has an info/{name} that is no file"):
+    with pytest.raises(BuildError, match=f"has an info/{name} that is not a file"):
         contents.check_package("a-1-0", tmp_path)

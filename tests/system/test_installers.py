@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.pipeline import installers
+from condainer.pipeline.installers import choice
 from condainer.project import image
 from condainer.project.config import Config
 from tests import building
@@ -246,16 +246,16 @@ def test_installers_are_chosen_in_their_order(
     configured = functools.partial(Config, uuid=CONFIG.uuid)
     monkeypatch.delenv("CONDAINER_INSTALLER", raising=False)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert installers.choose(CONFIG).description.startswith("rattler")
-    assert installers.choose(configured(conda_exe="mamba")).description.startswith("rattler")
+    assert choice.choose(CONFIG).description.startswith("rattler")
+    assert choice.choose(configured(conda_exe="mamba")).description.startswith("rattler")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert installers.choose(CONFIG).description.startswith("mamba ")
+    assert choice.choose(CONFIG).description.startswith("mamba ")
     monkeypatch.setenv("PATH", f"{micromamba.parent}:{tmp_path}:/usr/bin:/bin")
-    assert installers.choose(CONFIG).description.startswith("micromamba ")
-    assert installers.choose(configured(conda_exe=str(second))).description.startswith("mamba ")
+    assert choice.choose(CONFIG).description.startswith("micromamba ")
+    assert choice.choose(configured(conda_exe=str(second))).description.startswith("mamba ")
     monkeypatch.setenv("CONDAINER_INSTALLER", "rattler")
-    assert installers.choose(configured(conda_exe="mamba")).description.startswith("rattler")
-    assert installers.choose(CONFIG, str(micromamba)).description.startswith("micromamba ")
+    assert choice.choose(configured(conda_exe="mamba")).description.startswith("rattler")
+    assert choice.choose(CONFIG, str(micromamba)).description.startswith("micromamba ")
 
 
 @pytest.mark.parametrize("command", [("build", "-n"), ("prereq",)])

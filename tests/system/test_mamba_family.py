@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.pipeline.installers import Package as Solved
-from condainer.pipeline.installers import package_from_json, ready
+from condainer.pipeline.installers import ready
+from condainer.pipeline.packages import Package as Solved
+from condainer.pipeline.packages import package_from_json
 from condainer.project import image
 from tests import building, localchannel
 from tests.localchannel.package import Package, put
@@ -23,7 +24,7 @@ from tests.localchannel.package import Package, put
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from condainer.pipeline.installers import Final, Listing
+    from condainer.pipeline.workplace import Final, Listing
     from tests.localchannel.package import Recipe
     from tests.support import Workshop
 
@@ -196,7 +197,7 @@ def test_success_is_believed_where_all_is_there(
         said = fail(caching, "--installer", str(conda))
     finally:
         os.close(descriptor)
-    assert "conda ended well, but has not installed hard-" in said
+    assert "conda reported no error, but has not installed hard-" in said
     assert "CondaSystemExit: Exiting 1" in said
 
 
@@ -234,7 +235,7 @@ def test_what_a_cache_holds_is_compared_and_fetched_again(
             entry.pop("sha256", None)
         damaged.write_text(json.dumps(document))
     caching.run("build", "-q", "--force", *how, "--installer", installer)
-    words = f"the package cache is damaged: {damaged} is not what its package lists"
+    words = f"the package cache is damaged: {damaged} is not the file that its package lists"
     assert words in caching.build_log.read_text()
     assert file.read_text() == "2.0\n"
     unpacked = building.unpack(caching.image, tmp_path / "image")
@@ -264,7 +265,7 @@ def test_what_only_looks_runs_nothing_that_a_project_names(
     answer = workshop.run(*command)
     assert not brought.exists()
     if command != ("status",):
-        assert "/micromamba' is run by a build alone" in answer.stdout + answer.stderr
+        assert "only a build runs '" in answer.stdout + answer.stderr
     workshop.run("build", status=1)
     assert brought.exists()
 

@@ -124,13 +124,13 @@ def test_too_few_descriptors_are_named(
 
 def test_a_build_that_fails_leaves_the_board_while_others_go_on(workshop: Workshop) -> None:
     from condainer.pipeline import run
-    from condainer.pipeline.build import Options
+    from condainer.pipeline.plan import BuildOptions
     from condainer.project import project
 
     (workshop.directory / "environment.yml").write_text("dependencies: [[]]\n")
     seen: list[object] = []
     code = project.open_projects([workshop.directory])
-    failed = run.build_all(code, Options(), os.cpu_count() or 1, seen.append)
+    failed = run.build_all(code, BuildOptions(), os.cpu_count() or 1, seen.append)
     assert [each.project.directory for each in failed] == [workshop.directory]
     assert Failed(workshop.directory.name) in seen
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -101,6 +103,30 @@ def test_channel_in_a_directory_needs_no_network(project: Workshop, hard_channel
     project.run("build", "-q", "--force", "--locked", "--offline")
 
 
+def test_lists_of_channel_with_token_are_kept(
+    builtin: Workshop, hard_channel: Path, tmp_path: Path
+) -> None:
+    channel = shutil.copytree(hard_channel, tmp_path / "channel", symlinks=True)
+    private = tmp_path / f"cache/rattler-repodata/private-{os.getuid()}"
+    with building.served_to("/t/s3cret", channel) as (full, bare):
+        builtin.environment("hard-text", channel=full)
+        builtin.run("build", "-q")
+        before = identities(builtin)
+        assert len(list(private.glob("*.json"))) == 2
+        for path in channel.glob("linux-*/repodata*"):
+            path.unlink()
+        builtin.run("build", "-q", "--force")
+        (kept,) = private.glob("*.json")
+    assert [path.name for path in private.glob(".list-*")] == []
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (private, kept)} == {0o700, 0o600}
+    builtin.run("build", "-q", "--force", "--offline")
+    assert identities(builtin) == before
+    kept.unlink()
+    answer = builtin.run("build", "--force", "--offline", status=1)
+    assert f"the cache has no list of the channel {bare}" in answer.stderr
+    assert "s3cret" not in answer.stderr
+
+
 @pytest.mark.parametrize("checksum", ["md5", "none"])
 def test_lock_of_another_program_that_names_no_sha256(
     builtin: Workshop, hard_channel: Path, checksum: str
@@ -185,7 +211,7 @@ def test_channel_that_holds_another_file_now(
         assert identities(project) == before
     shutil.rmtree(tmp_path / "cache")
     answer = project.run("build", "--force", "--locked", status=1)
-    assert re.search("no longer the file that was locked|doesn't match", answer.stderr)
+    assert re.search("no longer the file in the lock file|doesn't match", answer.stderr)
 
 
 # Packages that lie in no channel
@@ -212,7 +238,7 @@ def test_archive_in_no_channel(project: Workshop, hard_channel: Path, tmp_path: 
     shutil.rmtree(tmp_path / "cache")
     answer = project.run("build", "--force", "--locked", status=1)
     assert archive.name in answer.stderr
-    assert re.search("no longer the file that was locked|doesn't match", answer.stderr)
+    assert re.search("no longer the file in the lock file|doesn't match", answer.stderr)
 
 
 def test_archive_of_a_server_in_no_channel(

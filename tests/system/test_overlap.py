@@ -208,7 +208,7 @@ def test_a_lock_file_gives_the_same_image_each_time(
     assert workshop.lock_file.read_text() == lock
     workshop.lock_file.write_text(lock.replace("# created: 20", "# created: yesterday, 20"))
     words = workshop.run("build", "--force", "--locked", status=1).stderr
-    assert "which is no time" in words
+    assert "which is not a time" in words
 
 
 def test_a_time_that_is_none(workshop: Workshop, hard_channel: Path) -> None:

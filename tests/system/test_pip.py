@@ -190,7 +190,8 @@ def test_pip_asks_nobody_offline(workshop: Workshop, basic_channel: Path, tmp_pa
             requirements.write_text(f"{line}\n")
             answer = workshop.run("build", "--force", "--offline", status=1)
             assert (
-                "with --offline pip has its own cache, and files of this machine" in answer.stderr
+                "with --offline, pip can use its own cache and files of this machine only"
+                in answer.stderr
             )
         assert asked == []
     requirements.write_text(f"{wheel}\n")
@@ -340,7 +341,7 @@ def test_editable_packages_become_copies(
     code = "import cnd_listed, cnd_required, cnd_nested, cnd_variable, cnd_uri, cnd_git"
     indexed.run("exec", "--", "python", "-c", code)
     refused = indexed.run("build", "--locked", "--force", status=1)
-    assert "the lock file names a directory" in refused.stderr
+    assert "the lock file lists a directory" in refused.stderr
     assert "pip wheel" in refused.stderr
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.pipeline.installers import rattler as rattler_module
+from condainer.pipeline.installers import linking
 from tests import building
 from tests.localchannel.package import Package, put
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.localchannel.package import Recipe
     from tests.support import Workshop
 
-GONE = "is no longer a directory of yours"
+GONE = "is no longer the directory that this build has made"
 
 
 def scripted(name: str, script: str, *depends: str) -> Recipe:
@@ -120,9 +120,9 @@ def test_a_refused_package_that_cannot_be_moved_away_is_not_linked(tmp_path: Pat
     package = cache / "odd-1.0-0"
     subprocess.run(["mount", "--bind", str(package), str(package)], check=True)
     try:
-        rattler_module.put_aside(package)
+        linking.put_aside(package)
         assert not (package / "info").exists()
     finally:
         subprocess.run(["umount", str(package)], check=True)
-    rattler_module.put_aside(package)
+    linking.put_aside(package)
     assert os.listdir(cache) == []  # noqa: PTH208

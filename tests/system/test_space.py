@@ -143,13 +143,13 @@ def test_package_cache_that_runs_full(
 
 
 def test_another_error_is_not_taken_for_a_full_file_system(tmp_path: Path) -> None:
-    place = space.Place(tmp_path, "anything", 0)
+    place = space.Destination(tmp_path, "anything", 0)
     assert space.explain(BuildError("something else"), [place]) is None
     assert space.explain(OSError(errno.EACCES, "Permission denied"), [place]) is None
 
 
 def test_quota_is_taken_for_a_full_file_system(tmp_path: Path) -> None:
-    place = space.Place(tmp_path, "anything", 0)
+    place = space.Destination(tmp_path, "anything", 0)
     error = space.explain(OSError(errno.EDQUOT, "Disk quota exceeded"), [place])
     assert error is not None
     assert f"no space left for anything in {tmp_path}" in error.message

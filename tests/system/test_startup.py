@@ -202,7 +202,7 @@ def test_an_image_that_is_built_anew_meanwhile_stays(noisy: Workshop) -> None:
         part.replace(noisy.image)
         _, words = process.communicate()
     assert process.returncode == 1, words
-    assert "has been built anew meanwhile" in words
+    assert "was built again meanwhile" in words
     assert noisy.image.read_bytes() == newer
     assert noisy.left_over() == []
 

@@ -283,7 +283,7 @@ def test_no_link_of_others_says_where_an_image_is_written(place: Place, *, dangl
         assert not private.exists()
     else:
         done = place.run(ANN, "build", "--force", cwd=directory, status=1)
-        assert "which is no image" in done.stderr
+        assert "which is not an image" in done.stderr
         assert private.read_text() == "mine"
 
 

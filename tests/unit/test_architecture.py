@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,35 @@ def rooms_of(place: str) -> set[str]:
     return {name.split(".")[1] for name in own if within(name, "condainer") and "." in name}
 
 
+def module_of(name: str) -> str | None:
+    """The module of the house that a dotted name is, or is in; None if it is of another house."""
+    while name:
+        found = next((m for m in (name, f"{name}.__init__") if m in MODULES), None)
+        if found:
+            return found
+        name = name.rpartition(".")[0]
+    return None
+
+
 def test_the_reading_of_imports_sees_something() -> None:
+    assert module_of("condainer.errors.BuildError") == "condainer.errors"
+    assert module_of("condainer.pipeline.errors") == "condainer.pipeline.__init__"
+    assert module_of("pathlib.Path") is None
     assert "condainer.cli" in MODULES
     assert "condainer.running.execute.become" not in imports(MODULES["condainer.cli"])
     assert "condainer.running.execute" in imports(MODULES["condainer.cli"])
     assert importers("yaml") >= {"condainer.project.yamlfile"}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count as well: they put a circle off, and do not take it away."""
+    graph = {m: {module_of(name) for name in imports(path)} - {m} for m, path in MODULES.items()}
+    circle = None
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = " → ".join(map(str, error.args[1]))
+    assert circle is None
 
 
 def test_mounting_and_pipeline_meet_only_in_the_image() -> None:

@@ -15,7 +15,7 @@ import pytest
 from condainer.errors import BuildError
 from condainer.pipeline import bytecode, space
 from condainer.pipeline.bytecode import Interpreter
-from condainer.pipeline.installers import Workplace
+from condainer.pipeline.workplace import Workplace
 from tests import building
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def test_full_file_system_is_an_error_and_not_a_module_left_out(tmp_path: Path) 
         source.write_text("".join(f"x{i} = [{i}, 'a{i}', {i}.5]\n" for i in range(10_000)))
         with pytest.raises(BuildError) as caught:
             compile_all([source])
-        explained = space.explain(caught.value, [space.Place(full, "compiled modules", 0)])
+        explained = space.explain(caught.value, [space.Destination(full, "compiled modules", 0)])
         assert explained is not None
         assert f"no space left for compiled modules in {full}" in explained.message
 

@@ -108,10 +108,10 @@ def test_priority(tmp_path: Path, text: str, priority: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("channel_priority: hard", "line 1: channel_priority: 'hard' is none of flexible"),
-        ("channel_alias: host/path", "line 1: channel_alias: 'host/path' is no URL"),
+        ("channel_priority: hard", "line 1: channel_priority: 'hard' is not one of flexible"),
+        ("channel_alias: host/path", "line 1: channel_alias: 'host/path' is not a URL"),
         ("channels: {a: b}", "line 1: 'channels' must be a list"),
-        ("ssl_verify: /no/such/file", "no certificates at /no/such/file, which ssl_verify names"),
+        ("ssl_verify: /no/such/file", "ssl_verify names /no/such/file, which has no certificates"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:

@@ -9,8 +9,8 @@ import anyio
 import pytest
 
 from condainer.errors import BuildError, ToolError
-from condainer.pipeline import installers
-from condainer.pipeline.installers import Request, complaints, mamba, patience, solver
+from condainer.pipeline.installers import choice, complaints, mamba, patience, solver
+from condainer.pipeline.installers.interface import Request
 from condainer.project.config import Config
 
 CONFIG = Config(uuid="123e4567-e89b-42d3-a456-426614174000")
@@ -19,13 +19,13 @@ CONFIG = Config(uuid="123e4567-e89b-42d3-a456-426614174000")
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere/micromamba", "~nosuchuser/mamba"])
 def test_installer_that_was_asked_for_has_to_be_there(name: str) -> None:
     with pytest.raises(ToolError, match=f"'{name}' was not found"):
-        installers.choose(CONFIG, name)
+        choice.choose(CONFIG, name)
 
 
 def test_configured_path_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONDAINER_INSTALLER", raising=False)
     with pytest.raises(ToolError, match="'/nowhere/mamba' was not found"):
-        installers.choose(Config(uuid=CONFIG.uuid, conda_exe="/nowhere/mamba"))
+        choice.choose(Config(uuid=CONFIG.uuid, conda_exe="/nowhere/mamba"))
 
 
 def test_channels_without_a_space_are_all_right_for_micromamba() -> None:

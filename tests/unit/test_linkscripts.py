@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from condainer.pipeline import scripts
-from condainer.pipeline.installers import Workplace, package_from_json
+from condainer.pipeline.packages import package_from_json
+from condainer.pipeline.workplace import Workplace
 from tests.localchannel.package import put
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 from condainer.errors import BuildError
 from condainer.pipeline import credentials as credentials_module
 from condainer.pipeline import lockfile
-from condainer.pipeline.installers import Package
 from condainer.pipeline.lockfile import Lock, PipPackage
+from condainer.pipeline.packages import Package
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -51,7 +51,9 @@ def test_what_this_machine_refuses_is_not_the_fault_of_a_channel(why: str) -> No
 
 
 def test_what_is_full_is_the_place_of_the_file_that_is_named(tmp_path: Path) -> None:
-    places = [space.Place(tmp_path / name, name, 1 << 62) for name in ("prefix", "cache", "tmp")]
+    places = [
+        space.Destination(tmp_path / name, name, 1 << 62) for name in ("prefix", "cache", "tmp")
+    ]
     error = BuildError(f"failed to unpack {tmp_path}/cache/x: No space left on device")
     told = space.explain(error, places)
     assert told is not None

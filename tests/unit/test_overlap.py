@@ -18,12 +18,12 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from condainer.pipeline import installers
 from condainer.pipeline.archive import Archive, ChangedError
 from condainer.pipeline.epoch import Epoch
-from condainer.pipeline.installers import Final
 from condainer.pipeline.overlap import Overlap
+from condainer.pipeline.packages import package_from_json
 from condainer.pipeline.streaming import Streaming
+from condainer.pipeline.workplace import Final
 from condainer.system import process
 from tests.localchannel.package import put
 from tests.support import PATIENCE, wait_for
@@ -59,7 +59,7 @@ def send(prefix: Path, meanwhile: str, cache: Path | None = None) -> None:
     reader, writer = os.pipe()
     drain = subprocess.Popen(["cat"], stdin=reader, stdout=subprocess.DEVNULL)
     os.close(reader)
-    package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+    package = package_from_json({"name": "own", "version": "1", "build": "0"})
     finals = [
         Final(
             name,
@@ -111,7 +111,7 @@ def test_what_is_sent_after_the_look_is_compared_as_well(prefix: Path, tmp_path:
     reader, writer = os.pipe()
     drain = subprocess.Popen(["cat"], stdin=reader, stdout=subprocess.DEVNULL)
     os.close(reader)
-    package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+    package = package_from_json({"name": "own", "version": "1", "build": "0"})
     overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
     feeding = threading.Thread(target=overlap.feed)
     feeding.start()
@@ -146,7 +146,7 @@ def test_what_installers_have_only_linked_is_not_read_again(
 ) -> None:
     """A link changes the inode, and so may a script; a checksum that is wrong tells who reads."""
     reader, writer = os.pipe()
-    package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+    package = package_from_json({"name": "own", "version": "1", "build": "0"})
     overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
     victim = Final("share/victim", str(prefix / "share/victim"), "0" * 64, is_copied)
     feeding = threading.Thread(target=overlap.feed)
@@ -202,7 +202,7 @@ def test_a_name_that_is_none_is_not_sent(prefix: Path) -> None:
     """What a package lists is not what it has."""
     strange = [Final(name, f"{prefix}/{name}", "") for name in ("a\0b", "\ud800", "bin/other/x")]
     reader, writer = os.pipe()
-    package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+    package = package_from_json({"name": "own", "version": "1", "build": "0"})
     overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
     overlap.ready("own", lambda: strange)
     overlap.complete(has_run_scripts=False)
@@ -216,7 +216,7 @@ def test_nobody_waits_for_the_look_at_what_nobody_wants(prefix: Path) -> None:
     reader, writer = os.pipe()
     overlap = Overlap(prefix, [], Epoch(), (), writer, lambda _: None)
     overlap.stop()
-    with pytest.raises(ChangedError, match="not looked at any more"):
+    with pytest.raises(ChangedError, match="not compared any more"):
         overlap.look()
     overlap.close()
     os.close(reader)
@@ -227,7 +227,7 @@ def test_those_that_wait_for_packages_keep_nobody_from_bringing_them(prefix: Pat
 
     async def bring() -> None:
         reader, writer = os.pipe()
-        package = installers.package_from_json({"name": "own", "version": "1", "build": "0"})
+        package = package_from_json({"name": "own", "version": "1", "build": "0"})
         overlap = Overlap(prefix, [package], Epoch(), (), writer, lambda _: None)
         anyio.to_thread.current_default_thread_limiter().total_tokens = 1
         stream = Streaming(overlap, anyio.Event().wait)

@@ -1,7 +1,7 @@
-"""Where the channels are that people name: what conda makes of names, for rattler.
+"""Finds the URLs of channels by their names, as conda does, for rattler.
 
-`defaults`, `local`, aliases and other names of one's own are mapped wherever a channel is named:
-in a list of channels, before `::` in a spec, and in its brackets.
+`defaults`, `local`, aliases and the user's own names count wherever a channel is named: in a list
+of channels, before `::` in a spec, and in its brackets.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _NO_DEFAULTS = "nodefaults"
 
 @dataclass(frozen=True)
 class Source:
-    """One name and what it stands for.
+    """One name, and the channels that it stands for.
 
     Attributes:
-        name: as it is named.
-        urls: of the channels, without a slash at their end.
-        is_group: whether the name stands for several that count as one.
-        subdir: the only part of them that is meant; empty for all.
+        name: as it is written.
+        urls: of the channels, without a slash at the end.
+        is_group: whether several channels count as one.
+        subdir: the only subdirectory that is meant; empty for all.
     """
 
     name: str
@@ -46,22 +46,33 @@ class Source:
 
 
 def is_subdir(name: str) -> bool:
-    """Whether a directory's name is one of those that channels have for kinds of machines."""
+    """Whether a directory has a name that channels use for kinds of machines, such as `linux-64`.
+
+    Args:
+        name: of the directory.
+    """
     return re.fullmatch(_PART, name) is not None
 
 
 def find(name: str, condarc: Condarc) -> Source:
-    """What a channel's name, URL or path stands for.
+    """Find what a channel's name, URL or path stands for.
+
+    Args:
+        name: as it is written.
+        condarc: conda's configuration.
 
     Raises:
-        BuildError: where it stands for nothing.
+        BuildError: If it stands for nothing.
     """
     match = _SUBDIR.fullmatch(name)
     name, subdir = (match["channel"], match["subdir"]) if match else (name.rstrip("/"), "")
     if name in condarc.custom_multichannels:
         members = condarc.custom_multichannels[name]
         if not members:
-            raise BuildError(f"the channel '{name}' stands for no channel on this machine")
+            raise BuildError(
+                f"the channel '{name}' stands for no channel on this machine",
+                "conda's configuration says what it stands for",
+            )
         urls = tuple(_simple(item, condarc) for item in members)
         return Source(name, urls, is_group=True, subdir=subdir)
     if "://" in name or name.startswith(("/", "./", "../", "~")):
@@ -70,19 +81,34 @@ def find(name: str, condarc: Condarc) -> Source:
 
 
 def all_of(names: Iterable[str], condarc: Condarc) -> list[Source]:
-    """What a list of channels stands for; `nodefaults` is none."""
+    """Find what a list of channels stands for; `nodefaults` is skipped.
+
+    Args:
+        names: as they are written.
+        condarc: conda's configuration.
+
+    Raises:
+        BuildError: If one stands for nothing.
+    """
     return [find(name, condarc) for name in names if name != _NO_DEFAULTS]
 
 
 def urls_of(sources: Iterable[Source]) -> tuple[str, ...]:
-    """The URLs of all that sources stand for, each once."""
+    """List the URLs of all channels, each once.
+
+    Args:
+        sources: the channels.
+    """
     return tuple(dict.fromkeys(url for source in sources for url in source.urls))
 
 
 def subdirs_of(sources: Iterable[Source]) -> dict[str, frozenset[str]]:
-    """The subdirectories of those URLs of which only a part is meant.
+    """Find the URLs of which only some subdirectories are meant, and these.
 
-    As with conda, `CHANNEL/SUBDIR` has `noarch` as well.
+    As with conda, `CHANNEL/SUBDIR` includes `noarch`.
+
+    Args:
+        sources: all channels.
     """
     sources = list(sources)
     whole = set(urls_of(source for source in sources if not source.subdir))
@@ -94,9 +120,17 @@ def subdirs_of(sources: Iterable[Source]) -> dict[str, frozenset[str]]:
 
 
 def placed(spec: str, condarc: Condarc) -> tuple[str, Source | None]:
-    """A spec with the channel that it names, if any, where rattler finds it.
+    """Replace the channel that a spec names by a URL that rattler finds; a group keeps its name.
 
-    A group of channels keeps its name there.
+    Args:
+        spec: as it is written.
+        condarc: conda's configuration.
+
+    Returns:
+        The changed spec, and the channel; None if it names none.
+
+    Raises:
+        BuildError: If the channel stands for nothing.
     """
     named, rest = of_spec(spec)
     if not named:
@@ -107,7 +141,11 @@ def placed(spec: str, condarc: Condarc) -> tuple[str, Source | None]:
 
 
 def of_spec(spec: str) -> tuple[str, str]:
-    """The channel that a spec names, empty where it names none, and the spec without it."""
+    """Split a spec into the channel that it names, which may be empty, and the rest.
+
+    Args:
+        spec: as it is written.
+    """
     body, bracket, rest = spec.partition("[")
     match = _SPEC.fullmatch(body)
     channel, body = (match["channel"].strip(), match["rest"]) if match else ("", body)
@@ -120,7 +158,7 @@ def of_spec(spec: str) -> tuple[str, str]:
 
 
 def _simple(channel: str, condarc: Condarc) -> str:
-    """A member of a group, a URL or a path: names in it go behind the alias."""
+    """The URL of a member of a group, of a URL or of a path; a name goes behind the alias."""
     if "://" in channel:
         return channel.rstrip("/")
     if channel.startswith(("/", "./", "../", "~")):
@@ -132,7 +170,7 @@ def _simple(channel: str, condarc: Condarc) -> str:
 
 
 def _named(name: str, condarc: Condarc) -> str:
-    """A name: the longest part of it that has a place of its own counts."""
+    """The URL of a name: the longest part of it counts that has a place of its own."""
     places = dict(condarc.custom_channels)
     for member in condarc.custom_multichannels["defaults"]:
         scheme, separator, rest = member.partition("://")

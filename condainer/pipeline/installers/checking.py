@@ -1,8 +1,8 @@
-"""Compares what is linked with the checksums that a lock file names, whoever has fetched it.
+"""Compares installed packages with the checksums that their channel or the lock file lists.
 
-A chain leads from the checksum to each file: that of the archive, where it can be had, the list of
-files in it, and their own checksums. Installers trust a part of it each: channels in directories,
-or what they find unpacked in a cache.
+The checksum is that of the archive. It proves the list of files in the archive, if that can be had,
+and the list has a checksum of each file. Installers check only some of this themselves: they trust
+channels in directories, and what is unpacked in a cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from condainer.system import files, process, removal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from condainer.pipeline.installers import Package, Workplace
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import Workplace
 
 _LIST = "info/paths.json"
 _SUFFIXES = (".conda", ".tar.bz2")
@@ -40,7 +41,7 @@ _SHOWN = 16
 
 
 class DamagedError(BuildError):
-    """What is unpacked in a cache is not what its package holds."""
+    """A package in a cache is not what its archive holds."""
 
 
 async def check(
@@ -49,13 +50,13 @@ async def check(
     """Compare packages with their checksums.
 
     Args:
-        places: where each is unpacked, by package; several directories where it is not known from
-            which of them it was linked, none where none is known.
-        workplace: tells how many processors may be kept busy.
+        places: where each package is unpacked; several directories if it may have been linked from
+            any of them, and none if that is not known.
+        workplace: says how many processors may be kept busy.
         is_locked: whether the checksums are those of a lock file.
 
     Raises:
-        BuildError: names one that is something else than its checksum says.
+        BuildError: If a package is something else than its checksum says.
     """
     await _each(partial(check_package, is_locked=is_locked), places, workplace)
 
@@ -63,21 +64,21 @@ async def check(
 async def mend(
     places: Mapping[Package, Sequence[Path]], workplace: Workplace, *, is_locked: bool = False
 ) -> frozenset[Path]:
-    """Remove from a cache what is not what its package holds, so that it will be fetched anew.
+    """Remove damaged packages from a cache, so that they are fetched again.
 
-    Scripts of packages damage it: what they change in place is the cache's own file, too. What
-    cannot be removed stays, since it may be that nobody uses it.
+    Scripts of packages damage it: if they change a hard link in place, the file in the cache
+    changes. What cannot be removed stays, since it may be that nobody uses it.
 
     Args:
-        places: where packages are unpacked before anything is installed.
-        workplace: is told of it.
+        places: where packages are unpacked, before anything is installed.
+        workplace: its log says what was damaged.
         is_locked: as in `check`.
 
     Returns:
-        the directories where all is right.
+        The directories that are undamaged.
 
     Raises:
-        BuildError: where a channel is damaged.
+        BuildError: If a channel is damaged.
     """
     sound: set[Path] = set()
 
@@ -118,9 +119,14 @@ def check_package(
 ) -> None:
     """Compare one package with its checksum; see `check`.
 
+    Args:
+        package: which.
+        directories: where it is unpacked.
+        is_locked: as in `check`.
+
     Raises:
-        DamagedError: where it is unpacked, but is something else.
-        BuildError: where its channel has something else.
+        DamagedError: If the unpacked package is something else.
+        BuildError: If its channel has something else.
     """
     original = _original(package, directories, is_locked=is_locked)
     for directory in directories:
@@ -137,12 +143,20 @@ def check_package(
 def wrong_archive(
     package: Package, kind: str, found: str, expected: str, *, is_locked: bool = False
 ) -> BuildError:
-    """An error for an archive that has another checksum than its channel or a lock file lists."""
-    is_what = "is no longer the file that was locked"
+    """Make an error for an archive with another checksum than its channel or a lock file lists.
+
+    Args:
+        package: which.
+        kind: of checksum.
+        found: the archive's.
+        expected: the listed one.
+        is_locked: whether a lock file lists it.
+    """
+    is_what = "is no longer the file in the lock file"
     advice = "build without --locked: that takes what the channels have today"
     if not is_locked:
         is_what = "is not the file that its channel lists"
-        advice = "the channel is damaged: index it again, or fetch it again"
+        advice = "the channel is damaged: index it again, or download it again"
     return BuildError(
         f"{package.url} {is_what}: {kind} {found[:_SHOWN]}… instead of {expected[:_SHOWN]}…",
         advice,
@@ -150,7 +164,11 @@ def wrong_archive(
 
 
 def completed(package: Package) -> Package:
-    """A package with checksums and size of its archive, where that is here and nobody lists any."""
+    """Add checksums and size that no channel lists to a package whose archive is on this machine.
+
+    Args:
+        package: as its channel lists it.
+    """
     archive = local(package.url)
     if package.sha256 or package.md5 or archive is None or not archive.is_file():
         return package
@@ -159,11 +177,11 @@ def completed(package: Package) -> Package:
 
 
 def identified(package: Package, directories: Sequence[Path]) -> Package:
-    """A package with checksums and size of the archive that it was unpacked from, if that is kept.
+    """Add checksums and size of the archive that a package was unpacked from, if the cache has it.
 
     Args:
-        package: which; it stays as it is where its SHA256 is known.
-        directories: where it is unpacked; several where it is not known from which it was linked.
+        package: which; it stays as it is if its SHA256 is known.
+        directories: where it is unpacked; several if it may have been linked from any of them.
     """
     if package.sha256:
         return package
@@ -181,23 +199,32 @@ def identified(package: Package, directories: Sequence[Path]) -> Package:
 
 
 def digest_of(path: Path, kind: str = "sha256") -> str:
-    """The checksum of a file."""
+    """Compute the checksum of a file, in hexadecimal digits.
+
+    Args:
+        path: of the file.
+        kind: `sha256` or `md5`.
+    """
     with path.open("rb") as file:
         return _digest(file, kind)
 
 
 def local(url: str) -> Path | None:
-    """The archive itself, in a channel of this machine."""
+    """Find the archive of a package in a channel that is a directory; None for all others.
+
+    Args:
+        url: of the package.
+    """
     address = urllib.parse.urlsplit(url)
     return Path(urllib.parse.unquote(address.path)) if address.scheme == "file" else None
 
 
 def _original(package: Package, directories: Sequence[Path], *, is_locked: bool) -> Path | None:
-    """An archive that has a package's checksum; None where there is none to compare.
+    """An archive that has a package's checksum; None if there is none to compare.
 
     Raises:
-        BuildError: where the channel is a directory here, and has another one; it may, if what is
-            unpacked is known to be from the one that a lock file lists.
+        BuildError: If a channel that is a directory has another one, unless the unpacked package is
+            known to come from the archive in the lock file.
     """
     kind, expected = _checksum(package)
     if not expected:
@@ -205,19 +232,24 @@ def _original(package: Package, directories: Sequence[Path], *, is_locked: bool)
     channel = local(package.url)
     found = ""
     for archive in [*([channel] if channel else []), *_beside(package, directories)]:
-        with contextlib.suppress(OSError):
-            if archive.is_file():
-                digest = digest_of(archive, kind)
-                if digest == expected:
-                    return archive
-                found = digest if archive == channel else found
+        digest = _digest_if_any(archive, kind)
+        if digest == expected:
+            return archive
+        found = digest if archive == channel else found
     if found and not (is_locked and _are_of(package, directories)):
         raise wrong_archive(package, kind.upper(), found, expected, is_locked=is_locked)
     return None
 
 
+def _digest_if_any(archive: Path, kind: str) -> str:
+    """The checksum of an archive; empty if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return digest_of(archive, kind) if archive.is_file() else ""
+    return ""
+
+
 def _are_of(package: Package, directories: Sequence[Path]) -> bool:
-    """Whether all that is unpacked is noted to be from the archive with a package's checksum."""
+    """Whether all that is unpacked is noted to come from the archive with a package's checksum."""
     noted = {unpacked.archive_of(directory) for directory in directories}
     return bool(package.sha256) and noted == {package.sha256}
 
@@ -228,7 +260,7 @@ def _checksum(package: Package) -> tuple[str, str]:
 
 
 def _beside(package: Package, directories: Sequence[Path]) -> list[Path]:
-    """The archives that installers keep beside what they have unpacked."""
+    """The archives that installers keep beside the unpacked packages."""
     name = urllib.parse.unquote(package.url.rpartition("/")[2].partition("#")[0])
     return [directory.parent / name for directory in directories]
 
@@ -241,7 +273,7 @@ def _listed(directory: Path) -> bytes | None:
 
 
 def _paths(archive: Path) -> bytes | None:
-    """The list of files in an archive; None where it has none, as old ones have."""
+    """The list of files in an archive; None if it has none, as old ones."""
     with (
         contextlib.suppress(OSError, ValueError, tarfile.TarError, zipfile.BadZipFile),
         _information(archive) as stream,
@@ -256,7 +288,7 @@ def _paths(archive: Path) -> bytes | None:
 
 @contextlib.contextmanager
 def _information(archive: Path) -> Iterator[IO[bytes]]:
-    """The tar archive with what a package says of itself."""
+    """The tar archive with a package's `info` directory."""
     if archive.suffix != ".conda":
         with archive.open("rb") as file:
             yield file
@@ -269,7 +301,7 @@ def _information(archive: Path) -> Iterator[IO[bytes]]:
 
 
 def _sha256_below(directory: Path, name: str) -> str | None:
-    """The checksum of a file of a package; None where it leads elsewhere, empty if unreadable."""
+    """The checksum of a file; None if its path leads out of the package, empty if unreadable."""
     path = os.path.realpath(directory / name)
     if not ready.is_below(name) or not Path(path).is_relative_to(directory.resolve()):
         return None
@@ -291,13 +323,13 @@ def _digest(file: IO[bytes], kind: str) -> str:
 
 def _damaged(directory: Path, name: str) -> DamagedError:
     return DamagedError(
-        f"the package cache is damaged: {directory / name} is not what its package lists",
-        f"remove {directory}, or have another cache with the key package_cache, and build again",
+        f"the package cache is damaged: {directory / name} is not the file that its package lists",
+        f"remove {directory}, or choose another cache with the key package_cache; then build again",
     )
 
 
 def _remove(package: Package, directory: Path) -> None:
-    """Remove a damaged package, and an archive beside it that is another one."""
+    """Remove a damaged package, and its archive if that has a wrong checksum."""
     aside = directory.with_name(f".{directory.name}.damaged.{os.getpid()}")
     directory.rename(aside)  # at once, whatever is in it
     removal.remove_tree(aside)

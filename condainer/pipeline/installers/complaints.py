@@ -1,4 +1,4 @@
-"""What matters of what micromamba, mamba and conda say when they fail."""
+"""Extracts what matters from the output of micromamba, mamba and conda when they fail."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 _PREFIX = re.compile(r"^(critical|error|warning|info)\s+libmamba\s?")
 _CONTINUED = " " * 4
-"""How the lines begin that belong to an error; tables of packages are less indented."""
+"""Begins further lines of an error; tables of packages have less indentation."""
 _CAUSE = re.compile(
     r"(critical|error)\s+libmamba|([A-Z]\w*Error|[A-Z][a-z]+[A-Z]\w*)(: |\()|Encountered corrupt "
 )
-"""How the first line of an explanation begins; conda has names of exceptions there."""
+"""Begins an explanation; conda writes names of exceptions there."""
 _QUOTED = re.compile(r"(?P<name>[A-Z]\w+)\((?P<text>(?P<mark>[\"']).*(?P=mark)),?\)")
-"""An exception as Python writes it in code."""
+"""An exception as Python's `repr` writes it."""
 _TRACEBACK = "Traceback (most recent call last):"
 _TABLE = re.compile(r"\s*[\w.-]* *\|.*\||\s+package +\||\s+-+\|-+|.*\| +#* *\|?.*%")
 _NOTHING = re.compile(r"\s*(<None>|\(\)|None|std(out|err):|==> script \w+ <==)\s*")
@@ -37,7 +37,11 @@ _LAST_LINES = 8
 
 
 def explanation(lines: Sequence[str]) -> str:
-    """The errors of a failed program, without their trimmings."""
+    """Find the errors in a failed program's output, without boilerplate.
+
+    Args:
+        lines: of the output.
+    """
     lines = _raised(lines) or lines
     first = next((place for place, line in enumerate(lines) if _CAUSE.match(line)), None)
     if first is None:
@@ -55,7 +59,7 @@ def _matters(line: str) -> bool:
 
 
 def _raised(lines: Sequence[str]) -> list[str]:
-    """The exception that a report of Python's ends in, where there is one."""
+    """The exception at the end of a Python traceback; empty if there is none."""
     places = [place for place, line in enumerate(lines) if line.strip() == _TRACEBACK]
     if not places:
         return []
@@ -68,7 +72,7 @@ def _raised(lines: Sequence[str]) -> list[str]:
 
 
 def _spelt_out(line: str) -> Iterator[str]:
-    """The lines of an exception that is written as in code; another line as it is."""
+    """The lines of an exception that is written as `repr` writes it; any other line as it is."""
     match = _QUOTED.fullmatch(line.strip())
     if match is None:
         yield line

@@ -1,8 +1,8 @@
-"""What conda is configured to do, for the installer that comes with condainer.
+"""Reads conda's configuration, for the installer that comes with condainer.
 
-conda and mamba read their `.condarc` themselves. Here are the keys that say where packages come
-from and how they are fetched; the places and the way files add up are conda's own
-(https://docs.conda.io/projects/conda/en/stable/user-guide/configuration/use-condarc.html).
+conda and mamba read their `.condarc` themselves. This module reads the keys that say where packages
+come from and how they are fetched. The places of the files, and the way in which they add up, are
+conda's: https://docs.conda.io/projects/conda/en/stable/user-guide/configuration/use-condarc.html
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import yaml
 
 ALIAS = "https://conda.anaconda.org"
-"""Where channels are that only have a name."""
+"""The URL below which channels are that only have a name."""
 
 _ANACONDA = "https://repo.anaconda.com"
 _DEFAULTS = (f"{_ANACONDA}/pkgs/main", f"{_ANACONDA}/pkgs/r")
@@ -41,7 +41,7 @@ _VARIABLES = {
     "CONDA_SSL_VERIFY": "ssl_verify",
 }
 _FINAL = "#!final"
-"""Stands behind a key that no file further on may change."""
+"""Follows a key that later files may not change."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Condarc:
     """conda's configuration; each field has conda's own name and default.
 
     Attributes:
-        channels: where environment.yml names none; empty where conda is not told either.
-        channel_alias: a URL, without a slash at its end.
+        channels: those to use if environment.yml names none; empty if conda is not told either.
+        channel_alias: a URL, without a slash at the end.
         channel_priority: one of `CHANNEL_PRIORITIES`.
         custom_channels: name to the URL below which the channel is found by its name.
         custom_multichannels: name to channels; `defaults` and `local` are among them.
         ssl_verify: whether certificates of servers are checked.
-        certificates: the file or directory with those to trust; empty for the system's.
-        proxy_servers: SCHEME, SCHEME://HOST, all://HOST or `all` to URL; empty for no proxy.
+        certificates: the file or directory with trusted certificates; empty for the system's.
+        proxy_servers: SCHEME, SCHEME://HOST, all://HOST or `all` to URL; an empty URL is no proxy.
     """
 
     channels: tuple[str, ...] = ()
@@ -70,13 +70,13 @@ class Condarc:
 
 
 def load(variables: Mapping[str, str] | None = None) -> Condarc:
-    """Read all that conda would read.
+    """Read all files and variables that conda reads.
 
     Args:
-        variables: of the environment; those of this process by default.
+        variables: of the environment; None means those of this process.
 
     Raises:
-        ConfigError: names a file that is broken.
+        ConfigError: If a file cannot be parsed.
     """
     variables = os.environ if variables is None else variables
     layers = _Layers([*_files(variables), *_of_environment(variables)])
@@ -99,7 +99,7 @@ def load(variables: Mapping[str, str] | None = None) -> Condarc:
 
 
 class _Layers:
-    """What several files say of a key: later ones go before earlier ones, lists and maps add up."""
+    """What several files say about a key: later files come first, and lists and maps add up."""
 
     def __init__(self, documents: Iterable[tuple[yamlfile.YamlFile, list[str]]]) -> None:
         self._documents = list(documents)
@@ -116,7 +116,7 @@ class _Layers:
                     return
 
     def text(self, *names: str) -> str:
-        """One value; empty where there is none."""
+        """One value; empty if there is none."""
         found = ""
         for document, node in self._found(names):
             found = _expanded(document, node, names[0])
@@ -128,7 +128,7 @@ class _Layers:
         return tuple(dict.fromkeys(item for items in reversed(lists) for item in items))
 
     def texts(self, name: str) -> dict[str, str]:
-        """A mapping to values; what is null is not there."""
+        """A mapping to texts, without those that are null."""
         found = {
             key: None if yamlfile.is_null(value) else _expanded(document, value, name)
             for document, node in self._found([name])
@@ -172,7 +172,7 @@ def _files(variables: Mapping[str, str]) -> Iterator[tuple[yamlfile.YamlFile, li
 
 
 def _paths(variables: Mapping[str, str]) -> Iterator[Path]:
-    """The files that conda reads, in its order, but none of an environment that is active."""
+    """The files that conda reads, in its order, except those of an active environment."""
     home = Path(os.path.expanduser("~"))  # noqa: PTH111  (Path's raises where there is none)
     config = variables.get("XDG_CONFIG_HOME", "")
     directories: list[str | Path] = [
@@ -214,7 +214,7 @@ def _of_environment(
 def _alias(layers: _Layers) -> str:
     alias = layers.text("channel_alias")
     if alias and "://" not in alias:
-        raise layers.error("channel_alias", f"'{alias}' is no URL")
+        raise layers.error("channel_alias", f"'{alias}' is not a URL")
     return alias.rstrip("/") or ALIAS
 
 
@@ -223,12 +223,12 @@ def _priority(layers: _Layers) -> str:
     priority = _PRIORITIES.get(text, text)
     if priority not in CHANNEL_PRIORITIES:
         known = ", ".join(CHANNEL_PRIORITIES)
-        raise layers.error("channel_priority", f"'{text}' is none of {known}")
+        raise layers.error("channel_priority", f"'{text}' is not one of {known}")
     return priority
 
 
 def _certificates(verify: str, variables: Mapping[str, str]) -> str:
-    """The certificates to trust: as configured, or what conda's library for HTTP looks at."""
+    """The trusted certificates: as configured, or as conda's HTTP library finds them."""
     source, path = "ssl_verify", verify
     if not verify or verify.lower() in _TRUE:
         names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -239,14 +239,14 @@ def _certificates(verify: str, variables: Mapping[str, str]) -> str:
     path = os.path.expanduser(path)  # noqa: PTH111  (as above)
     if files.is_missing(Path(path)):
         raise ConfigError(
-            f"there are no certificates at {path}, which {source} names",
-            "name a file or directory with certificates there, or nothing",
+            f"{source} names {path}, which has no certificates",
+            f"set {source} to a file or directory with certificates, or leave it out",
         )
     return os.path.abspath(path)  # noqa: PTH100  (links stay as they are)
 
 
 def _local(layers: _Layers, variables: Mapping[str, str]) -> tuple[str, ...]:
-    """Where conda-build puts what it builds."""
+    """The directories where conda-build puts what it builds."""
     root = _root(variables)
     places = (
         *(layers.text("croot"), layers.text("bld_path"), variables.get("CONDA_BLD_PATH", "")),

@@ -1,8 +1,8 @@
-"""Sees that the files of packages come from these packages, and stay within the prefix.
+"""Checks that a package holds only files of its own, and that they stay inside the prefix.
 
-rattler writes, and removes, wherever a package's list of files leads, or ends the whole process;
-and it follows links, whether another package has put them into the prefix or they take the place
-of a file that is to be copied.
+rattler writes and removes wherever a package's list of files leads, and a bad list can end the
+whole process. It also follows links: those that another package has put into the prefix, and those
+in place of a file that is to be copied.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _RECORDS = ("index.json", "paths.json", "files", "has_prefix", "no_link", "link.json")
-"""What rattler reads of a package, whatever is there."""
+"""The files that rattler reads in `info`, if they are there."""
 _MOST_LINKS = 40
-"""Links after one another that a path leads through: as many as the kernel follows."""
+"""The most links that a path may lead through, as in the kernel."""
 _FOR_ANY_PYTHON = ("site-packages/", "python-scripts/")
-"""Where packages for any Python have what is put elsewhere."""
+"""Directories of `noarch: python` packages whose files are put elsewhere."""
 
 
 class Contents:
-    """What packages put below one prefix. It may be told of them from any thread.
+    """What packages put below one prefix. Any thread may call it.
 
     Args:
-        site_packages: where packages for any Python put their modules, below the prefix.
+        site_packages: where `noarch: python` packages put their modules, relative to the prefix.
     """
 
     def __init__(self, site_packages: str = "") -> None:
@@ -45,12 +45,17 @@ class Contents:
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[object, ...]] = {}
         self._links: dict[str, dict[str, str]] = {}
-        # What is written besides the files of packages: records, and programs that start modules.
+        # rattler also writes records, and programs that start modules.
         own = dict.fromkeys(("conda-meta", "bin", site_packages), "")
         self._directories: dict[str, dict[str, str]] = {"": own}
 
     def knows(self, package: str, directory: Path) -> bool:
-        """Whether it was told of an unpacked package, and that has not been replaced since."""
+        """Whether an unpacked package was added, and has not been replaced since.
+
+        Args:
+            package: how messages name it.
+            directory: where it is unpacked.
+        """
         return self._seen.get(package) == _stamp(directory)
 
     def add(self, package: str, directory: Path) -> None:
@@ -58,11 +63,10 @@ class Contents:
 
         Args:
             package: how messages name it.
-            directory: where it lies unpacked.
+            directory: where it is unpacked.
 
         Raises:
-            BuildError: where it has a path that leads out of the prefix, or a file that is not its
-                own.
+            BuildError: If a path leads out of the prefix, or a file is not the package's own.
         """
         _check_list(package, directory)
         try:
@@ -73,42 +77,48 @@ class Contents:
         own = _Own(package, directory)
         stamp = _stamp(directory)
         with self._lock:
-            directories = self._directories[package] = {}
-            targets = self._links[package] = {}
+            self._directories[package], self._links[package] = {}, {}
             for entry in listed:
                 path = entry.relative_path
                 check_path(package, path)
                 if links and not links.isdisjoint(path.parents):
                     raise _outside(package, path)
-                target = own.target(path, is_link=path in links)
-                for place in self._places(posixpath.normpath(path)):
-                    directories.setdefault(posixpath.dirname(place), place)
-                    if target is not None:
-                        targets[place] = target
+                self._note(package, path, own.target(path, is_link=path in links))
             self._seen[package] = stamp
 
+    def _note(self, package: str, path: Path, target: str | None) -> None:
+        for place in self._places(posixpath.normpath(path)):
+            self._directories[package].setdefault(posixpath.dirname(place), place)
+            if target is not None:
+                self._links[package][place] = target
+
     def check(self) -> None:
-        """See that no package writes through a link of another one, or of its own, to outside.
+        """Check that no package writes outside through a link, be it another package's or its own.
 
         Raises:
-            BuildError: where one would.
+            BuildError: If one would.
         """
         with self._lock:
             links = self._resolved()
-            for package, directories in self._directories.items():
-                for directory, place in directories.items():
-                    if directory and _real(directory, links) is None:
-                        raise _outside(package or "that has this link", Path(place or directory))
+            for package, directory, place in self._listed():
+                if directory and _real(directory, links) is None:
+                    raise _outside(package or "that has this link", Path(place or directory))
+
+    def _listed(self) -> Iterator[tuple[str, str, str]]:
+        """Each package, each directory that it has files in, and one of these."""
+        for package, directories in self._directories.items():
+            for directory, place in directories.items():
+                yield package, directory, place
 
     def _places(self, path: str) -> Iterator[str]:
-        """Where a file may be put, below the prefix."""
+        """Where a file may be put, relative to the prefix."""
         yield path
         for start, place in self._moved.items():
             if path.startswith(start):
                 yield place + path.removeprefix(start)
 
     def _resolved(self) -> dict[str, str]:
-        """The links by where they are, as links above them may lead elsewhere in the prefix."""
+        """The links by their real paths: links above them may lead elsewhere in the prefix."""
         links = {place: to for own in self._links.values() for place, to in own.items()}
         for _ in range(_MOST_LINKS):
             before = len(links)
@@ -122,11 +132,11 @@ class Contents:
 
 
 class _Own:
-    """Whether the files that a package lists are its own.
+    """Checks whether the files that a package lists are its own.
 
     Args:
         package: how messages name it.
-        directory: where it lies unpacked.
+        directory: where it is unpacked.
     """
 
     def __init__(self, package: str, directory: Path) -> None:
@@ -136,13 +146,13 @@ class _Own:
         self._known: set[str] = set()
 
     def target(self, path: Path, *, is_link: bool) -> str | None:
-        """See that a file lies in the package, and is no link to elsewhere that is to be copied.
+        """Check that a file is in the package, and that a file to be copied is no link out of it.
 
         Returns:
-            where it leads; None where it is no link.
+            The target of a link; None if the file is none.
 
         Raises:
-            BuildError: where that is not so.
+            BuildError: If it is not.
         """
         above = os.path.dirname(path)  # noqa: PTH120  (thousands)
         if above not in self._known:
@@ -152,7 +162,7 @@ class _Own:
         try:
             target = os.readlink(file) if stat.S_ISLNK(os.lstat(file).st_mode) else None  # noqa: PTH115
         except (OSError, ValueError):
-            return None  # it is not there: rattler will say so
+            return None  # it is missing: rattler will report that
         if target is not None and not is_link:
             self._check_within(file, path)
         return target
@@ -164,30 +174,30 @@ class _Own:
 
 
 def check_path(package: str, path: Path) -> None:
-    """See that a path that a package gives is one below the prefix.
+    """Check that a path of a package stays below the prefix.
 
     Args:
         package: how messages name it.
-        path: what it gives.
+        path: relative to the prefix.
 
     Raises:
-        BuildError: where it is not.
+        BuildError: If it does not.
     """
     if path.is_absolute() or ".." in path.parts or "\0" in str(path):
         raise _outside(package, path)
 
 
 def check_package(package: str, directory: Path) -> None:
-    """See that all files of an unpacked package are its own, and are put below the prefix.
+    """Check that all files of an unpacked package are its own, and stay below the prefix.
 
-    Its soft links may point anywhere, but no file may lie below one that leads out of the prefix.
+    Its symbolic links may lead anywhere, but no file may be below one that leads out of the prefix.
 
     Args:
         package: how messages name it.
-        directory: where it lies unpacked.
+        directory: where it is unpacked.
 
     Raises:
-        BuildError: where that is not so.
+        BuildError: If that is not so.
     """
     contents = Contents()
     contents.add(package, directory)
@@ -195,7 +205,7 @@ def check_package(package: str, directory: Path) -> None:
 
 
 def _check_list(package: str, directory: Path) -> None:
-    """See that the list of files is one of the package itself."""
+    """Check that the lists of files belong to the package itself."""
     for name in _RECORDS:
         path = Path("info", name)
         try:
@@ -203,16 +213,16 @@ def _check_list(package: str, directory: Path) -> None:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise _foreign(package, path) from error
-            if error.errno != errno.ENOENT:  # rattler says whether it needs that
+            if error.errno != errno.ENOENT:  # rattler reports it if it needs the file
                 raise BuildError(
-                    f"the package {package} has an {path} that is no file, or is larger than "
+                    f"the package {package} has an {path} that is not a file, or is larger than "
                     f"{human(files.MOST)}",
-                    "leave that package out, and report it to its channel",
+                    "leave that package out, and report this to its channel",
                 ) from error
 
 
 def _stamp(directory: Path) -> tuple[object, ...]:
-    """What changes when another package is put in the place of an unpacked one."""
+    """A value that changes if another package takes the place of an unpacked one."""
     found: list[object] = []
     for path in (directory, directory / "info", directory / "info/paths.json"):
         with contextlib.suppress(OSError):
@@ -222,7 +232,7 @@ def _stamp(directory: Path) -> tuple[object, ...]:
 
 
 def _real(path: str, links: dict[str, str]) -> str | None:
-    """Where a path leads below the prefix; None for out of it."""
+    """Resolve a path below the prefix; None if it leads out."""
     there: list[str] = []
     rest = path.split("/")[::-1]
     followed = 0
@@ -249,9 +259,9 @@ def _outside(package: str, path: Path) -> BuildError:
 
 
 def _foreign(package: str, path: Path) -> BuildError:
-    return _error(f"the package {package} has a link to elsewhere in place of a file", path)
+    return _error(f"the package {package} has a link out of the package in place of a file", path)
 
 
 def _error(what: str, path: Path) -> BuildError:
     shown = str(path).replace("\0", "\\0")
-    return BuildError(f"{what}: {shown}", "leave that package out, and report it to its channel")
+    return BuildError(f"{what}: {shown}", "leave that package out, and report this to its channel")

@@ -1,4 +1,4 @@
-"""How installers say that they cannot go on: in the same words, whichever it is."""
+"""Makes the errors of all installers, so that each uses the same words."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ _OF_THIS_MACHINE = re.compile(
     r"Resource temporarily unavailable|Cannot allocate memory|Too many open files"
     r"|os error (11|12|23|24)\b|spawn.* thread"
 )
-"""What tells that no process, memory or descriptor is to be had, which is no channel's fault."""
+"""Says that no process, memory or descriptor is available, which is not a channel's fault."""
 
 
 def excerpt(lines: Iterable[str]) -> str:
-    """The beginning of an explanation, where the cause stands, without what is said twice."""
+    """Shorten an explanation to its beginning, which has the cause, and drop repeated lines.
+
+    Args:
+        lines: of the explanation.
+    """
     kept = [line for line in dict.fromkeys(line.rstrip() for line in lines) if line]
     shown = [f"  {line}" for line in kept[:_LINES]]
     if len(kept) > _LINES:
@@ -29,12 +33,12 @@ def excerpt(lines: Iterable[str]) -> str:
 
 
 def unsolved(installer: str, why: str, channels: Sequence[str], hint: str = "") -> BuildError:
-    """An error for packages that cannot be had, or not together.
+    """Make an error for packages that do not exist, or not together.
 
     Args:
         installer: its name.
         why: its own explanation.
-        channels: where it has looked; empty where only the installer knows.
+        channels: where it has searched; empty if only the installer knows.
         hint: what to do next.
     """
     searched = f"\n  searched: {', '.join(channels)}" if channels else ""
@@ -42,28 +46,33 @@ def unsolved(installer: str, why: str, channels: Sequence[str], hint: str = "") 
 
 
 def unreadable(why: str, channels: Iterable[str], *, is_offline: bool = False) -> BuildError:
-    """An error for a channel that cannot be read.
+    """Make an error for a channel that cannot be read.
 
     Args:
         why: the installer's own explanation.
-        channels: those that were to be read; which of them it was stands in the explanation.
-        is_offline: whether nothing was asked for over the network.
+        channels: those to read; the explanation says which of them failed.
+        is_offline: whether nothing may be asked for over the network.
     """
     why = credentials.without(why)
     if _OF_THIS_MACHINE.search(why):
         return BuildError(
-            f"this machine or job does not let channels be read:\n{why}",
+            f"cannot read channels, because of a limit of this machine or job:\n{why}",
             "see 'ulimit -u', 'ulimit -n' and 'ulimit -v', and the limits of this job or container",
         )
-    channels = [credentials.without(channel) for channel in channels]
-    named = [channel for channel in channels if f"{channel}/" in why] or channels
-    which = f"the channel {' or '.join(named)}" if named else "a channel"
+    which = _which(channels, why)
     if is_offline:
         return BuildError(
-            f"--offline forbids to ask {which}, and the cache has no list of it:\n{why}",
+            f"with --offline, no server is asked, and the cache has no list of {which}:\n{why}",
             "build once without --offline, or install what the lock file lists, with --locked",
         )
     return BuildError(
         f"cannot read {which}:\n{why}",
-        "see that its address is right and that this machine can reach it",
+        "check that its address is right and that this machine can reach it",
     )
+
+
+def _which(channels: Iterable[str], why: str) -> str:
+    """The channels that an explanation names, or all of them."""
+    channels = [credentials.without(channel) for channel in channels]
+    named = [channel for channel in channels if f"{channel}/" in why] or channels
+    return f"the channel {' or '.join(named)}" if named else "a channel"

@@ -1,8 +1,8 @@
-"""Brings packages into rattler's cache, small ones first and a few at a time.
+"""Fetches packages into rattler's cache, small ones first and a few at a time.
 
-rattler would fetch all at once, and then all are there late, together; so some are there early, and
-can be compressed while others come. Links them, checks what is in the cache already, and fetches
-what cannot be had here: rattler.
+rattler would fetch all at once, and then all arrive late, together. This way some arrive early, and
+can be compressed while others come. rattler still links packages, checks what is in the cache, and
+fetches what cannot be fetched here.
 """
 
 from __future__ import annotations
@@ -42,39 +42,41 @@ if TYPE_CHECKING:
 
     from rattler import Client
 
-    from condainer.pipeline.installers import Package, Request, Workplace
+    from condainer.pipeline.installers.interface import Request
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import Workplace
 
 _AT_ONCE = 5
-"""Packages on their way: to get a small one takes hardly more than to ask for it."""
+"""Packages that are fetched at once: for a small one, most of the time is waiting for an answer."""
 _LARGE_AT_ONCE, _LARGE = 2, 4 << 20
-"""How many are larger than so many bytes: those share what the line carries, and the fewer they
-are, the sooner the first is there."""
+"""How many of them may be larger than so many bytes: these share the bandwidth, and the fewer they
+are, the sooner the first is complete."""
 _TRIES = 3
 _LOOK = 0.1
-"""Seconds between two looks at how much has come."""
+"""Seconds between two reports of progress."""
 _OLD = 86400.0
-"""Seconds after which what another machine has begun, or has no lock, is not waited for."""
+"""Seconds after which work of another machine, or without a lock, counts as abandoned."""
 _WORK, _LOCK = ".condainer-fetch", ".lock"
-"""Begins the names of directories in the cache to work in, and the file in each that is locked."""
+"""Begins the names of working directories in the cache; each has a locked file."""
 _COUNT = struct.Struct(">Q")
 _SHOWN = 10
-_GONE = "build without --locked: that takes what the channels have today"
+_GONE = "build without --locked: that installs what the channels have today"
 
 
 class Fetching:
-    """The way of packages into the cache.
+    """Fetches the missing packages of one installation into the cache.
 
     Args:
-        request: what is being installed; from a lock file, all that is missing is fetched here.
-        urls: of the packages, with what servers ask for.
-        cache: where rattler looks for them.
-        workplace: takes what is to be told.
-        on_there: is told of each that has come; from the event loop's thread.
+        request: what is being installed; with a lock file, all missing packages are fetched here.
+        urls: of the packages, with credentials.
+        cache: where rattler looks for packages.
+        workplace: takes progress and lines for the log.
+        on_there: takes each package that is in the cache now; called in the event loop's thread.
 
     Attributes:
         missing: the packages that are to be fetched here.
-        digests: the SHA256 and the MD5 of those that have come.
-        sizes: theirs in bytes.
+        digests: SHA256 and MD5 of the archives that have been fetched.
+        sizes: their bytes.
     """
 
     def __init__(
@@ -108,10 +110,10 @@ class Fetching:
         self._is_read_apart = tokens.are_needed()
 
     async def run(self) -> None:
-        """Fetch all that are missing.
+        """Fetch all missing packages.
 
         Raises:
-            BuildError: where one cannot be had, or is not what its channel lists.
+            BuildError: If one cannot be fetched, or is not what its channel lists.
         """
         await anyio.to_thread.run_sync(_clear, self._cache)
         if not self.missing:
@@ -120,20 +122,23 @@ class Fetching:
         try:
             async with process.task_group() as group:
                 group.start_soon(self._tell)
-                async with process.task_group() as lanes:
-                    for _ in range(_AT_ONCE):
-                        lanes.start_soon(self._lane, directory)
+                await self._fetch_all(directory)
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(removal.remove_tree, directory)
             os.close(lock)
 
+    async def _fetch_all(self, directory: Path) -> None:
+        async with process.task_group() as lanes:
+            for _ in range(_AT_ONCE):
+                lanes.start_soon(self._lane, directory)
+
     def _check_offline(self, missing: Iterable[Package]) -> None:
-        """See that nothing is missing that would have to come from elsewhere.
+        """Check that no missing package would have to come over the network.
 
         Raises:
-            BuildError: names what is.
+            BuildError: If one would.
         """
         lines = [
             f"  {package.url}" + ("" if package.sha256 else " (no SHA256 of it is known)")
@@ -144,21 +149,21 @@ class Fetching:
             more = [f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
             listed = "\n".join([*lines[:_SHOWN], *more])
             raise BuildError(
-                f"--offline forbids to fetch what is not in the package cache {self._cache}:\n"
-                f"{listed}",
+                f"with --offline, nothing is fetched, and the package cache {self._cache} does not "
+                f"have:\n{listed}",
                 "build once without --offline: packages stay in the cache",
             )
 
     def signs(self) -> object:
-        """What changes when something has come; or always, while nothing is being fetched."""
+        """A value that changes when bytes have come, and always if nothing is being fetched."""
         return self._come() if self._urls else object()
 
     def source(self) -> str:
-        """What is being fetched."""
+        """The URLs that are being fetched."""
         return " or ".join(self._urls.values())
 
     def _begin(self) -> tuple[Path, int]:
-        """Make a directory to work in, and hold the lock that says that somebody does."""
+        """Make a working directory, and hold the lock that says that it is in use."""
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
             prefix = f"{_WORK}.{socket.gethostname()}."
@@ -166,14 +171,14 @@ class Fetching:
             lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._unusable(error) from error
-        with contextlib.suppress(OSError):  # of file systems that have none
+        with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         return directory, lock
 
     def _unusable(self, error: OSError) -> BuildError:
         return BuildError(
-            f"cannot write into the package cache {self._cache}: {error.strerror}",
-            "the key package_cache of condainer.yml puts it elsewhere",
+            f"cannot write to the package cache {self._cache}: {error.strerror}",
+            "choose another one with the key package_cache in condainer.yml",
         )
 
     async def _lane(self, directory: Path) -> None:
@@ -202,7 +207,10 @@ class Fetching:
             self._on_there(package)
 
     async def _fetch(self, client: Client, package: Package, url: str, archive: Path) -> None:
-        """Fetch one, again where it was cut off in the middle; `client` repeats what is refused."""
+        """Fetch one archive, and again if it was cut off.
+
+        `client` itself asks again if a server refuses.
+        """
         self._on_the_way[package.name], self._urls[package.name] = archive, package.url
         for left in reversed(range(_TRIES)):
             try:
@@ -217,7 +225,7 @@ class Fetching:
                     raise BuildError(
                         f"cannot fetch {package.url}:\n{why}", patience.BUILD_AGAIN
                     ) from error
-                self._workplace.on_line(f"{package.url} was cut off; fetching it again")
+                self._workplace.on_line(f"{package.url} was incomplete; fetching it again")
         del self._on_the_way[package.name], self._urls[package.name]
         self._bytes += _size(archive)
 
@@ -236,7 +244,7 @@ class Fetching:
             await anyio.sleep(_LOOK)
 
     def _come(self) -> int:
-        """Bytes so far."""
+        """Bytes that have come."""
         return self._bytes + sum(map(_size, self._on_the_way.values()))
 
 
@@ -255,16 +263,24 @@ def _size(path: Path) -> int:
 async def unpack(
     client: Client, archive: Path, part: Path, package: Package, *, is_locked: bool = False
 ) -> tuple[str, str]:
-    """Unpack an archive, and see that it is what its channel or the lock file lists.
+    """Unpack an archive, and check that it is what its channel or the lock file lists.
 
-    Not with rattler's `extract`, during which no other thread runs any Python. Where it is given up
-    it fails soon by itself: what it writes to is removed.
+    rattler's `extract` is not used: while it runs, no other thread runs any Python. If this is
+    cancelled, it soon fails by itself, since the directory is removed.
+
+    Args:
+        client: of rattler.
+        archive: the file.
+        part: the directory to make.
+        package: which package it is.
+        is_locked: whether a lock file lists it.
 
     Returns:
-        its SHA256 and its MD5.
+        The SHA256 and the MD5 of the archive.
 
     Raises:
-        BuildError: where it is not, cannot be unpacked, or would write outside of a prefix.
+        BuildError: If it is another archive, cannot be unpacked, or would write outside of a
+            prefix.
     """
     try:
         digests = await download_and_extract(client, archive.as_uri(), part)
@@ -281,15 +297,15 @@ async def unpack(
         if counts and listed and came != listed:
             raise checking.wrong_archive(package, kind, came, listed, is_locked=is_locked)
     await anyio.to_thread.run_sync(contents.check_package, package.stem, part)
-    await anyio.to_thread.run_sync(tree.close, part)  # before anybody else can see it
+    await anyio.to_thread.run_sync(tree.close, part)  # before anybody else can reach it
     return sha256, md5
 
 
 def _publish(part: Path, target: Path, sha256: str) -> None:
-    """Put an unpacked package where it belongs, unless another program is about to do the same.
+    """Move an unpacked package to its place, unless another program is about to do the same.
 
-    One from another archive that is there goes, unless somebody uses it. rattler locks a file that
-    holds how often that was done, and the archive's checksum; see `unpacked.lock_of`.
+    If a package from another archive is there, it is replaced, unless somebody uses it. rattler
+    locks a file that holds a revision and the archive's checksum; see `unpacked.lock_of`.
     """
     lock = unpacked.lock_of(target)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -305,13 +321,13 @@ def _publish(part: Path, target: Path, sha256: str) -> None:
         os.pwrite(descriptor, _COUNT.pack((times + 1) % (1 << 64)) + bytes.fromhex(sha256), 0)
     except OSError as error:
         if error.errno not in {errno.EAGAIN, errno.ENOTEMPTY, errno.EEXIST}:
-            raise  # or else rattler waits for the other, and takes what it finds then
+            raise  # in the other cases rattler waits for the lock, and takes what is there then
     finally:
         os.close(descriptor)
 
 
 def _clear(cache: Path) -> None:
-    """Remove what this user's builds have left that were killed, as far as that can be done."""
+    """Remove what killed builds of this user have left, as far as possible."""
     for path in cache.glob(f"{_WORK}.*"):
         with contextlib.suppress(OSError, CondainerError):
             if path.lstat().st_uid == os.geteuid() and _is_abandoned(path):
@@ -319,7 +335,10 @@ def _clear(cache: Path) -> None:
 
 
 def _is_abandoned(directory: Path) -> bool:
-    """Whether nobody works in a directory: by its lock, as containers number processes anew."""
+    """Whether nobody works in a directory.
+
+    Its lock says so, not a process id: containers number processes anew.
+    """
     if directory.name.startswith(f"{_WORK}.{socket.gethostname()}."):
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

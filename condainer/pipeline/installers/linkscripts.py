@@ -1,9 +1,9 @@
 """Keeps the mamba family from running the packages' link scripts unseen.
 
 micromamba goes on whatever a script's exit status is. All of them run scripts with the first `bash`
-on PATH, or `sh`: there stands one that leaves a post-link script alone, since the pipeline runs it
-when all is linked, and notes how other scripts have ended. Where they find another one all the
-same, a script runs twice: better than unseen.
+on PATH, or `sh`. So a program of ours comes first there. It skips post-link scripts, which the
+pipeline runs after all packages are linked, and notes the exit status of other scripts. If an
+installer finds another shell all the same, a script runs twice, which is better than unseen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from condainer.pipeline.installers import Package
+    from condainer.pipeline.packages import Package
 
 _PROGRAM = """\
 #!/bin/sh
@@ -38,14 +38,14 @@ for word in "$@"; do
 done
 exec {shell} "$@"
 """
-"""Scripts are arguments themselves, or a line of a small file that is one runs them."""
+"""Installers run a script as an argument of `bash`, or by a line of a small file that is one."""
 _LINE = r"^[[:space:]]*(\.|source|exec|bash|sh)[[:space:]].*/bin/\.[^/]+-(pre|post)-(un)?link\.sh"
 
 _SCRIPT = re.compile(r"/bin/\.(?P<package>[^/]+)-(?P<kind>(?:pre|post)-(?:un)?link)\.sh")
 
 
 class Doorkeeper:
-    """The `bash` that stands before the real one.
+    """The program that comes before the real `bash` on PATH.
 
     Args:
         directory: an empty directory to work in.
@@ -68,28 +68,32 @@ class Doorkeeper:
         program.chmod(0o755)
 
     def path(self, path: str) -> str:
-        """The PATH of a program that is to find it."""
+        """Make a PATH that leads to it first.
+
+        Args:
+            path: the PATH so far; empty means the default.
+        """
         return f"{self._place}:{path or os.defpath}"
 
     @property
     def left(self) -> frozenset[str]:
-        """The packages whose post-link scripts have not been run."""
+        """The packages whose post-link scripts were skipped."""
         return frozenset(package for _, package, _ in self._noted(self._left))
 
     @property
     def ran(self) -> frozenset[str]:
-        """The packages of which another script has been run."""
+        """The packages of which another script was run."""
         return frozenset(package for _, package, _ in self._noted(self._ran))
 
     def failure(self) -> str:
-        """Which script failed first, in words; empty where none did."""
+        """Say which script failed first; empty if none did."""
         for status, package, kind in self._noted(self._ran):
             if status != "0":
                 return f"the {kind} script of {package} failed (exit status {status})"
         return ""
 
     def _noted(self, file: Path) -> list[tuple[str, str, str]]:
-        """First word, package and kind of script of each line of a note."""
+        """First word, package and kind of script in each line of a note."""
         if not file.exists():
             return []
         found = ((line, _SCRIPT.search(line)) for line in file.read_text().splitlines())
@@ -97,6 +101,11 @@ class Doorkeeper:
 
 
 def scripted(prefix: Path, packages: Iterable[Package]) -> frozenset[str]:
-    """The names of the packages that have a post-link script."""
+    """Find the names of the packages that have a post-link script.
+
+    Args:
+        prefix: the environment.
+        packages: that are linked there.
+    """
     names = (package.name for package in packages)
     return frozenset(n for n in names if os.path.lexists(f"{prefix}/bin/.{n}-post-link.sh"))

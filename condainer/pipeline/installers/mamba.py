@@ -1,8 +1,8 @@
-"""Drives micromamba, mamba or conda as a program.
+"""Runs micromamba, mamba or conda as a program.
 
-A dry run tells the packages, then they are installed: from the specs, or with --locked from an
-@EXPLICIT file. Their post-link scripts are left to the pipeline. On a pipe these programs say
-nothing while they fetch, so progress comes from the lines they print while they link.
+A dry run tells the packages. Then they are installed: from the specs, or with --locked from an
+@EXPLICIT file. The pipeline runs their post-link scripts. These programs write nothing to a pipe
+while they fetch, so progress comes from the lines that they write while they link.
 """
 
 from __future__ import annotations
@@ -13,41 +13,35 @@ import re
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline.installers import (
-    Package,
-    Request,
-    Solution,
-    Workplace,
-    channels,
+    answers,
     checking,
     complaints,
     failures,
     linkscripts,
-    merged,
-    package_from_json,
-    read_records,
     ready,
     secrets,
     sharing,
+    urlspecs,
 )
+from condainer.pipeline.installers.interface import Request, Solution
+from condainer.pipeline.packages import Package, merged, read_records
 from condainer.system import files, process, tools
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
+
+    from condainer.pipeline.workplace import Workplace
 
 _LINKING = re.compile(r"Linking (\S+)")
 _UNSOLVED = re.compile(r"Could not solve for|Unsatisfiable|PackagesNotFound|ResolvePackageNotFound")
 _UNREADABLE = re.compile(r"Download error|Subdir \S+ not loaded|CondaHTTPError|InvalidChannel")
-_ARCHIVE = re.compile(
-    r"(?P<channel>[a-z]+://.+)/(?P<subdir>[^/]+)/(?P<name>[^/]+)-(?P<version>[^-/]+)-"
-    r"(?P<build>[^-/]+)\.(conda|tar\.bz2)(#(?P<md5>[0-9a-f]{32})|#.*)?"
-)
 _TAKES_EMPTY = (2, 2)
 """The first version of libmamba that creates an environment in an empty directory."""
 
@@ -56,7 +50,7 @@ class Mamba:
     """An executable of the mamba family.
 
     Args:
-        path: the executable; must be called micromamba, mamba or conda.
+        path: of the executable, which must be called micromamba, mamba or conda.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +60,7 @@ class Mamba:
 
     @property
     def vouches_for_scripts(self) -> bool:
-        """Whether it fails where a script does: conda takes all back, the others go on."""
+        """Whether it fails if a script does: conda then undoes everything, the others go on."""
         return self._is_conda
 
     @property
@@ -78,9 +72,16 @@ class Mamba:
         return f"{self._path.name} {self._version}"
 
     def check(self, request: Request) -> None:
-        """See whether the mamba family can do what is asked."""
+        """Check that this executable can do what is asked.
+
+        Args:
+            request: what to install.
+
+        Raises:
+            ToolError: If it cannot.
+        """
         if self._is_conda:
-            _check_conda(request)
+            urlspecs.check(request)
             return
         for channel in (*request.sources, *(p.url for p in request.locked)):
             if "%20" in channel or " " in channel:
@@ -90,7 +91,15 @@ class Mamba:
                 )
 
     async def solve(self, request: Request, workplace: Workplace) -> Solution:
-        """Ask for the packages in a dry run."""
+        """Ask for the packages in a dry run.
+
+        Args:
+            request: what to install.
+            workplace: where the executable runs.
+
+        Raises:
+            BuildError: If there is no solution.
+        """
         if request.locked:
             return Solution(request.locked, cache=request.package_cache)
         with self._wanted(request, workplace) as wanted:
@@ -99,10 +108,9 @@ class Mamba:
                 answer = await self._run(
                     [*argv, "--json"], workplace, workplace.on_line, wanted.variables, capture=True
                 )
-            actions = _actions(answer.stdout)
-            if answer.returncode != 0 or actions is None:
+            if answer.returncode != 0 or not answers.is_solved(answer.stdout):
                 raise await self._unsolved(request, argv, wanted.variables, workplace)
-        packages, fetched = self._packages(actions)
+        packages, fetched = answers.packages(answer.stdout, self._path.name)
         packages = await anyio.to_thread.run_sync(_completed, packages)
         to_fetch = [package for package in packages if package.stem in fetched]
         return Solution(
@@ -115,7 +123,7 @@ class Mamba:
     async def _unsolved(
         self, request: Request, argv: list[str], variables: dict[str, str], workplace: Workplace
     ) -> BuildError:
-        """Ask again for the explanation that people can read, which --json leaves out."""
+        """Run it again without --json, for an explanation that people can read."""
         lines: list[str] = []
 
         def take(line: str) -> None:
@@ -134,9 +142,20 @@ class Mamba:
     async def install(
         self, request: Request, solution: Solution, workplace: Workplace
     ) -> frozenset[str]:
-        """Fetch and link the packages of a solution."""
+        """Fetch and link the packages of a solution.
+
+        Args:
+            request: what to install.
+            solution: what `solve` returned.
+            workplace: where the executable runs.
+
+        Returns:
+            The names of the packages of which it has run a script.
+
+        Raises:
+            BuildError: If the executable or a script fails, or a package is damaged.
+        """
         prefix, environment = request.prefix, workplace.environment
-        is_locked = bool(request.locked)
         to_fetch = solution.records if isinstance(solution.records, frozenset) else None
         with (
             tempfile.TemporaryDirectory(dir=workplace.temporary) as directory,
@@ -151,27 +170,14 @@ class Mamba:
                     caches, prefix, solution.packages, to_fetch, workplace.on_ready
                 )
                 kept = await anyio.to_thread.run_sync(watch.kept)
-                sound = await checking.mend(kept, workplace, is_locked=is_locked)
-                try:
-                    async with process.task_group() as group:
-                        group.start_soon(watch.run)
-                        argv = [*self._fill(request), *wanted.words]
-                        await self._link(argv, solution, prefix, workplace, variables)
-                        group.cancel_scope.cancel()
-                    await anyio.to_thread.run_sync(partial(watch.look, is_over=True))
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await anyio.to_thread.run_sync(watch.close)
+                sound = await checking.mend(kept, workplace, is_locked=bool(request.locked))
+                argv = [*self._fill(request), *wanted.words]
+                await self._link(argv, solution, prefix, watch, workplace, variables)
             if failure := door.failure():
-                raise BuildError(failure, "the log holds what it said")
+                raise BuildError(failure, "the log has the script's output")
             checked = {(p.sha256, place) for p in kept for place in kept[p] if place in sound}
-            left = {}
-            for package, record in _recorded(prefix, solution.packages):
-                places = watch.places(package)
-                unchecked = [p for p in places if (record.sha256, p) not in checked]
-                if unchecked or not places:
-                    left[record] = unchecked
-            await checking.check(left, workplace, is_locked=is_locked)
+            left = _unchecked(prefix, solution.packages, watch, checked)
+            await checking.check(left, workplace, is_locked=bool(request.locked))
             await anyio.to_thread.run_sync(_identify, prefix, solution.packages, watch)
             return door.ran | (linkscripts.scripted(prefix, solution.packages) - door.left)
 
@@ -180,15 +186,35 @@ class Mamba:
         argv: list[str],
         solution: Solution,
         prefix: Path,
+        watch: ready.CacheWatch,
         workplace: Workplace,
         variables: dict[str, str],
     ) -> None:
-        """Have the program link all packages.
+        """Have the executable link all packages, and watch its caches meanwhile.
 
         Raises:
-            BuildError: where it has not.
+            BuildError: If it does not.
         """
-        total = len(solution.packages)
+        try:
+            async with process.task_group() as group:
+                group.start_soon(watch.run)
+                lines = await self._run_linking(argv, len(solution.packages), workplace, variables)
+                group.cancel_scope.cancel()
+            workplace.check()
+            self._check_linked(solution, prefix, lines)
+            await anyio.to_thread.run_sync(partial(watch.look, is_over=True))
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(watch.close)
+
+    async def _run_linking(
+        self, argv: list[str], total: int, workplace: Workplace, variables: dict[str, str]
+    ) -> list[str]:
+        """Run the executable, and return the lines that it prints.
+
+        Raises:
+            BuildError: If it fails.
+        """
         linked = 0
         lines: list[str] = []
 
@@ -207,21 +233,27 @@ class Mamba:
             raise BuildError(
                 f"{self._path.name} failed ({answer.verdict}):\n{complaints.explanation(lines)}"
             )
-        workplace.check()
-        # conda may say that it gives up, and exit with 0 all the same.
+        return lines
+
+    def _check_linked(self, solution: Solution, prefix: Path, lines: list[str]) -> None:
+        """Check that all packages are there: conda may give up, and exit with 0 all the same.
+
+        Raises:
+            BuildError: If one is not; the message has what the executable has printed.
+        """
         there = {record.package.stem for record in read_records(prefix)}
         missing = [package.stem for package in solution.packages if package.stem not in there]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise BuildError(
-                f"{self._path.name} ended well, but has not installed {missing[0]}{more}:\n"
+                f"{self._path.name} reported no error, but has not installed {missing[0]}{more}:\n"
                 f"{complaints.explanation(lines)}",
                 "build again",
             )
 
     @contextlib.asynccontextmanager
     async def _alone(self, workplace: Workplace) -> AsyncIterator[None]:
-        """Wait for other condas; the others of the family wait for each other themselves."""
+        """Wait for other condas; micromamba and mamba wait for each other themselves."""
         if not self._is_conda:
             yield
             return
@@ -237,26 +269,14 @@ class Mamba:
         async with sharing.alone(caches, environment, tell):
             yield
 
-    def _packages(self, actions: dict[str, Any]) -> tuple[tuple[Package, ...], set[str]]:
-        """The packages that a dry run lists, and the stems of those to be fetched."""
-        try:
-            fetched = {_identity(entry): entry for entry in actions.get("FETCH", [])}
-            linked = actions.get("LINK", [])
-            listed = ({**fetched.get(_identity(entry), {}), **entry} for entry in linked)
-            stems = {package_from_json(entry).stem for entry in fetched.values()}
-            return tuple(map(package_from_json, listed)), stems
-        except (AttributeError, TypeError, ValueError) as error:
-            message = f"{self._path.name} lists something that is not a package: {error}"
-            raise BuildError(message) from error
-
     def _create(self, request: Request) -> list[str]:
         return [str(self._path), "create", *self._options(request)]
 
     def _fill(self, request: Request) -> list[str]:
         """The command that installs into an empty directory.
 
-        libmamba takes one since 2.2 only; before, it takes an environment that is there, be it an
-        empty one, for `install`. A mamba before 2 is conda in that.
+        libmamba 2.2 and later create an environment in one. Older ones can only `install`, into an
+        environment that exists already, even if it is empty. A mamba before 2 is like conda here.
         """
         version = self.description.rpartition(" ")[2]
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
@@ -274,17 +294,18 @@ class Mamba:
 
     @contextlib.contextmanager
     def _wanted(self, request: Request, workplace: Workplace) -> Iterator[secrets.Wanted]:
-        """What to install, as the program is told it: the lock, or specs and channels.
+        """How the program is told what to install: the lock, or specs and channels.
 
-        With a lock no channel is read; only then URLs, since with them some versions spoil their
-        package cache.
+        With a lock, no channel is read. Without one, no URLs are given, since with them some
+        versions damage their package cache.
         """
         environment = workplace.environment
         with tempfile.TemporaryDirectory(dir=workplace.temporary) as name:
             directory = Path(name)
-            specs = [_without_url(spec) if self._is_conda else spec for spec in request.specs]
-            # Aliases and mirrors that are configured stay; conda refuses the option without
-            # channels.
+            specs = [
+                urlspecs.without_url(spec) if self._is_conda else spec for spec in request.specs
+            ]
+            # Configured aliases and mirrors still count; conda refuses the option without channels.
             only = ["--override-channels"] if request.channels else []
             has_secrets = secrets.are_in([*request.sources, *specs])
             if request.locked:
@@ -301,7 +322,7 @@ class Mamba:
             yield secrets.Wanted(words, {**wanted.variables, **own})
 
     def _private_cache(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """The variables that have packages kept where nobody else can look, and found elsewhere."""
+        """Variables for a private package cache; packages in other caches are found as well."""
         caches = ready.caches(environment, self._path)
         is_named = bool(environment.get("CONDA_PKGS_DIRS"))
         own = secrets.private_directory(caches[0] if is_named else sharing.own_cache(environment))
@@ -321,7 +342,7 @@ class Mamba:
             **workplace.environment,
             "MAMBA_EXTRACT_THREADS": threads,
             "CONDA_EXECUTE_THREADS": threads,
-            # The staging directory is gone when the build has ended.
+            # The staging directory does not exist after the build.
             "CONDA_REGISTER_ENVS": "false",
             **variables,
         }
@@ -329,13 +350,29 @@ class Mamba:
 
 
 def _recorded(prefix: Path, packages: Iterable[Package]) -> list[tuple[Package, Package]]:
-    """Packages, each as the lock file will list it: conda's dry run tells no checksums."""
+    """Packages, each also as the lock file will list it: conda's dry run shows no checksums."""
     records = {record.package.stem: record.package for record in read_records(prefix)}
     return [(package, merged(records[package.stem], package)) for package in packages]
 
 
+def _unchecked(
+    prefix: Path,
+    packages: Iterable[Package],
+    watch: ready.CacheWatch,
+    checked: Container[tuple[str, Path]],
+) -> dict[Package, list[Path]]:
+    """The packages that have not been compared yet, and where they may be linked from."""
+    left = {}
+    for package, record in _recorded(prefix, packages):
+        places = watch.places(package)
+        unchecked = [place for place in places if (record.sha256, place) not in checked]
+        if unchecked or not places:
+            left[record] = unchecked
+    return left
+
+
 def _identify(prefix: Path, packages: Iterable[Package], watch: ready.CacheWatch) -> None:
-    """Note in the prefix what archives are that no channel lists, and so no program has noted."""
+    """Record the checksums of archives that no channel lists, since no program has done that."""
     for package, record in _recorded(prefix, packages):
         found = checking.identified(record, watch.places(package))
         path = prefix / "conda-meta" / f"{package.stem}.json"
@@ -347,47 +384,5 @@ def _identify(prefix: Path, packages: Iterable[Package], watch: ready.CacheWatch
         files.write(path, json.dumps(document).encode(), within=prefix)
 
 
-def _check_conda(request: Request) -> None:
-    """See that no archive outside of channels is wanted together with names.
-
-    Raises:
-        ToolError: names one.
-    """
-    loose = [s for s in request.specs if _ARCHIVE.fullmatch(s) and _without_url(s) == s]
-    if loose and len(loose) < len(request.specs) and not request.locked:
-        raise ToolError(
-            f"conda cannot install {loose[0]}, which is in no channel, beside other packages",
-            "put it into a channel, or use '--installer rattler'",
-        )
-
-
 def _completed(packages: Iterable[Package]) -> tuple[Package, ...]:
     return tuple(map(checking.completed, packages))
-
-
-def _without_url(spec: str) -> str:
-    """The URL of a package in a channel as a spec, which conda takes together with others."""
-    match = _ARCHIVE.fullmatch(spec)
-    if match is None or not channels.is_subdir(match["subdir"]):
-        return spec
-    subdir, version, build = match["subdir"], match["version"], match["build"]
-    kept = f"version='{version}',build='{build}',subdir={subdir}"
-    if match["md5"]:
-        kept += f",md5={match['md5']}"
-    return f"{match['channel']}::{match['name']}[{kept}]"
-
-
-def _actions(stdout: bytes) -> dict[str, Any] | None:
-    try:
-        document = files.parse_json(stdout)
-    except ValueError:
-        return None
-    if not isinstance(document, dict) or document.get("success") is False:
-        return None
-    actions = document.get("actions")
-    return actions if isinstance(actions, dict) else None
-
-
-def _identity(entry: dict[str, Any]) -> tuple[str, str, str]:
-    build = entry.get("build") or entry.get("build_string") or ""
-    return str(entry.get("name")), str(entry.get("version")), str(build)

@@ -1,6 +1,6 @@
-"""How this process reaches servers of channels: certificates, proxies, and what conda says of them.
+"""Connects this process to servers of channels: certificates and proxies, as conda is configured.
 
-rattler has a client of its own for that, and our own code reads with `urllib`.
+rattler has a client of its own; our own code uses `urllib`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _SCHEMES = ("http", "https")
 
 
 def client() -> rattler.Client:
-    """What asks servers: some more times where one is busy.
+    """Make rattler's client, which asks again if a server is busy.
 
     Raises:
-        ConfigError: where conda's configuration cannot be followed.
+        ConfigError: If conda's configuration cannot be followed.
     """
     configured = condarc.load()
     try:
@@ -49,7 +49,7 @@ def client() -> rattler.Client:
 
 
 def opener() -> urllib.request.OpenerDirector:
-    """The same for our own code."""
+    """Make the same for our own code."""
     configured = condarc.load()
     context = ssl.create_default_context()
     if configured.certificates:
@@ -65,7 +65,7 @@ def opener() -> urllib.request.OpenerDirector:
 
 
 def needs_own_proxy() -> Callable[[str], bool]:
-    """Tells of URLs whether conda's configuration names a proxy for their host alone.
+    """Make a function that tells whether conda's configuration has a proxy for a URL's host alone.
 
     rattler's client knows one proxy for each scheme and no more.
     """
@@ -74,10 +74,10 @@ def needs_own_proxy() -> Callable[[str], bool]:
 
 
 class _ProxyHandler(urllib.request.ProxyHandler):
-    """Takes the proxy that is meant for a URL, also where a server sends us elsewhere.
+    """Takes the right proxy for each URL, also if a server redirects to another one.
 
     Args:
-        proxies: by what they are for, see `proxy_for`.
+        proxies: by place, see `proxy_for`.
     """
 
     def __init__(self, proxies: dict[str, str]) -> None:
@@ -85,15 +85,24 @@ class _ProxyHandler(urllib.request.ProxyHandler):
         self._by_place = proxies
 
     def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002, ANN401
-        """Called by urllib before it asks a server."""
+        """Connect to the proxy; urllib calls this before it asks a server.
+
+        Args:
+            req: the request.
+            proxy: not used: one was chosen for the URL before redirections.
+            type: of the proxy.
+        """
         proxy = "" if req.has_proxy() else proxy_for(req.full_url, self._by_place)
         return super().proxy_open(req, proxy, type) if proxy else None
 
 
 def proxies_of(configured: Condarc) -> dict[str, str]:
-    """The proxies by what they are for: SCHEME://HOST, SCHEME, all://HOST or all.
+    """List the proxies by place: SCHEME://HOST, SCHEME, all://HOST or all.
 
-    As with conda, where the environment and `.condarc` tell of the same, the environment counts.
+    As with conda, the environment counts if it and `.condarc` name the same place.
+
+    Args:
+        configured: conda's configuration.
     """
     around = urllib.request.getproxies_environment()
     around.pop("no", None)
@@ -104,7 +113,12 @@ def proxies_of(configured: Condarc) -> dict[str, str]:
 
 
 def proxy_for(url: str, proxies: Mapping[str, str]) -> str:
-    """The proxy for a URL, found as conda's library for HTTP does; empty for none."""
+    """Find the proxy for a URL, as conda's HTTP library does; empty for none.
+
+    Args:
+        url: of a file.
+        proxies: by place.
+    """
     parts = urllib.parse.urlsplit(url)
     places = (f"{parts.scheme}://{parts.hostname}", parts.scheme, f"all://{parts.hostname}", "all")
     if parts.scheme not in _SCHEMES or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
@@ -113,13 +127,13 @@ def proxy_for(url: str, proxies: Mapping[str, str]) -> str:
 
 
 def _by_scheme(proxies: Mapping[str, str]) -> dict[str, str]:
-    """What is for all hosts."""
+    """The proxies for all hosts."""
     chosen = {scheme: proxies.get(scheme, proxies.get("all", "")) for scheme in _SCHEMES}
     return {scheme: url for scheme, url in chosen.items() if url}
 
 
 def _toml(configured: Condarc) -> str:
-    """The same as rattler writes it; where it names no proxy those of the environment count."""
+    """The same as rattler's configuration. If it names no proxy, those of the environment count."""
     lines = [] if configured.ssl_verify else ["tls-no-verify = true"]
     proxies = _by_scheme(proxies_of(configured)) if configured.proxy_servers else {}
     if proxies:
@@ -133,7 +147,7 @@ def _toml(configured: Condarc) -> str:
 
 @contextlib.contextmanager
 def _trusting(certificates: str) -> Iterator[None]:
-    """Have rattler take certificates from a place: it looks there when it makes a client."""
+    """Have rattler trust certificates: it reads these variables when it makes a client."""
     names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
     before = {name: os.environ.get(name) for name in names}
     if certificates:

@@ -1,6 +1,6 @@
-"""Gives up on servers that have gone silent, which rattler would wait for as long as it runs.
+"""Gives up on servers that have gone silent; rattler itself would wait for ever.
 
-A limit for a whole request would end large packages on slow lines as well; so what counts is that
+A limit for a whole request would also end large packages on slow lines. So it counts only that
 nothing comes any more.
 """
 
@@ -23,16 +23,14 @@ SILENCE = 60.0
 """Seconds after which a silent server is given up."""
 
 _LOOKS = 6
-"""So many times in them it is looked whether something has come. A process that was stopped for
-longer than that by a signal misses one of them."""
+"""How often in this time to check whether something has come. A process that a signal has stopped
+for longer misses one of the checks."""
 
 _BUSY = 0.1
-"""Share of one processor beyond which this process is at work rather than waiting."""
+"""Share of one processor above which this process is working, not waiting."""
 
-BUILD_AGAIN = (
-    "see whether this machine can reach it, and build again: what has come completely is kept"
-)
-"""What to do where a package cannot be fetched."""
+BUILD_AGAIN = "check that this machine can reach it, then build again: complete packages are kept"
+"""The hint if a package cannot be fetched."""
 
 _Result = TypeVar("_Result")
 
@@ -43,12 +41,12 @@ async def unless_silent(
     """Await something for as long as something comes.
 
     Args:
-        work: what is awaited; a solver's computing counts as well, since it says nothing either.
-        signs: changes its value when something has come.
-        source: where it should come from, for people.
+        work: what is awaited. A solver that computes counts as well, although nothing comes.
+        signs: returns another value when something has come.
+        source: returns where it comes from, for people.
 
     Raises:
-        BuildError: where nothing has come for some time.
+        BuildError: If nothing has come for `SILENCE` seconds.
     """
     async with process.task_group() as group:
         group.start_soon(_watch, signs, source)
@@ -66,6 +64,6 @@ async def _watch(signs: Callable[[], object], source: Callable[[], str]) -> Neve
         busy = time.process_time() - computed > step * _BUSY
         silent = 0 if busy or signs() != before else silent + 1
     raise BuildError(
-        f"nothing has come from {source()} for {SILENCE:.0f} s",
+        f"{source()} has sent nothing for {SILENCE:.0f} s",
         BUILD_AGAIN,
     )

@@ -1,8 +1,8 @@
-"""Which packages are there while others are being fetched, and which of their files stay.
+"""Finds packages that are unpacked while others are still fetched, and their final files.
 
-All installers unpack a package in a cache and link from there what holds no prefix, or copy it
-where they cannot link. The mamba family says nothing before the end; but what it has unpacked can
-be found (`unpacked`). What comes of the files is the business of `overlap`.
+All installers unpack a package in a cache. They link the files that hold no prefix from there, or
+copy them if they cannot link. The mamba family reports nothing before the end, but `unpacked` can
+find what it has unpacked. `overlap` sends the files.
 """
 
 from __future__ import annotations
@@ -20,31 +20,43 @@ import anyio
 import anyio.to_thread
 
 from condainer.pipeline import tree
-from condainer.pipeline.installers import Final, unpacked
+from condainer.pipeline.installers import unpacked
+from condainer.pipeline.workplace import Final
 from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from condainer.pipeline.installers import OnReady, Package
+    from condainer.pipeline.packages import Package
+    from condainer.pipeline.workplace import OnReady
 
 _POLL, _PAUSE = 0.1, 10
-"""Seconds between two looks, or so many times as long as a look takes."""
+"""Seconds between two looks, and the least pause as a multiple of the time that a look takes."""
 _FICLONE = 0x40049409
-"""The request that makes a file share another's blocks: ioctl_ficlone(2)."""
+"""The ioctl that lets a file share another's blocks: ioctl_ficlone(2)."""
 
 
 def site_packages(packages: Iterable[Package]) -> str:
-    """The directory of the environment's Python modules below the prefix, as usual."""
+    """Find the usual directory of Python modules, relative to the prefix.
+
+    Args:
+        packages: those of the environment.
+    """
     version = next((package.version for package in packages if package.name == "python"), "")
     return f"lib/python{'.'.join(version.split('.')[:2])}/site-packages"
 
 
 def can_link(cache: Path, directory: Path) -> bool:
-    """Whether a file can have a name in both: also one file system may be mounted twice.
+    """Whether a file can have hard links in two directories.
+
+    It is tried: one file system may be mounted twice.
+
+    Args:
+        cache: one of them.
+        directory: the other.
 
     Raises:
-        OSError: where nothing can be written in the first.
+        OSError: If nothing can be written to the first.
     """
     with tempfile.NamedTemporaryFile(prefix=".condainer-", dir=cache) as file:
         link = directory / Path(file.name).name
@@ -57,10 +69,14 @@ def can_link(cache: Path, directory: Path) -> bool:
 
 
 def is_linked(cache: Path, prefix: Path) -> bool:
-    """Whether rattler puts hard links into a prefix: it does where it can do nothing better.
+    """Whether rattler makes hard links in a prefix: it does so if it cannot make reflinks.
+
+    Args:
+        cache: where packages are unpacked.
+        prefix: where they are linked.
 
     Raises:
-        OSError: where nothing can be written there.
+        OSError: If nothing can be written there.
     """
     if not can_link(cache, prefix):
         return False
@@ -75,14 +91,13 @@ def is_linked(cache: Path, prefix: Path) -> bool:
 
 
 def cached(directory: Path, python: str, *, is_linked: bool) -> Iterator[Final]:
-    """The files of an unpacked package that will be in the prefix as they are.
+    """List the files of an unpacked package that will be in the prefix unchanged.
 
-    What cannot be read is not listed: whoever asks looks at the prefix itself in the end.
+    Files that cannot be read are left out: the prefix itself is compared in the end.
 
     Args:
         directory: the package in the package cache.
-        python: directory of the environment's Python modules below the prefix, where packages for
-            any Python put theirs.
+        python: directory of the environment's Python modules, relative to the prefix.
         is_linked: whether they will be hard links; otherwise copies, with the same times.
     """
     index = entries(directory, "info/index.json")
@@ -110,13 +125,19 @@ def cached(directory: Path, python: str, *, is_linked: bool) -> Iterator[Final]:
 
 
 def _source_of(name: str) -> str:
-    """The module that a `.pyc` is of, without `.py`; another file's own name."""
+    """The module of a `.pyc`, without `.py`; of another file its own name."""
     directory, _, last = name.rpartition("__pycache__/")
     return f"{directory}{last.rsplit('.', 2)[0]}" if last.endswith(".pyc") else name
 
 
 def entries(within: Path, file: str, *keys: str) -> list[dict[str, Any]]:
-    """The objects in a list of a JSON file, or the object that it is itself; none in any other."""
+    """Read the objects of a list in a JSON file, or a single object; none in all other cases.
+
+    Args:
+        within: the directory of the package.
+        file: relative to it.
+        keys: that lead to the list.
+    """
     try:
         document = files.read_json(within / file, within=within)
     except (OSError, ValueError):
@@ -128,20 +149,24 @@ def entries(within: Path, file: str, *keys: str) -> list[dict[str, Any]]:
 
 
 def is_below(name: str) -> bool:
-    """Whether it is a path below the prefix that packages own, as short as it can be."""
+    """Whether a path is in the shortest form, and one below the prefix that packages may own.
+
+    Args:
+        name: the path, relative to the prefix.
+    """
     apart = ("/", "../", "conda-meta/", "__clobbers__/")
     return not name.startswith(apart) and os.path.normpath(name) == name
 
 
 class CacheWatch:
-    """Looks which packages have been unpacked in package caches.
+    """Finds packages in package caches when they have been unpacked.
 
     Args:
         caches: directories that may be the cache.
-        prefix: what is linked from there has to be on the same file system.
+        prefix: where the packages will be linked.
         packages: that are being installed.
-        to_fetch: the stems of those that are not in the cache yet; None where nobody knows.
-        on_ready: is told of each that is there, where it will be linked from there.
+        to_fetch: the stems of those that are not in the cache yet; None if not known.
+        on_ready: takes each package that is unpacked and will be linked from there.
     """
 
     def __init__(
@@ -166,14 +191,14 @@ class CacheWatch:
         while True:
             start = time.monotonic()
             await anyio.to_thread.run_sync(self.look)
-            # A large cache on a slow file system is not looked at all the time.
+            # Looking at a large cache on a slow file system must not take all the time.
             await anyio.sleep(max(_POLL, _PAUSE * (time.monotonic() - start)))
 
     def look(self, *, is_over: bool = False) -> None:
-        """Tell of those that have come since the last time.
+        """Announce the packages that have come since the last look.
 
         Args:
-            is_over: whether all are linked, and so it can be seen from where.
+            is_over: whether all are linked, which shows from where.
         """
         search = self._search.look_well if is_over else self._search.look
         for found in search():
@@ -186,15 +211,15 @@ class CacheWatch:
                 self._on_ready(name, self._listing(directory))
 
     def close(self) -> None:
-        """Let nobody else write to what is there, from where it comes into other environments."""
+        """Take write permission from others, since files come from here into other environments."""
         for some in self._found.values():
             for found in some:
                 tree.close_own(found.directory)
 
     def kept(self) -> dict[Package, list[Path]]:
-        """The packages that have been in a cache before, as they are noted there, and where.
+        """List the packages that were in a cache before, and where; records there describe them.
 
-        They are looked for again afterwards: one that is damaged may go.
+        They are looked for again afterwards, since a damaged one may be removed.
         """
         kept: dict[Package, list[Path]] = {}
         for found in self._search.look_well():
@@ -204,16 +229,21 @@ class CacheWatch:
         return kept
 
     def places(self, package: Package) -> list[Path]:
-        """Where a package was linked from, when all are linked; several where that is not known."""
+        """Find where a package was linked from, when all are linked; several if that is not known.
+
+        Args:
+            package: which.
+        """
         some = self._found.get(package.name, [])
         source = self._source(some, is_over=True)
         return [source] if source else [found.directory for found in some]
 
     def _source(self, some: Sequence[unpacked.Found], *, is_over: bool) -> Path | None:
-        """Where a package that has been found is linked from, as far as that is certain.
+        """Where a package is linked from, as far as that is certain.
 
-        One that has come since will be. So will one that has been there and is not fetched, if it
-        is the only one: a cache may hold a package twice, from two versions of what installs.
+        That is a directory that has come since the start. It is also one that was there before, if
+        the package is not fetched and this is the only one: two versions of an installer may each
+        keep a package in one cache.
         """
         for found in some:
             if found.is_new or (is_over and self._is_linked_from(found.directory)):
@@ -242,13 +272,13 @@ class CacheWatch:
 
 
 def caches(environment: Mapping[str, str], executable: Path) -> list[Path]:
-    """Where an executable of the mamba family may keep packages, by its variables and its place.
+    """List the directories where an executable of the mamba family may keep packages.
 
-    To ask it would take a second of some.
+    To ask the executable would take about a second.
 
     Args:
-        environment: the variables it runs with.
-        executable: the program.
+        environment: the variables that it runs with.
+        executable: its path.
     """
     named = environment.get("CONDA_PKGS_DIRS", "").replace(":", ",").split(",")
     if any(named):

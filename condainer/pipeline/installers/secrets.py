@@ -1,8 +1,8 @@
-"""Hands channels that hold a password or a token to programs, and keeps what they write of them.
+"""Hands channels with a password or token to programs, and keeps what they write private.
 
-Everybody on a machine can read a program's command line, and often its caches. So such channels are
-named in files of this user's alone, and what is fetched for them goes into a cache that nobody
-else can enter.
+Everybody on a machine can read command lines, and often caches. So these channels are named in
+files that only this user can read, and what is fetched goes into a cache that nobody else can
+enter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from condainer.pipeline.installers import Package
+    from condainer.pipeline.packages import Package
 
 _NAME = "condainer-channel-"
 
@@ -40,15 +40,22 @@ class Wanted(NamedTuple):
 
 
 def are_in(texts: Sequence[str]) -> bool:
-    """Whether there is a password or a token in one of some channels or specs."""
+    """Whether one of some channels or specs holds a password or token.
+
+    Args:
+        texts: the channels or specs.
+    """
     return any(credentials.without(text) != text for text in texts)
 
 
 def private_directory(above: Path) -> Path:
-    """A directory below another one that only this user can enter; made where it is missing.
+    """Make a directory that only this user can enter, if it is missing.
+
+    Args:
+        above: the directory that it is in.
 
     Raises:
-        BuildError: where it cannot be had.
+        BuildError: If it cannot be made, or others can enter it.
     """
     path = above / f"private-{os.getuid()}"
     try:
@@ -63,37 +70,37 @@ def private_directory(above: Path) -> Path:
         or stat.S_IMODE(status.st_mode) & 0o077
     ):
         raise BuildError(
-            f"{path} can be read by others, and is to hold what a password or token gives",
-            f"move it away, or make it yours alone: chmod 700 {path}",
+            f"others can read {path}, where packages are kept that need a password or token",
+            f"move it away, or run: chmod 700 {path}",
         )
     return path
 
 
 def for_lock(packages: Sequence[Package], channels: Sequence[str], directory: Path) -> Wanted:
-    """An @EXPLICIT file of exact packages.
+    """Write an @EXPLICIT file of exact packages.
 
     Args:
         packages: those of the lock.
-        channels: as the user has written them; what they hold is put back into the URLs.
+        channels: as the user has written them; their credentials are put into the URLs.
         directory: where files are written that only this user can read.
     """
     path = directory / "explicit.txt"
     lines = lockfile.explicit_lines(packages)
     urls = [credentials.restored(line, channels) for line in lines]
-    _write(path, "\n".join(["@EXPLICIT", *urls, ""]))
+    credentials.write(path, "\n".join(["@EXPLICIT", *urls, ""]))
     return Wanted(["--file", str(path)], {})
 
 
 def for_mamba(channels: Sequence[str], specs: Sequence[str], directory: Path) -> Wanted:
-    """An environment.yml that names them, as micromamba and mamba read one.
+    """Write an environment.yml with channels and specs, for micromamba and mamba.
 
     Args:
         channels: those to look in.
-        specs: what is wanted.
+        specs: what to install.
         directory: where files are written that only this user can read.
     """
     path = directory / "environment.yml"
-    _write(path, json.dumps({"channels": list(channels), "dependencies": list(specs)}))
+    credentials.write(path, json.dumps({"channels": list(channels), "dependencies": list(specs)}))
     return Wanted(["--file", str(path)], {})
 
 
@@ -103,18 +110,18 @@ def for_conda(
     directory: Path,
     environment: Mapping[str, str],
 ) -> Wanted:
-    """Names for them in a `.condarc` besides those that the user has.
+    """Write a `.condarc` that gives names to channels, besides those that the user has.
 
-    conda puts the one that the variable CONDARC names last, and so before all others.
+    conda gives the file that the variable CONDARC names precedence over all others.
 
     Args:
         channels: those to look in.
-        specs: what is wanted.
+        specs: what to install.
         directory: where files are written that only this user can read.
         environment: the variables of conda.
 
     Raises:
-        BuildError: where the user's own CONDARC cannot be read.
+        BuildError: If the user's own CONDARC cannot be read.
     """
     named: dict[str, str] = {}
 
@@ -132,12 +139,12 @@ def for_conda(
     own = own if isinstance(own, dict) else {}
     own = {**own, **{short: [channel] for channel, short in named.items()}}
     path = directory / ".condarc"
-    _write(path, json.dumps({**settings, "custom_multichannels": own}, default=str))
+    credentials.write(path, json.dumps({**settings, "custom_multichannels": own}, default=str))
     return Wanted(words, {"CONDARC": str(path)})
 
 
 def _settings(path: str) -> dict[str, object]:
-    """What the user's own file says."""
+    """The settings in the user's own file."""
     if not path:
         return {}
     try:
@@ -147,10 +154,3 @@ def _settings(path: str) -> dict[str, object]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BuildError(f"cannot read {path}, which CONDARC names: {error}") from error
     return document if isinstance(document, dict) else {}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that only this user can read."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with open(path, "w", encoding="utf-8", opener=lambda name, _: os.open(name, flags, 0o600)) as f:
-        f.write(text)

@@ -1,4 +1,4 @@
-"""What programs of the mamba family share with others: their package cache and a list in HOME."""
+"""Shares the package cache and the list of environments with other programs of the mamba family."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ _TRIES = 5
 
 
 def home(environment: Mapping[str, str]) -> Path:
-    """The home directory of a program with some variables."""
+    """Find the home directory of a program.
+
+    Args:
+        environment: its variables.
+    """
     return Path(environment.get("HOME") or Path.home())
 
 
 def own_cache(environment: Mapping[str, str]) -> Path:
-    """The directory of condainer for what can be made again."""
+    """Find condainer's directory for caches.
+
+    Args:
+        environment: the variables of a program.
+    """
     caches = environment.get("XDG_CACHE_HOME", "")
     return (Path(caches) if caches.startswith("/") else home(environment) / ".cache") / "condainer"
 
@@ -37,15 +45,15 @@ def own_cache(environment: Mapping[str, str]) -> Path:
 async def alone(
     caches: Iterable[Path], environment: Mapping[str, str], on_wait: Callable[[str], None]
 ) -> AsyncIterator[None]:
-    """Wait until no other conda is at work for condainer on one of some package caches.
+    """Wait until no other build runs conda on the same package caches.
 
-    conda itself does not: two of them spoil what the other has begun.
+    conda itself does not wait: two of them damage what the other has begun.
 
     Args:
-        caches: those that there are.
-        environment: the variables it runs with; a lock of this user's holds back where there is
-            no cache yet.
-        on_wait: told what is waited for.
+        caches: those that conda may use.
+        environment: the variables of conda. A lock of this user's is held as well, since there may
+            be no cache yet.
+        on_wait: takes a line that says what is waited for.
     """
     places = [own_cache(environment), *sorted(path for path in caches if path.is_dir())]
     with contextlib.ExitStack() as locks:
@@ -61,7 +69,7 @@ async def alone(
 
 
 def _open(place: Path) -> int | None:
-    """A lock file in a directory; None where nothing can be written there."""
+    """Open the lock file in a directory; None if nothing can be written there."""
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     with contextlib.suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)
@@ -76,30 +84,38 @@ def _take(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # of file systems that have no locks
+    except OSError:  # some file systems have no locks
         return True
     return True
 
 
 @contextlib.contextmanager
 def unregistered(prefix: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    """Take a prefix out of the list of environments afterwards: the staging directory goes.
+    """Remove a prefix from the user's list of environments at the end: it will not exist any more.
 
-    micromamba lists all that it makes, whatever it is told.
+    micromamba lists every environment that it makes, whatever its options are.
+
+    Args:
+        prefix: the environment.
+        environment: the variables of the program.
     """
     listed = home(environment) / ".conda/environments.txt"
     was_there = os.path.lexists(listed)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            for _ in range(_TRIES):
-                if _remove_line(listed.resolve(), str(prefix), was_there=was_there):
-                    break
+        _unregister(listed, prefix, was_there=was_there)
+
+
+def _unregister(listed: Path, prefix: Path, *, was_there: bool) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(_TRIES):  # others may write there at the same time
+            if _remove_line(listed.resolve(), str(prefix), was_there=was_there):
+                return
 
 
 def _remove_line(path: Path, line: str, *, was_there: bool) -> bool:
-    """Remove one line from a file; tells whether it is gone, and not whether others wrote there."""
+    """Remove a line from a file; returns False if somebody else has changed it meanwhile."""
     status = path.stat()
     content = files.read(path)
     lines = content.splitlines(keepends=True)
@@ -111,10 +127,7 @@ def _remove_line(path: Path, line: str, *, was_there: bool) -> bool:
             part.write(b"".join(kept))
             part.flush()
             os.fchmod(part.fileno(), stat.S_IMODE(status.st_mode))
-            now = path.stat()
-            is_same = (now.st_ino, now.st_size, now.st_mtime_ns) == (
-                *(status.st_ino, status.st_size, status.st_mtime_ns),
-            )
+            is_same = _stamp(path.stat()) == _stamp(status)
             if is_same and (kept or was_there):
                 os.rename(part.name, path)  # noqa: PTH104
             elif is_same:
@@ -123,3 +136,7 @@ def _remove_line(path: Path, line: str, *, was_there: bool) -> bool:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part.name)  # noqa: PTH108
     return is_same
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns

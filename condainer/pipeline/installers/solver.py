@@ -1,4 +1,4 @@
-"""Reads the lists of channels with rattler, and finds in them what is asked for."""
+"""Reads the lists of channels with rattler, and solves with them."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ if TYPE_CHECKING:
 
     from rattler import MatchSpec, PackageName, RepoDataRecord, Subdir
 
-    from condainer.pipeline.installers import Package, Request
     from condainer.pipeline.installers.channels import Source
     from condainer.pipeline.installers.condarc import Condarc
+    from condainer.pipeline.installers.interface import Request
+    from condainer.pipeline.packages import Package
 
 DEFAULT_CHANNELS = ("conda-forge",)
-"""Where neither environment.yml nor conda's configuration names a channel."""
+"""The channels if neither environment.yml nor conda's configuration names any."""
 
 _ARCHIVES = (".conda", ".tar.bz2")
 _MOST_LIST = 4 << 30
-"""Bytes of the list of a channel; the largest public ones have a tenth of that."""
+"""The most bytes of a channel's list; the largest public ones have a tenth of that."""
 _UNKNOWN = re.compile(r"No candidates were found for ([^\s\[=<>!~]+)")
 
 
@@ -52,7 +53,7 @@ class _PartOfChannel:
     """Some subdirectories of a channel, as a source of records for rattler's solver.
 
     Args:
-        channel: what rattler reads it from.
+        channel: what rattler reads.
         gateway: reads it.
         names: of the packages, by subdirectory.
     """
@@ -68,7 +69,7 @@ class _PartOfChannel:
         self._names = names
 
     def package_names(self, platform: Subdir) -> list[str]:
-        """The names that a subdirectory has."""
+        """The names in a subdirectory."""
         return self._names.get(str(platform), [])
 
     async def fetch_package_records(
@@ -88,14 +89,14 @@ _Source: TypeAlias = "rattler.Channel | tokens.TokenChannel | _PartOfChannel"
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is to be solved.
+    """What to solve.
 
     Attributes:
         specs: in rattler's form.
         urls: of all channels to look in, in order of priority.
-        subdirs: of those channels of which only a part is meant.
+        subdirs: by URL, for channels of which only a part is meant.
         groups: the groups of channels that specs name.
-        priority: one of conda's words for how channels stand to each other.
+        priority: conda's word for how the channels' order counts.
     """
 
     specs: list[MatchSpec]
@@ -106,8 +107,8 @@ class _Wanted:
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Where rattler keeps what it has fetched.
+class CachePaths:
+    """The directories where rattler keeps what it has fetched.
 
     Attributes:
         packages: unpacked.
@@ -118,33 +119,41 @@ class Cache:
     lists: Path
 
 
-def cache_of(request: Request) -> Cache:
-    """The place a request names, or else rattler's own, which other programs share."""
+def cache_of(request: Request) -> CachePaths:
+    """Find the cache that a request names, or else rattler's own, which other programs share.
+
+    Args:
+        request: what to install.
+    """
     if request.package_cache:
-        return Cache(request.package_cache, request.package_cache / "rattler-repodata")
+        return CachePaths(request.package_cache, request.package_cache / "rattler-repodata")
     caches = os.environ.get("XDG_CACHE_HOME", "")
     caches = caches if caches.startswith("/") else str(Path.home() / ".cache")
     own = Path(os.environ.get("RATTLER_CACHE_DIR") or f"{caches}/rattler/cache")
-    return Cache(own / "pkgs", own / "repodata")
+    return CachePaths(own / "pkgs", own / "repodata")
 
 
 async def find(request: Request) -> list[RepoDataRecord]:
-    """The records of the packages to install.
+    """Find the records of the packages to install.
+
+    Args:
+        request: what to install.
 
     Raises:
-        BuildError: where there are none, or a channel cannot be read.
+        BuildError: If there is no solution, or a channel cannot be read.
     """
     configured = condarc.load()
     wanted = _parsed(request, configured)
     urls = wanted.urls
     if request.offline:
-        _check_offline(request.specs, urls)
+        _check_offline(request.specs)
     lists = cache_of(request).lists
-    if secrets.are_in([*urls, *request.specs]):
+    # What our own code reads is kept in files that others must not replace, or read.
+    if secrets.are_in([*urls, *request.specs]) or any(map(tokens.are_needed(), urls)):
         lists = secrets.private_directory(lists)
     how = SourceConfig(cache_action="force-cache-only" if request.offline else "cache-or-fetch")
     gateway = rattler.Gateway(cache_dir=lists, default_config=how, client=network.client())
-    work = _solved(wanted, gateway, lists)
+    work = _solved(wanted, gateway, lists, is_offline=request.offline)
     try:
         return await patience.unless_silent(work, lambda: growth(lists), lambda: " or ".join(urls))
     except BuildError:
@@ -153,29 +162,40 @@ async def find(request: Request) -> list[RepoDataRecord]:
         why = explanation(error)
         raise failures.unreadable(why, urls, is_offline=request.offline) from error
     except SolverError as error:
-        hint = await _hint(str(error), gateway, urls, lists)
+        hint = await _hint(str(error), gateway, urls, lists, is_offline=request.offline)
         raise failures.unsolved("rattler", explanation(error), urls, hint) from error
     except Exception as error:  # rattler raises two dozen unrelated types
         raise BuildError(f"rattler failed to solve:\n{explanation(error)}") from error
 
 
 async def bytes_to_fetch(request: Request, records: Iterable[RepoDataRecord]) -> int:
-    """How much is not in the package cache yet."""
+    """Count the bytes of packages that are not in the package cache yet.
+
+    Args:
+        request: what to install.
+        records: of the packages.
+    """
     cache = rattler.PackageCache(cache_of(request).packages)
     try:
         kept = await cache.index()
-    except IoError:  # the installation will say what is wrong with it
+    except IoError:  # the installation will report what is wrong with it
         return sum(record.size or 0 for record in records)
     return sum(record.size or 0 for record in records if not kept.contains_record(record))
 
 
 def explanation(error: Exception) -> str:
-    """What matters of an error of rattler's."""
+    """Shorten an error of rattler's to what matters.
+
+    Args:
+        error: what rattler raised.
+    """
     return failures.excerpt(str(error).splitlines() or [type(error).__name__])
 
 
-async def _solved(wanted: _Wanted, gateway: rattler.Gateway, lists: Path) -> list[RepoDataRecord]:
-    async with tokens.sources(wanted.urls, lists) as sources:
+async def _solved(
+    wanted: _Wanted, gateway: rattler.Gateway, lists: Path, *, is_offline: bool
+) -> list[RepoDataRecord]:
+    async with tokens.sources(wanted.urls, lists, is_offline=is_offline) as sources:
         whole = dict(zip(wanted.urls, sources, strict=True))
         parts = {}
         for url, subdirs in wanted.subdirs.items():
@@ -200,12 +220,16 @@ async def _solved(wanted: _Wanted, gateway: rattler.Gateway, lists: Path) -> lis
 
 
 def hexadecimal(digest: bytes | None) -> str:
-    """A checksum as people and files write it; empty where there is none."""
+    """Write a checksum in hexadecimal digits; empty if there is none.
+
+    Args:
+        digest: the checksum.
+    """
     return digest.hex() if digest else ""
 
 
 def _grouped(found: dict[str, _Source], groups: Iterable[Source]) -> list[_Source | MultiSource]:
-    """The sources in their order; those that a spec names together are one."""
+    """The sources in their order; those of one group are one source."""
     together = {url: group for group in groups for url in group.urls}
     places: dict[str, _Source | MultiSource] = {}
     for url, source in found.items():
@@ -222,7 +246,7 @@ def _parsed(request: Request, configured: Condarc) -> _Wanted:
     """The specs in rattler's form, and all channels to look in.
 
     Raises:
-        BuildError: where rattler cannot read one of them.
+        BuildError: If rattler cannot read one of them.
     """
     names = request.channels or configured.channels or DEFAULT_CHANNELS
     listed = channels.all_of(names, configured)
@@ -256,29 +280,31 @@ def _parsed(request: Request, configured: Condarc) -> _Wanted:
 
 
 def locations(request: Request) -> dict[Package, str]:
-    """The URLs of the packages of a lock file, with the credentials of their channels.
+    """Find the URLs of the packages of a lock file, with the credentials of their channels.
+
+    Args:
+        request: what to install.
 
     Raises:
-        BuildError: where a channel of environment.yml cannot be found.
+        BuildError: If a channel of environment.yml cannot be found.
     """
     configured = condarc.load()
     known = channels.urls_of(channels.all_of(request.sources or configured.channels, configured))
     return {package: credentials.restored(package.url, known) for package in request.locked}
 
 
-def _check_offline(specs: Iterable[str], urls: Iterable[str]) -> None:
-    """See that nothing has to be asked for that no list in the cache tells.
+def _check_offline(specs: Iterable[str]) -> None:
+    """Check that no spec is the URL of an archive that would have to be fetched.
 
     Raises:
-        BuildError: names it.
+        BuildError: If one is.
     """
     asked = [spec for spec in specs if _is_archive(spec) and not spec.startswith("file:")]
-    asked += filter(tokens.are_needed(), urls)
     if asked:
         listed = ", ".join(map(credentials.without, asked))
         raise BuildError(
-            f"--offline forbids to ask what there is, and nothing of it is kept: {listed}",
-            "'build --locked --offline' asks for nothing",
+            f"with --offline, no server is asked, and the cache has nothing about {listed}",
+            "build once without --offline, then with --locked --offline",
         )
 
 
@@ -286,12 +312,19 @@ def _is_archive(spec: str) -> bool:
     return bool(re.match(r"[a-z]+://", spec)) and spec.partition("#")[0].endswith(_ARCHIVES)
 
 
-async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str], lists: Path) -> str:
-    """For a package that no channel has: those with names like it."""
+async def _hint(
+    why: str,
+    gateway: rattler.Gateway,
+    channels: Iterable[str],
+    lists: Path,
+    *,
+    is_offline: bool,
+) -> str:
+    """Names that are similar to a package that no channel has."""
     unknown = _UNKNOWN.search(why)
     if unknown is None:
         return ""
-    async with tokens.sources(channels, lists) as sources:
+    async with tokens.sources(channels, lists, is_offline=is_offline) as sources:
         found = await gateway.names(sources, [rattler.Subdir.current(), "noarch"])
     names = {name.normalized for name in found}
     if unknown[1] in names:
@@ -301,20 +334,23 @@ async def _hint(why: str, gateway: rattler.Gateway, channels: Iterable[str], lis
 
 
 def growth(lists: Path) -> set[tuple[str, int, int]]:
-    """What is in the lists' directory: a list grows there, and its parts have directories.
+    """List what is in the directory of lists, where lists grow that are being fetched.
+
+    Args:
+        lists: the directory.
 
     Raises:
-        BuildError: where a list is larger than any is: its server sends without an end.
+        BuildError: If a list is larger than any is: its server sends without an end.
     """
     found = set()
     with contextlib.suppress(FileNotFoundError), os.scandir(lists) as entries:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
-            grows = status.st_mtime > time.time() - patience.SILENCE  # it is no left-over
+            grows = status.st_mtime > time.time() - patience.SILENCE  # older ones are complete
             if grows and status.st_size > _MOST_LIST:
                 raise BuildError(
                     f"the list of a channel is larger than {human(_MOST_LIST)}: {entry.path}",
-                    "remove that file, and leave the channel out that sends it",
+                    "remove that file, and leave out the channel that sends it",
                 )
             found.add((entry.name, status.st_size, status.st_mtime_ns))
     return found

@@ -1,16 +1,18 @@
-"""Reads channels that rattler cannot be trusted with, and fetches from them.
+"""Reads channels that cannot be left to rattler, and fetches from them.
 
-rattler tells each server to which a channel redirects where it comes from: with the token where its
-URL holds one. And it knows no proxy for one host alone. So here lists and packages of such channels
-are fetched without that.
+If a channel redirects to another server, rattler tells that server where it comes from, with the
+token in the URL. And rattler knows no proxy for one host alone. So this module fetches lists and
+packages of such channels itself. It keeps the lists, for --offline.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import anyio.to_thread
@@ -22,21 +24,20 @@ from condainer.pipeline.installers import failures, network
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
-    from pathlib import Path
 
     from rattler import PackageName, RepoDataRecord, SparseRepoData, Subdir
 
 _PATIENCE = 60.0
 """Seconds without a byte after which a server is given up."""
 _MOST = 4 << 30
-"""Bytes that a list or a package may have: more than there is."""
+"""The most bytes of a list or package: more than any has."""
 _CHUNK = 1 << 20
 _LISTS = ("repodata.json.zst", "repodata.json")
 _MISSING = {403, 404}
 
 
 def are_needed() -> Callable[[str], bool]:
-    """Tells of URLs whether they are for this room."""
+    """Make a function that tells whether this module is needed for a URL."""
     needs_own_proxy = network.needs_own_proxy()
     return lambda url: credentials.has_token(url) or needs_own_proxy(url)
 
@@ -52,49 +53,61 @@ class TokenChannel:
         self._lists = lists
 
     def package_names(self, platform: Subdir) -> list[str]:
-        """The names that a subdirectory has."""
+        """List the names of the packages in a subdirectory.
+
+        Args:
+            platform: the subdirectory.
+        """
         listed = self._lists.get(str(platform))
         return listed.package_names() if listed else []
 
     async def fetch_package_records(
         self, platform: Subdir, name: PackageName
     ) -> list[RepoDataRecord]:
-        """The records of one name."""
+        """List the records of the packages with a name.
+
+        Args:
+            platform: the subdirectory.
+            name: of the packages.
+        """
         listed = self._lists.get(str(platform))
         return listed.load_records(name) if listed else []
 
 
 @contextlib.asynccontextmanager
 async def sources(
-    channels: Iterable[str], directory: Path
+    channels: Iterable[str], directory: Path, *, is_offline: bool
 ) -> AsyncIterator[list[rattler.Channel | TokenChannel]]:
-    """What rattler reads channels from, in the same order.
+    """Make what rattler reads channels from, in the same order.
 
     Args:
         channels: URLs.
-        directory: for lists, while they are read; nobody else's.
+        directory: where lists that are read here are kept; only this user may enter it.
+        is_offline: whether only lists that are there already are read.
 
     Raises:
-        BuildError: where a list that is read here cannot be.
+        BuildError: If a list that is read here cannot be.
     """
     is_ours = are_needed()
     async with contextlib.AsyncExitStack() as stack:
-        found: list[rattler.Channel | TokenChannel] = []
-        for channel in channels:
-            if is_ours(channel):
-                found.append(await _read(channel, directory, stack))
-            else:
-                found.append(channel_at(channel))
-        yield found
+        yield [
+            await _read(channel, directory, stack, is_offline=is_offline)
+            if is_ours(channel)
+            else channel_at(channel)
+            for channel in channels
+        ]
 
 
 def channel_at(url: str) -> rattler.Channel:
-    """The channel of a URL, as rattler has it.
+    """Make rattler's channel for a URL.
 
-    The working directory has no part in it: rattler refuses one whose path is not UTF-8.
+    The root is fixed, since rattler refuses a working directory whose path is not UTF-8.
+
+    Args:
+        url: of the channel.
 
     Raises:
-        Exception: whatever rattler raises where it cannot read the URL.
+        Exception: If rattler cannot read the URL; it has many types of errors.
     """
     return rattler.Channel(url, rattler.ChannelConfig(root_dir="/"))
 
@@ -102,37 +115,60 @@ def channel_at(url: str) -> rattler.Channel:
 async def fetch(url: str, path: Path) -> None:
     """Fetch a file.
 
+    Args:
+        url: of the file.
+        path: where to write it.
+
     Raises:
-        OSError: where that cannot be done.
+        OSError: If it cannot be fetched.
     """
     with path.open("wb") as file:
         await anyio.to_thread.run_sync(_copy, url, file, abandon_on_cancel=True)
 
 
-async def _read(url: str, directory: Path, stack: contextlib.AsyncExitStack) -> TokenChannel:
+async def _read(
+    url: str, directory: Path, stack: contextlib.AsyncExitStack, *, is_offline: bool
+) -> TokenChannel:
     channel = channel_at(url)
     lists = {}
     directory.mkdir(parents=True, exist_ok=True)
-    for subdir in (str(rattler.Subdir.current()), "noarch"):
-        # Beside each other: a list that grows there is a sign that something comes.
-        part = tempfile.NamedTemporaryFile(dir=directory, suffix=".json")  # noqa: SIM115
-        file = stack.enter_context(part)
-        try:
-            is_there = await anyio.to_thread.run_sync(
-                _list, f"{url.rstrip('/')}/{subdir}", file, abandon_on_cancel=True
-            )
-            if is_there:
-                lists[subdir] = rattler.SparseRepoData(channel, subdir, file.name)
+    try:
+        for subdir in (str(rattler.Subdir.current()), "noarch"):
+            place = f"{url.rstrip('/')}/{subdir}"
+            kept = directory / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
+            if not is_offline:
+                await anyio.to_thread.run_sync(_renew, kept, place, abandon_on_cancel=True)
+            if kept.exists():
+                lists[subdir] = rattler.SparseRepoData(channel, subdir, kept)
                 stack.callback(lists[subdir].close)
-        except Exception as error:  # rattler raises many
-            raise failures.unreadable(failures.excerpt([str(error)]), [url]) from error
+    except Exception as error:  # rattler raises many types
+        why = failures.excerpt([str(error)])
+        raise failures.unreadable(why, [url], is_offline=is_offline) from error
     if not lists:
-        raise failures.unreadable(failures.excerpt(["it has no list of packages"]), [url])
+        raise failures.unreadable(
+            failures.excerpt(["it has no list of packages"]), [url], is_offline=is_offline
+        )
     return TokenChannel(lists)
 
 
+def _renew(kept: Path, url: str) -> None:
+    """Fetch the list of a subdirectory; if there is none any more, drop the one that is kept."""
+    # In the same directory: a file that grows there is a sign that something comes.
+    descriptor, name = tempfile.mkstemp(dir=kept.parent, prefix=".list-")
+    part = Path(name)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123  (a descriptor)
+            is_there = _list(url, file)
+        if is_there:
+            part.replace(kept)
+        else:
+            kept.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _list(url: str, file: IO[bytes]) -> bool:
-    """Fetch the list of a subdirectory; tells whether there is one."""
+    """Fetch the list of a subdirectory; returns whether there is one."""
     for name in _LISTS:
         try:
             _copy(f"{url}/{name}", file)
@@ -145,7 +181,7 @@ def _list(url: str, file: IO[bytes]) -> bool:
 
 
 def _copy(url: str, target: IO[bytes]) -> None:
-    """Fetch a file, and decompress it where it is a list that is compressed."""
+    """Fetch a file, and decompress it if it is a compressed list."""
     target.seek(0)
     target.truncate()
     request = urllib.request.Request(url, headers={"User-Agent": "condainer"})  # noqa: S310

@@ -1,8 +1,8 @@
-"""Finds unpacked packages in package caches by what they hold, and not by where they are.
+"""Finds unpacked packages in package caches by their content, not by their path.
 
-An unpacked package has a directory `info`, and installers write `info/repodata_record.json` when
-all else is there. Caches have had packages side by side, and in directories that are named after
-their channels; so they are searched, within bounds.
+An unpacked package has a directory `info`, and installers write `info/repodata_record.json` last.
+Some caches have packages side by side, others in directories named after channels. So caches are
+searched, within limits.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from condainer.pipeline import credentials
-from condainer.pipeline.installers import merged, package_from_json
+from condainer.pipeline.packages import merged, package_from_json
 from condainer.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from condainer.pipeline.installers import Package
+    from condainer.pipeline.packages import Package
 
 _DONE = "info/repodata_record.json"
 _DEPTH = 32
-"""How many directories a package may be below the cache: channels in directories are deep."""
+"""The most directories between a cache and a package; those of channels are deep."""
 _MOST_ENTRIES = 200_000
 _REVISION, _SHA256 = 8, 32
-"""Bytes in the file beside a package of rattler's: how often it was replaced, and the checksum."""
+"""Bytes in rattler's file beside a package: its revision, then the checksum."""
 _MOST_NOTED = 4096
 _MOST_READ = 300
-"""Records that are read at one look, of packages that go by another name than the usual one."""
+"""Records that are read at one look, of packages with unusual directory names."""
 
 
 class Found(NamedTuple):
@@ -51,8 +51,8 @@ class Search:
     """A search for packages, which goes on while they come.
 
     Args:
-        caches: directories to look in; they need not exist.
-        packages: that are looked for.
+        caches: directories to search; they need not exist.
+        packages: that are searched for.
 
     Attributes:
         is_thorough: whether the last look has left nothing for the next.
@@ -70,7 +70,7 @@ class Search:
         self.is_thorough = False
 
     def look(self) -> list[Found]:
-        """The packages that have not been found before, and are whole."""
+        """Find packages that were not found before and are complete."""
         found = []
         entries = sorted(self._unknown(), key=lambda entry: entry.name not in self._stems)
         left = _MOST_READ
@@ -90,18 +90,18 @@ class Search:
         return found
 
     def look_well(self) -> list[Found]:
-        """The same, until nothing is left to look into."""
+        """Do the same until nothing is left to look into."""
         found = self.look()
         while not self.is_thorough:
             found += self.look()
         return found
 
     def forget(self) -> None:
-        """Find again what has been found; what has been there before is known still."""
+        """Find again what was found; it still counts as there before if it was."""
         self._known.clear()
 
     def _unknown(self) -> Iterator[os.DirEntry[str]]:
-        """The packages, whole or not, that nobody has looked into yet."""
+        """The packages, complete or not, that nobody has looked into yet."""
         left = _MOST_ENTRIES
         places = [(str(cache), 0) for cache in self._caches]
         while places:
@@ -118,7 +118,7 @@ class Search:
                     places.append((entry.path, depth + 1))
 
     def _which(self, directory: Path) -> Package | None:
-        """Which of those that are looked for has been unpacked in a directory."""
+        """Which of the packages is unpacked in a directory."""
         record = read_object(directory, _DONE)
         index = read_object(directory, "info/index.json")
         name, version, build = (
@@ -131,7 +131,12 @@ class Search:
 
 
 def noted(directory: Path, package: Package) -> Package:
-    """A package that is unpacked somewhere, and what its record there says besides."""
+    """Complete a package by its record in the cache.
+
+    Args:
+        directory: where it is unpacked.
+        package: which.
+    """
     try:
         record = package_from_json(read_object(directory, _DONE))
     except ValueError:
@@ -140,23 +145,26 @@ def noted(directory: Path, package: Package) -> Package:
 
 
 def lock_of(directory: Path) -> Path:
-    """The file beside an unpacked package that rattler locks, and that tells its archive.
+    """Find the file beside an unpacked package that rattler locks, and that names its archive.
 
     https://github.com/conda/rattler, crates/rattler_cache/src/package_cache/cache_lock.rs
+
+    Args:
+        directory: where the package is unpacked.
     """
     return directory.with_name(f"{directory.name}.lock")
 
 
 def archive_of(directory: Path) -> str:
-    """The SHA256 of the archive that a package was unpacked from.
+    """Read the SHA256 of the archive that a package was unpacked from.
 
-    rattler notes it beside the package, and the mamba family in it.
+    rattler notes it beside the package, and the mamba family inside.
 
     Args:
-        directory: where it lies unpacked.
+        directory: where it is unpacked.
 
     Returns:
-        the checksum; empty where nobody has noted it, or each something else.
+        The checksum; empty if nobody has noted it, or both notes differ.
     """
     noted = {_noted_beside(directory), _noted_inside(directory)} - {""}
     return noted.pop() if len(noted) == 1 else ""
@@ -177,7 +185,12 @@ def _noted_inside(directory: Path) -> str:
 
 
 def read_object(within: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file of an unpacked package; an empty one where there is none."""
+    """Read the object in a JSON file of an unpacked package; an empty one if there is none.
+
+    Args:
+        within: where the package is unpacked.
+        name: of the file, relative to it.
+    """
     try:
         document = json.loads(files.read(within / name, within=within))
     except (OSError, ValueError, RecursionError):
@@ -194,7 +207,7 @@ def _directories(place: str) -> list[os.DirEntry[str]]:
 
 
 def _is_of(record: dict[str, Any], package: Package) -> bool:
-    """Whether a record is of a package, and not of another one of its name."""
+    """Whether a record is of a package, not of another one with the same name and version."""
     noted = {key: str(record.get(key) or "") for key in ("sha256", "md5", "url")}
     known = [
         (noted["sha256"], package.sha256),
@@ -205,5 +218,5 @@ def _is_of(record: dict[str, Any], package: Package) -> bool:
 
 
 def _plain(url: str) -> str:
-    """A URL without what programs write in several ways."""
+    """A URL in one form, since programs write it in several."""
     return urllib.parse.unquote(credentials.without(url))
