@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 SUBDIR = str(Subdir.current())
 """The channel directory of this machine."""
 
+_TOKEN = re.compile(r"/t/[^/]+")
+_SECRET = re.compile(r"/t/[^/]+|(?<=://)[^/]+@")
 _UNSOLVED = "Could not solve for environment specs"
 _UNSATISFIED = r"─ (\S+) (\S+) would require\n.*─ (.+), which cannot be installed"
 _NOT_LOADED = """\
@@ -151,7 +153,7 @@ def place(url: str, cache: Path, layout: str) -> Path:
     if layout == "digest":
         return cache / "store" / hashlib.sha256(url.encode()).hexdigest()[:2]
     host = (address.netloc.rpartition("@")[2]).replace(":", "_")
-    path = re.sub(r"/t/[^/]+", "", unquote(address.path)).rpartition("/")[0]
+    path = _TOKEN.sub("", unquote(address.path)).rpartition("/")[0]
     return cache / address.scheme / f"{host}{path}".strip("/")
 
 
@@ -173,19 +175,26 @@ def check_specs(specs: Iterable[str]) -> None:
         _check_spec(spec)
 
 
-async def find(request: Request, cache: Path, *, offline: bool) -> list[Package]:
+async def find(request: Request, cache: Path, *, offline: bool, stars: bool) -> list[Package]:
     """Solve, and put what is found in the order in which it has to be linked.
 
     Lists of channels are kept in the package cache.
 
+    Args:
+        request: What there is to install.
+        cache: The package cache.
+        offline: Nothing comes over the network.
+        stars: A token in a URL is lost on the way, as in libmamba.
+
     Raises:
         CriticalError: if there is no solution.
     """
+    specs = _as_solved(request) if stars else request.specs
     how = SourceConfig(cache_action="force-cache-only" if offline else "cache-or-fetch")
     try:
         records = await solve(
             request.channels,
-            [MatchSpec(spec) for spec in request.specs],
+            [MatchSpec(spec) for spec in specs],
             gateway=Gateway(cache_dir=cache / "cache", default_config=how),
             virtual_packages=VirtualPackage.detect(VirtualPackageOverrides.from_env()),
             channel_priority=ChannelPriority[request.priority.capitalize()],
@@ -196,6 +205,9 @@ async def find(request: Request, cache: Path, *, offline: bool) -> list[Package]
         raise _unsolved(str(error)) from error
     by_name = {record.name.normalized: record for record in records}
     order = PackageRecord.sort_topologically(list(records))
+    if stars:
+        for found in records:
+            found.url = _TOKEN.sub("/t/*****", found.url)
     return [_package(by_name[record.name.normalized]) for record in order]
 
 
@@ -296,6 +308,22 @@ def _check_spec(spec: str) -> None:
         version = re.sub(r"^[\w.-]*.", "", spec)
         problem = f"Version contains invalid characters in {version}."
         raise CriticalError(f'Error parsing version "{version}". {problem}') from None
+
+
+def _as_solved(request: Request) -> list[str]:
+    """The specs as rattler compares them with channels; libmamba leaves out secrets for that.
+
+    Raises:
+        CriticalError: if one has a token, for which libmamba finds nothing.
+    """
+    full = {_SECRET.sub("", channel): channel for channel in request.channels}
+    specs = []
+    for spec in request.specs:
+        channel, separator, rest = spec.rpartition("::")
+        if _TOKEN.search(channel):
+            raise _unsolved(f" because of: No candidates were found for {rest} *.")
+        specs.append(f"{full.get(channel, channel)}{separator}{rest}")
+    return specs
 
 
 def _package(record: RepoDataRecord) -> Package:

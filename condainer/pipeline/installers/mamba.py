@@ -39,7 +39,7 @@ from condainer.pipeline.installers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
 _LINKING = re.compile(r"Linking (\S+)")
 _UNSOLVED = re.compile(r"Could not solve for|Unsatisfiable|PackagesNotFound|ResolvePackageNotFound")
@@ -140,7 +140,7 @@ class Mamba:
         to_fetch = solution.records if isinstance(solution.records, frozenset) else None
         with (
             tempfile.TemporaryDirectory(dir=workplace.temporary) as directory,
-            self._wanted(request, workplace) as wanted,
+            self._wanted(request, workplace, solution.packages) as wanted,
             sharing.unregistered(prefix, environment),
         ):
             door = linkscripts.Doorkeeper(Path(directory))
@@ -273,11 +273,18 @@ class Mamba:
         return ["-y", *offline, "-p", str(request.prefix)]
 
     @contextlib.contextmanager
-    def _wanted(self, request: Request, workplace: Workplace) -> Iterator[secrets.Wanted]:
+    def _wanted(
+        self, request: Request, workplace: Workplace, solved: Sequence[Package] = ()
+    ) -> Iterator[secrets.Wanted]:
         """What to install, as the program is told it: the lock, or specs and channels.
 
         With a lock no channel is read; only then URLs, since with them some versions spoil their
-        package cache.
+        package cache. But libmamba asks for what it has solved with stars in place of a token.
+
+        Args:
+            request: what is to be installed.
+            workplace: has the variables of the program.
+            solved: the packages, where they are known.
         """
         environment = workplace.environment
         with tempfile.TemporaryDirectory(dir=workplace.temporary) as name:
@@ -287,8 +294,10 @@ class Mamba:
             # channels.
             only = ["--override-channels"] if request.channels else []
             has_secrets = secrets.are_in([*request.sources, *specs])
-            if request.locked:
-                wanted = secrets.for_lock(request.locked, request.sources, directory)
+            hidden = solved if has_secrets and not self._is_conda else ()
+            exact = request.locked or hidden
+            if exact:
+                wanted = secrets.for_lock(exact, [*request.sources, *specs], directory)
             elif has_secrets and self._is_conda:
                 wanted = secrets.for_conda(request.channels, specs, directory, environment)
             elif has_secrets:
@@ -296,7 +305,7 @@ class Mamba:
             else:
                 channels = [word for channel in request.channels for word in ("-c", channel)]
                 wanted = secrets.Wanted([*channels, *specs], {})
-            words = wanted.words if request.locked else [*only, *wanted.words]
+            words = wanted.words if exact else [*only, *wanted.words]
             own = self._private_cache(environment) if has_secrets else {}
             yield secrets.Wanted(words, {**wanted.variables, **own})
 
