@@ -180,7 +180,9 @@ async def _execute(
     with _using(cache, chosen) if options.is_conda else contextlib.nullcontext():
         records = [
             await packages.fetch(
-                *(package, cache, layout), trusts_files=options.is_conda, offline=options.offline
+                *(package, cache, layout),
+                trusts_files=options.is_conda,
+                offline=options.offline and options.is_conda,  # libmamba fetches all the same
             )
             for package in chosen
         ]

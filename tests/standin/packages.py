@@ -184,18 +184,23 @@ async def find(request: Request, cache: Path, *, offline: bool, stars: bool) -> 
         request: What there is to install.
         cache: The package cache.
         offline: Nothing comes over the network.
-        stars: A token in a URL is lost on the way, as in libmamba.
+        stars: A token in a URL is lost on the way, and the group may write to what is kept of
+            channels, as with libmamba.
 
     Raises:
         CriticalError: if there is no solution.
     """
     specs = _as_solved(request) if stars else request.specs
+    lists = cache / "cache"
+    if stars:
+        lists.mkdir(parents=True, exist_ok=True)
+        lists.chmod(0o2775)
     how = SourceConfig(cache_action="force-cache-only" if offline else "cache-or-fetch")
     try:
         records = await solve(
             request.channels,
             [MatchSpec(spec) for spec in specs],
-            gateway=Gateway(cache_dir=cache / "cache", default_config=how),
+            gateway=Gateway(cache_dir=lists, default_config=how),
             virtual_packages=VirtualPackage.detect(VirtualPackageOverrides.from_env()),
             channel_priority=ChannelPriority[request.priority.capitalize()],
         )

@@ -10,6 +10,7 @@ from condainer.pipeline import credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 _LINES = 25
 _OF_THIS_MACHINE = re.compile(
@@ -66,4 +67,18 @@ def unreadable(why: str, channels: Iterable[str], *, is_offline: bool = False) -
     return BuildError(
         f"cannot read {which}:\n{why}",
         "see that its address is right and that this machine can reach it",
+    )
+
+
+def unfetched(packages: Iterable[str], cache: Path) -> BuildError:
+    """An error for packages that would have to be fetched, which --offline forbids.
+
+    Args:
+        packages: URLs, and what there is to say of them.
+        cache: where they would be.
+    """
+    return BuildError(
+        f"--offline forbids to fetch what is not in the package cache {cache}:\n"
+        f"{excerpt(packages)}",
+        "build once without --offline: packages stay in the cache",
     )

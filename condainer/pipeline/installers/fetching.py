@@ -29,6 +29,7 @@ from condainer.pipeline import credentials, tree
 from condainer.pipeline.installers import (
     checking,
     contents,
+    failures,
     kept,
     network,
     patience,
@@ -57,7 +58,6 @@ _OLD = 86400.0
 _WORK, _LOCK = ".condainer-fetch", ".lock"
 """Begins the names of directories in the cache to work in, and the file in each that is locked."""
 _COUNT = struct.Struct(">Q")
-_SHOWN = 10
 _GONE = "build without --locked: that takes what the channels have today"
 
 
@@ -136,18 +136,12 @@ class Fetching:
             BuildError: names what is.
         """
         lines = [
-            f"  {package.url}" + ("" if package.sha256 else " (no SHA256 of it is known)")
+            package.url + ("" if package.sha256 else " (no SHA256 of it is known)")
             for package in missing
             if checking.local(package.url) is None
         ]
         if lines:
-            more = [f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-            listed = "\n".join([*lines[:_SHOWN], *more])
-            raise BuildError(
-                f"--offline forbids to fetch what is not in the package cache {self._cache}:\n"
-                f"{listed}",
-                "build once without --offline: packages stay in the cache",
-            )
+            raise failures.unfetched(lines, self._cache)
 
     def signs(self) -> object:
         """What changes when something has come; or always, while nothing is being fetched."""

@@ -20,6 +20,7 @@ import anyio.to_thread
 
 from condainer import files, process, tools
 from condainer.errors import BuildError, ToolError
+from condainer.pipeline import tree
 from condainer.pipeline.installers import (
     Package,
     Request,
@@ -152,6 +153,8 @@ class Mamba:
                 )
                 kept = await anyio.to_thread.run_sync(watch.kept)
                 sound = await checking.mend(kept, workplace, is_locked=is_locked)
+                if request.offline and not self._is_conda:
+                    _check_kept(solution.packages, kept, sound, caches[0])
                 try:
                     async with process.task_group() as group:
                         group.start_soon(watch.run)
@@ -334,7 +337,35 @@ class Mamba:
             "CONDA_REGISTER_ENVS": "false",
             **variables,
         }
-        return await workplace.run(argv, on_line=on_line, environment=environment, capture=capture)
+        try:
+            return await workplace.run(
+                argv, on_line=on_line, environment=environment, capture=capture
+            )
+        finally:
+            # libmamba lets its group write to the directory of channels' lists, each time anew.
+            for cache in ready.caches(environment, self._path):
+                tree.close_own(cache / "cache")
+
+
+def _check_kept(
+    packages: Iterable[Package],
+    kept: Mapping[Package, Sequence[Path]],
+    sound: frozenset[Path],
+    cache: Path,
+) -> None:
+    """See that all packages are here, since libmamba fetches packages with --offline, too.
+
+    Raises:
+        BuildError: names what is missing.
+    """
+    here = {package.stem for package, places in kept.items() if sound.intersection(places)}
+    missing = [
+        package.url
+        for package in packages
+        if package.stem not in here and checking.local(package.url) is None
+    ]
+    if missing:
+        raise failures.unfetched(missing, cache)
 
 
 def _recorded(prefix: Path, packages: Iterable[Package]) -> list[tuple[Package, Package]]:
