@@ -187,7 +187,7 @@ async def _execute(
             for package in chosen
         ]
     places = [packages.unpacked(package, cache, layout) for package in chosen]
-    await packages.link(records, prefix, places)
+    await packages.link(records, prefix, places, keeps_errno=options.is_conda)
     for package, record in zip(chosen, records, strict=True):
         console.say(f"Linking {package.distribution}\n")
         _finish(record, options)

@@ -46,6 +46,7 @@ SUBDIR = str(Subdir.current())
 
 _TOKEN = re.compile(r"/t/[^/]+")
 _SECRET = re.compile(r"/t/[^/]+|(?<=://)[^/]+@")
+_FULL = "os error 28"
 _UNSOLVED = "Could not solve for environment specs"
 _UNSATISFIED = r"─ (\S+) (\S+) would require\n.*─ (.+), which cannot be installed"
 _NOT_LOADED = """\
@@ -274,13 +275,16 @@ async def fetch(
     return record
 
 
-async def link(records: list[RepoDataRecord], prefix: Path, places: Sequence[Path]) -> None:
+async def link(
+    records: list[RepoDataRecord], prefix: Path, places: Sequence[Path], *, keeps_errno: bool
+) -> None:
     """Link packages into a prefix.
 
     Args:
         records: The packages.
         prefix: The environment.
         places: Where each is unpacked.
+        keeps_errno: Say so where no space is left, which libmamba does not.
 
     Raises:
         CriticalError: if a package cannot be linked.
@@ -292,7 +296,11 @@ async def link(records: list[RepoDataRecord], prefix: Path, places: Sequence[Pat
         try:
             await install(records, prefix, cache_dir=Path(view), show_progress=False)
         except InstallerError as error:
-            raise CriticalError(str(error)) from error
+            if _FULL not in str(error) or keeps_errno:
+                raise CriticalError(str(error)) from error
+            shutil.rmtree(prefix)  # libmamba takes all back
+            words = f"filesystem error: cannot copy: Input/output error [{prefix}]"
+            raise CriticalError(words) from error
     for note in (prefix / "conda-meta").glob("*.json"):
         note.chmod(0o644)  # rattler closes them to everybody else
     # rattler's own additions to a prefix
