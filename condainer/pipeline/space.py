@@ -22,6 +22,8 @@ IMAGE_RATIO = 3
 """An image is about this many times smaller than what it holds (likewise)."""
 
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|os error (28|122)\b")
+_MAYBE_FULL = re.compile(r"cannot copy: Input/output error")
+"""What C++ says of a file that cannot be copied whole, whatever the reason."""
 _ALMOST_NOTHING = 16 << 20
 _HINT = "make room there, or choose another place in condainer.yml"
 
@@ -74,13 +76,15 @@ def explain(error: BaseException, places: Iterable[Destination]) -> NoSpaceError
         return None
     number = getattr(error, "errno", None)
     full = number in {errno.ENOSPC, errno.EDQUOT} or _FULL.search(str(error))
-    if not full:
+    if not (full or _MAYBE_FULL.search(str(error))):
         return None
     places = list(places)
     place = _named(error, places) or min(places, key=lambda place: free_bytes(place.path))
     free = free_bytes(place.path)
     if free < max(_ALMOST_NOTHING, place.needed):
         return _error(place, free)
+    if not full:
+        return None
     # The program that ran out of space has removed its file, or it is a quota.
     place = _named(error, places) or places[0]
     free = free_bytes(place.path)

@@ -230,7 +230,8 @@ def _index(package: Package) -> dict[str, Any]:
 def _paths_entry(file: Path, path: str) -> dict[str, Any]:
     """Describe one file for `info/paths.json`."""
     if file.is_symlink():
-        return {"_path": path, "path_type": "softlink"}
+        # libmamba reads no package of which it does not know all sizes.
+        return {"_path": path, "path_type": "softlink", "size_in_bytes": file.lstat().st_size}
     content = file.read_bytes()
     entry = {
         "_path": path,

@@ -92,7 +92,7 @@ async def _create(options: Options, console: Console) -> None:
         chosen = packages.listed(wanted.archives)
         specs = tuple("{}=={}={}".format(*package.name_version_build) for package in chosen)
     else:
-        chosen = await _solve(wanted, console, options.package_cache, offline=options.offline)
+        chosen = await _solve(wanted, console, options)
         specs = wanted.specs
     unpacked = {
         package.url
@@ -143,9 +143,7 @@ def _clear(options: Options, console: Console) -> None:
         raise CriticalError(message, error=message)
 
 
-async def _solve(
-    wanted: request.Request, console: Console, cache: Path, *, offline: bool
-) -> list[Package]:
+async def _solve(wanted: request.Request, console: Console, options: Options) -> list[Package]:
     """Find the packages that specs ask for, in the order in which they have to be linked."""
     subdirs = (packages.SUBDIR, "noarch")
     urls = [f"{channel}/{subdir}" for channel in wanted.channels for subdir in subdirs]
@@ -156,7 +154,8 @@ async def _solve(
         console.repodata(urls, shards=False)
         raise
     try:
-        chosen = await packages.find(wanted, cache, offline=offline)
+        cache, stars = options.package_cache, not options.is_conda
+        chosen = await packages.find(wanted, cache, offline=options.offline, stars=stars)
     except CriticalError:
         # libmamba tries again before it gives up.
         for _ in range(2):
@@ -181,12 +180,14 @@ async def _execute(
     with _using(cache, chosen) if options.is_conda else contextlib.nullcontext():
         records = [
             await packages.fetch(
-                *(package, cache, layout), trusts_files=options.is_conda, offline=options.offline
+                *(package, cache, layout),
+                trusts_files=options.is_conda,
+                offline=options.offline and options.is_conda,  # libmamba fetches all the same
             )
             for package in chosen
         ]
     places = [packages.unpacked(package, cache, layout) for package in chosen]
-    await packages.link(records, prefix, places)
+    await packages.link(records, prefix, places, keeps_errno=options.is_conda)
     for package, record in zip(chosen, records, strict=True):
         console.say(f"Linking {package.distribution}\n")
         _finish(record, options)

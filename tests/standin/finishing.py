@@ -127,7 +127,8 @@ def register(prefix: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     known = file.read_text().splitlines() if file.exists() else []
     if str(prefix) not in known:
-        file.write_text("\n".join([*known, str(prefix)]) + "\n")
+        with file.open("a") as list_of_all:  # in the last line, if that does not end
+            list_of_all.write(f"{prefix}\n")
 
 
 def _note_compiled(sources: Sequence[str], document: dict[str, Any], prefix: Path) -> None:

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 SUBDIR = str(Subdir.current())
 """The channel directory of this machine."""
 
+_TOKEN = re.compile(r"/t/[^/]+")
+_SECRET = re.compile(r"/t/[^/]+|(?<=://)[^/]+@")
+_FULL = "os error 28"
 _UNSOLVED = "Could not solve for environment specs"
 _UNSATISFIED = r"─ (\S+) (\S+) would require\n.*─ (.+), which cannot be installed"
 _NOT_LOADED = """\
@@ -151,7 +154,7 @@ def place(url: str, cache: Path, layout: str) -> Path:
     if layout == "digest":
         return cache / "store" / hashlib.sha256(url.encode()).hexdigest()[:2]
     host = (address.netloc.rpartition("@")[2]).replace(":", "_")
-    path = re.sub(r"/t/[^/]+", "", unquote(address.path)).rpartition("/")[0]
+    path = _TOKEN.sub("", unquote(address.path)).rpartition("/")[0]
     return cache / address.scheme / f"{host}{path}".strip("/")
 
 
@@ -173,20 +176,32 @@ def check_specs(specs: Iterable[str]) -> None:
         _check_spec(spec)
 
 
-async def find(request: Request, cache: Path, *, offline: bool) -> list[Package]:
+async def find(request: Request, cache: Path, *, offline: bool, stars: bool) -> list[Package]:
     """Solve, and put what is found in the order in which it has to be linked.
 
     Lists of channels are kept in the package cache.
 
+    Args:
+        request: What there is to install.
+        cache: The package cache.
+        offline: Nothing comes over the network.
+        stars: A token in a URL is lost on the way, and the group may write to what is kept of
+            channels, as with libmamba.
+
     Raises:
         CriticalError: if there is no solution.
     """
+    specs = _as_solved(request) if stars else request.specs
+    lists = cache / "cache"
+    if stars:
+        lists.mkdir(parents=True, exist_ok=True)
+        lists.chmod(0o2775)
     how = SourceConfig(cache_action="force-cache-only" if offline else "cache-or-fetch")
     try:
         records = await solve(
             request.channels,
-            [MatchSpec(spec) for spec in request.specs],
-            gateway=Gateway(cache_dir=cache / "cache", default_config=how),
+            [MatchSpec(spec) for spec in specs],
+            gateway=Gateway(cache_dir=lists, default_config=how),
             virtual_packages=VirtualPackage.detect(VirtualPackageOverrides.from_env()),
             channel_priority=ChannelPriority[request.priority.capitalize()],
         )
@@ -196,6 +211,9 @@ async def find(request: Request, cache: Path, *, offline: bool) -> list[Package]
         raise _unsolved(str(error)) from error
     by_name = {record.name.normalized: record for record in records}
     order = PackageRecord.sort_topologically(list(records))
+    if stars:
+        for found in records:
+            found.url = _TOKEN.sub("/t/*****", found.url)
     return [_package(by_name[record.name.normalized]) for record in order]
 
 
@@ -257,13 +275,16 @@ async def fetch(
     return record
 
 
-async def link(records: list[RepoDataRecord], prefix: Path, places: Sequence[Path]) -> None:
+async def link(
+    records: list[RepoDataRecord], prefix: Path, places: Sequence[Path], *, keeps_errno: bool
+) -> None:
     """Link packages into a prefix.
 
     Args:
         records: The packages.
         prefix: The environment.
         places: Where each is unpacked.
+        keeps_errno: Say so where no space is left, which libmamba does not.
 
     Raises:
         CriticalError: if a package cannot be linked.
@@ -275,7 +296,11 @@ async def link(records: list[RepoDataRecord], prefix: Path, places: Sequence[Pat
         try:
             await install(records, prefix, cache_dir=Path(view), show_progress=False)
         except InstallerError as error:
-            raise CriticalError(str(error)) from error
+            if _FULL not in str(error) or keeps_errno:
+                raise CriticalError(str(error)) from error
+            shutil.rmtree(prefix)  # libmamba takes all back
+            words = f"filesystem error: cannot copy: Input/output error [{prefix}]"
+            raise CriticalError(words) from error
     for note in (prefix / "conda-meta").glob("*.json"):
         note.chmod(0o644)  # rattler closes them to everybody else
     # rattler's own additions to a prefix
@@ -296,6 +321,22 @@ def _check_spec(spec: str) -> None:
         version = re.sub(r"^[\w.-]*.", "", spec)
         problem = f"Version contains invalid characters in {version}."
         raise CriticalError(f'Error parsing version "{version}". {problem}') from None
+
+
+def _as_solved(request: Request) -> list[str]:
+    """The specs as rattler compares them with channels; libmamba leaves out secrets for that.
+
+    Raises:
+        CriticalError: if one has a token, for which libmamba finds nothing.
+    """
+    full = {_SECRET.sub("", channel): channel for channel in request.channels}
+    specs = []
+    for spec in request.specs:
+        channel, separator, rest = spec.rpartition("::")
+        if _TOKEN.search(channel):
+            raise _unsolved(f" because of: No candidates were found for {rest} *.")
+        specs.append(f"{full.get(channel, channel)}{separator}{rest}")
+    return specs
 
 
 def _package(record: RepoDataRecord) -> Package:

@@ -248,7 +248,7 @@ def test_a_path_that_is_longer_than_it_needs_to_be(
 
     def long_way(tree: Path) -> Package:
         put(tree, "share/x", "x\n")
-        paths = [{"_path": "share/./x", "path_type": "hardlink"}]
+        paths = [{"_path": "share/./x", "path_type": "hardlink", "size_in_bytes": 2}]
         listing = json.dumps({"paths": paths, "paths_version": 1}).encode()
         return Package(name="long", version="1.0", info={"paths.json": listing})
 

@@ -170,6 +170,8 @@ error    libmamba Failed to download package from http://host/x.conda (status 40
 
     If you continue to meet this problem, please search or report an issue
     on  mamba's issue tracker: https://github.com/mamba-org/mamba/issues/
+info     libmamba ****************** Backtrace Start ******************
+info     libmamba ****************** Backtrace End ********************
 """
 
 

@@ -31,7 +31,7 @@ _BOILERPLATE = re.compile(
     r"|An unexpected error has occurred|You will need to (adjust|modify) your conda configuration"
     r"|[Uu]se `conda config --show|Further configuration help can be found"
     r"|To search for alternate channels|looking for, navigate to|https://anaconda\.org$"
-    r"|and use the search bar|location of failed script: "
+    r"|and use the search bar|location of failed script: |\*{5,} Backtrace (Start|End) \*{5,}"
 )
 _LAST_LINES = 8
 

@@ -10,6 +10,7 @@ from condainer.pipeline import credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 _LINES = 25
 _OF_THIS_MACHINE = re.compile(
@@ -76,3 +77,17 @@ def _which(channels: Iterable[str], why: str) -> str:
     channels = [credentials.without(channel) for channel in channels]
     named = [channel for channel in channels if f"{channel}/" in why] or channels
     return f"the channel {' or '.join(named)}" if named else "a channel"
+
+
+def unfetched(packages: Iterable[str], cache: Path) -> BuildError:
+    """The error for packages that only the network has, with --offline.
+
+    Args:
+        packages: their URLs, each with a remark if there is one.
+        cache: the package cache that does not have them.
+    """
+    return BuildError(
+        f"with --offline, nothing is fetched, and the package cache {cache} does not have:\n"
+        f"{excerpt(packages)}",
+        "build once without --offline: packages stay in the cache",
+    )

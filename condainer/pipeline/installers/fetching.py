@@ -28,6 +28,7 @@ from condainer.pipeline import credentials, tree
 from condainer.pipeline.installers import (
     checking,
     contents,
+    failures,
     kept,
     network,
     patience,
@@ -59,7 +60,6 @@ _OLD = 86400.0
 _WORK, _LOCK = ".condainer-fetch", ".lock"
 """Begins the names of working directories in the cache; each has a locked file."""
 _COUNT = struct.Struct(">Q")
-_SHOWN = 10
 _GONE = "build without --locked: that installs what the channels have today"
 
 
@@ -141,18 +141,12 @@ class Fetching:
             BuildError: If one would.
         """
         lines = [
-            f"  {package.url}" + ("" if package.sha256 else " (no SHA256 of it is known)")
+            package.url + ("" if package.sha256 else " (no SHA256 of it is known)")
             for package in missing
             if checking.local(package.url) is None
         ]
         if lines:
-            more = [f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-            listed = "\n".join([*lines[:_SHOWN], *more])
-            raise BuildError(
-                f"with --offline, nothing is fetched, and the package cache {self._cache} does not "
-                f"have:\n{listed}",
-                "build once without --offline: packages stay in the cache",
-            )
+            raise failures.unfetched(lines, self._cache)
 
     def signs(self) -> object:
         """A value that changes when bytes have come, and always if nothing is being fetched."""

@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 
 from condainer.errors import BuildError, ToolError
+from condainer.pipeline import tree
 from condainer.pipeline.installers import (
     answers,
     checking,
@@ -35,7 +36,15 @@ from condainer.pipeline.packages import Package, merged, read_records
 from condainer.system import files, process, tools
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
+    from collections.abc import (
+        AsyncIterator,
+        Callable,
+        Container,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from condainer.pipeline.workplace import Workplace
 
@@ -159,7 +168,7 @@ class Mamba:
         to_fetch = solution.records if isinstance(solution.records, frozenset) else None
         with (
             tempfile.TemporaryDirectory(dir=workplace.temporary) as directory,
-            self._wanted(request, workplace) as wanted,
+            self._wanted(request, workplace, solution.packages) as wanted,
             sharing.unregistered(prefix, environment),
         ):
             door = linkscripts.Doorkeeper(Path(directory))
@@ -171,6 +180,8 @@ class Mamba:
                 )
                 kept = await anyio.to_thread.run_sync(watch.kept)
                 sound = await checking.mend(kept, workplace, is_locked=bool(request.locked))
+                if request.offline and not self._is_conda:
+                    _check_kept(solution.packages, kept, sound, caches[0])
                 argv = [*self._fill(request), *wanted.words]
                 await self._link(argv, solution, prefix, watch, workplace, variables)
             if failure := door.failure():
@@ -293,11 +304,19 @@ class Mamba:
         return ["-y", *offline, "-p", str(request.prefix)]
 
     @contextlib.contextmanager
-    def _wanted(self, request: Request, workplace: Workplace) -> Iterator[secrets.Wanted]:
+    def _wanted(
+        self, request: Request, workplace: Workplace, solved: Sequence[Package] = ()
+    ) -> Iterator[secrets.Wanted]:
         """How the program is told what to install: the lock, or specs and channels.
 
         With a lock, no channel is read. Without one, no URLs are given, since with them some
-        versions damage their package cache.
+        versions damage their package cache; but micromamba writes stars in place of a token when
+        it fetches what it has solved, so with a token it is given URLs.
+
+        Args:
+            request: what to install.
+            workplace: has the variables of the program.
+            solved: the packages, if they are known.
         """
         environment = workplace.environment
         with tempfile.TemporaryDirectory(dir=workplace.temporary) as name:
@@ -308,8 +327,10 @@ class Mamba:
             # Configured aliases and mirrors still count; conda refuses the option without channels.
             only = ["--override-channels"] if request.channels else []
             has_secrets = secrets.are_in([*request.sources, *specs])
-            if request.locked:
-                wanted = secrets.for_lock(request.locked, request.sources, directory)
+            hidden = solved if has_secrets and not self._is_conda else ()
+            exact = request.locked or hidden
+            if exact:
+                wanted = secrets.for_lock(exact, [*request.sources, *specs], directory)
             elif has_secrets and self._is_conda:
                 wanted = secrets.for_conda(request.channels, specs, directory, environment)
             elif has_secrets:
@@ -317,7 +338,7 @@ class Mamba:
             else:
                 channels = [word for channel in request.channels for word in ("-c", channel)]
                 wanted = secrets.Wanted([*channels, *specs], {})
-            words = wanted.words if request.locked else [*only, *wanted.words]
+            words = wanted.words if exact else [*only, *wanted.words]
             own = self._private_cache(environment) if has_secrets else {}
             yield secrets.Wanted(words, {**wanted.variables, **own})
 
@@ -346,7 +367,35 @@ class Mamba:
             "CONDA_REGISTER_ENVS": "false",
             **variables,
         }
-        return await workplace.run(argv, on_line=on_line, environment=environment, capture=capture)
+        try:
+            return await workplace.run(
+                argv, on_line=on_line, environment=environment, capture=capture
+            )
+        finally:
+            # libmamba lets its group write to the directory of channels' lists, each time anew.
+            for cache in ready.caches(environment, self._path):
+                tree.close_own(cache / "cache")
+
+
+def _check_kept(
+    packages: Iterable[Package],
+    kept: Mapping[Package, Sequence[Path]],
+    sound: frozenset[Path],
+    cache: Path,
+) -> None:
+    """See that all packages are here, since libmamba fetches packages with --offline, too.
+
+    Raises:
+        BuildError: names what is missing.
+    """
+    here = {package.stem for package, places in kept.items() if sound.intersection(places)}
+    missing = [
+        package.url
+        for package in packages
+        if package.stem not in here and checking.local(package.url) is None
+    ]
+    if missing:
+        raise failures.unfetched(missing, cache)
 
 
 def _recorded(prefix: Path, packages: Iterable[Package]) -> list[tuple[Package, Package]]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
 from condainer.errors import BuildError
 from condainer.pipeline import credentials, lockfile
+from condainer.pipeline.installers.channels import of_spec
 from condainer.system import files
 
 if TYPE_CHECKING:
@@ -81,18 +83,21 @@ def for_lock(packages: Sequence[Package], channels: Sequence[str], directory: Pa
 
     Args:
         packages: those of the lock.
-        channels: as the user has written them; their credentials are put into the URLs.
+        channels: and URLs of packages, as the user has written them; their credentials are put into
+            the URLs.
         directory: where files are written that only this user can read.
     """
     path = directory / "explicit.txt"
-    lines = lockfile.explicit_lines(packages)
-    urls = [credentials.restored(line, channels) for line in lines]
-    credentials.write(path, "\n".join(["@EXPLICIT", *urls, ""]))
+    known = [channel.partition("#")[0] for channel in channels]
+    named = [replace(each, url=credentials.restored(each.url, known)) for each in packages]
+    credentials.write(path, "\n".join(["@EXPLICIT", *lockfile.explicit_lines(named), ""]))
     return Wanted(["--file", str(path)], {})
 
 
 def for_mamba(channels: Sequence[str], specs: Sequence[str], directory: Path) -> Wanted:
     """Write an environment.yml with channels and specs, for micromamba and mamba.
+
+    They find no package for a spec with a token in it, but do for one without.
 
     Args:
         channels: those to look in.
@@ -100,7 +105,13 @@ def for_mamba(channels: Sequence[str], specs: Sequence[str], directory: Path) ->
         directory: where files are written that only this user can read.
     """
     path = directory / "environment.yml"
-    credentials.write(path, json.dumps({"channels": list(channels), "dependencies": list(specs)}))
+    named = dict(zip(specs, (of_spec(spec)[0] for spec in specs), strict=True))
+    secret = [channel for channel in named.values() if are_in([channel])]
+    document = {
+        "channels": list(dict.fromkeys([*channels, *secret])),
+        "dependencies": [credentials.without(spec) if named[spec] else spec for spec in specs],
+    }
+    credentials.write(path, json.dumps(document))
     return Wanted(["--file", str(path)], {})
 
 

@@ -101,34 +101,47 @@ def unregistered(prefix: Path, environment: Mapping[str, str]) -> Iterator[None]
     """
     listed = home(environment) / ".conda/environments.txt"
     was_there = os.path.lexists(listed)
+    unended = _unended(listed)
     try:
         yield
     finally:
-        _unregister(listed, prefix, was_there=was_there)
+        with contextlib.suppress(OSError):
+            for _ in range(_TRIES):  # others may write there at the same time
+                if _remove(listed.resolve(), os.fsencode(prefix), unended, was_there=was_there):
+                    break
 
 
-def _unregister(listed: Path, prefix: Path, *, was_there: bool) -> None:
-    with contextlib.suppress(OSError):
-        for _ in range(_TRIES):  # others may write there at the same time
-            if _remove_line(listed.resolve(), str(prefix), was_there=was_there):
-                return
+def _unended(path: Path) -> bytes:
+    """The last line of a file if it has no newline; micromamba appends to that line."""
+    try:
+        return files.read(path).rpartition(b"\n")[2]
+    except OSError:
+        return b""
 
 
-def _remove_line(path: Path, line: str, *, was_there: bool) -> bool:
-    """Remove a line from a file; returns False if somebody else has changed it meanwhile."""
+def _remove(path: Path, line: bytes, unended: bytes, *, was_there: bool) -> bool:
+    """Remove a line from a file; returns False if somebody else has changed it meanwhile.
+
+    Args:
+        path: the file.
+        line: the line to remove.
+        unended: what may stand before it in the same line, and stays.
+        was_there: whether the file stays if it is empty then.
+    """
     status = path.stat()
-    content = files.read(path)
-    lines = content.splitlines(keepends=True)
-    kept = [each for each in lines if each.rstrip(b"\r\n") != os.fsencode(line)]
+    lines = files.read(path).splitlines(keepends=True)
+    stays = {line: b"", unended + line: unended + b"\n"} if unended else {line: b""}
+    kept = [stays.get(each.rstrip(b"\r\n"), each) for each in lines]
     if kept == lines:
         return True
+    content = b"".join(kept)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
         try:
-            part.write(b"".join(kept))
+            part.write(content)
             part.flush()
             os.fchmod(part.fileno(), stat.S_IMODE(status.st_mode))
             is_same = _stamp(path.stat()) == _stamp(status)
-            if is_same and (kept or was_there):
+            if is_same and (content or was_there):
                 os.rename(part.name, path)  # noqa: PTH104
             elif is_same:
                 path.unlink()
