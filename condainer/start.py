@@ -53,9 +53,9 @@ def _exec(directory: str, command: list[str], warns: bool) -> NoReturn:  # noqa:
 
 
 def _warn(text: str) -> None:
-    from condainer import cli
+    from condainer.commands import console
 
-    cli.warn(text)
+    console.warn(text)
 
 
 def simple_exec(arguments: Sequence[str]) -> tuple[str, list[str], bool] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
 
 import condainer
+from condainer import cli
 
 PACKAGE = Path(condainer.__file__).parent
 MODULES = {
@@ -73,8 +75,8 @@ def rooms_of(place: str) -> set[str]:
 
 def test_the_reading_of_imports_sees_something() -> None:
     assert "condainer.cli" in MODULES
-    assert "condainer.running.execute.become" not in imports(MODULES["condainer.cli"])
-    assert "condainer.running.execute" in imports(MODULES["condainer.cli"])
+    assert "condainer.running.execute.become" not in imports(MODULES["condainer.start"])
+    assert "condainer.running.execute" in imports(MODULES["condainer.start"])
     assert importers("yaml") >= {"condainer.project.yamlfile"}
 
 
@@ -185,13 +187,18 @@ def test_progress_knows_only_the_events_of_the_pipeline() -> None:
 
 
 def test_the_command_line_imports_commands_only_when_they_run() -> None:
-    tree = ast.parse(MODULES["condainer.cli"].read_text(encoding="utf-8"))
-    above = {
-        node.module
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module and within(node.module, "condainer")
-    }
-    assert above == {"condainer.errors"}
+    own = {name for name in imports(MODULES["condainer.cli"]) if within(name, "condainer.commands")}
+    assert own == {"condainer.commands.console"}
+
+
+def test_each_command_is_a_module_of_its_name() -> None:
+    for name in cli.COMMANDS:
+        module = importlib.import_module(f"condainer.commands.{name}")
+        assert module.__doc__
+        assert module.__doc__.startswith(f"`{name}`: ")
+        assert f"condainer {name}" in module.EXAMPLES
+        assert callable(module.run)
+        assert callable(module.add_arguments)
 
 
 def test_only_the_command_line_and_progress_write_to_the_user() -> None:
@@ -206,8 +213,8 @@ def test_only_the_command_line_and_progress_write_to_the_user() -> None:
         *(f"condainer.squashfs.{name}" for name in ("reading", "unpack")),
         *(f"condainer.startup.{name}" for name in ("locate", "record")),
     }
-    assert writers <= {"condainer.cli", "condainer.commands.progress", *programs}
-    assert "condainer.cli" in writers
+    own = {f"condainer.commands.{name}" for name in ("console", "progress")}
+    assert writers == {"condainer.cli", *own, *programs}
 
 
 def _called(path: Path) -> set[str]:

@@ -1,7 +1,7 @@
-"""`prereq`: tries out what this machine can do, and says how to get what is missing.
+"""`prereq`: tests what this machine can do, and says how to get what is missing.
 
-It mounts a tiny image with each backend where images are to be mounted, reads from it and runs a
-program from it, since a program that is there may still not be allowed to mount. The image,
+A program may be installed and yet not be allowed to mount. So each backend mounts a tiny image in
+the mount base directory, and a program is read and run from it. The image,
 `mounting/probe.squashfs`, holds one script `probe`:
 
     mksquashfs DIR probe.squashfs -comp zstd -all-root -no-xattrs -all-time 0 -mkfs-time 0
@@ -18,17 +18,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from condainer.commands import console
 from condainer.errors import CondainerError
 from condainer.mounting import backends, namespace, target
 from condainer.pipeline import installers, schedule, staging
 from condainer.project.config import CONFIG_NAME, Config, load
-from condainer.project.project import Project
+from condainer.project.project import Project, absolute, leave_missing_directory
 from condainer.system import files, mounttable, process, removal, runtime, tools, trust
 from condainer.units import foreign
 
 if TYPE_CHECKING:
+    import argparse
     import subprocess
     from collections.abc import Callable, Iterator
+
+EXAMPLES = """\
+  condainer prereq
+  srun -N 1 condainer prereq    test a compute node of the cluster
+"""
 
 _IMAGE = Path(__file__).parents[1] / "mounting" / "probe.squashfs"
 _SAYS = "condainer\n"
@@ -62,12 +69,33 @@ class Check:
     hint: str = ""
 
 
-def probe(directory: Path) -> dict[str, Any]:
-    """Try everything.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `prereq`.
 
     Args:
-        directory: of a project, whose settings are taken; it need not be one.
+        parser: takes them.
     """
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Test this machine.
+
+    Args:
+        arguments: the parsed command line.
+
+    Returns:
+        The exit status: 0 if images can be built and used here.
+    """
+    directory = absolute(arguments.directory)
+    leave_missing_directory()
+    found = _found(directory)
+    console.write_found(found, _rendered, as_json=arguments.json)
+    return 0 if found["can_build"] and found["exec"] != "no" else 1
+
+
+def _found(directory: Path) -> dict[str, Any]:
+    """Test everything, with the settings of the project in a directory if there is one."""
     there = not files.is_missing(directory / CONFIG_NAME)
     config = load(directory) if there else Config(uuid=_NO_PROJECT)
     project = Project(directory, config)
@@ -85,7 +113,7 @@ def probe(directory: Path) -> dict[str, Any]:
     }
 
 
-def render(found: dict[str, Any]) -> str:
+def _rendered(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = []
     for check in found["checks"]:

@@ -1,20 +1,24 @@
-"""`profile`: notes which files of an environment a command reads, and in what order.
+"""`profile`: runs a program once and notes which files of the environment it reads, in what order.
 
-The next build puts these next to each other in the image. The image is mounted by the file system
-in Python meanwhile, which sees what is read; the list lies beside the image. Laying out is the
-business of `pipeline`.
+The file system in Python mounts the image for that run, and sees what is read. The list is written
+beside the image. The next build puts the files of the list next to each other in the image;
+`pipeline` does that.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condainer.commands import console
+from condainer.commands.exec import program
 from condainer.errors import MountError
 from condainer.mounting import target, use
 from condainer.pipeline import parts
+from condainer.project import project as project_module
 from condainer.startup import listing
 from condainer.system import process, runtime
 
@@ -22,6 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from condainer.project.project import Project
+
+EXAMPLES = """\
+  condainer profile -- python -c 'import numpy, pandas'
+  condainer profile -- python train.py    add what another program reads
+  condainer profile --new -- python -V    start a new list
+  condainer build --repack                use the list, without installing again
+"""
 
 _RECORD = "CONDAINER_FUSE_RECORD"
 
@@ -35,14 +46,14 @@ _HEAD = """\
 
 
 @dataclass(frozen=True)
-class Profile:
-    """What came of it.
+class _Profile:
+    """The result of a profile.
 
     Attributes:
-        status: the command's exit status.
-        files: how many it read.
-        listed: how many the list has now.
-        problem: why that was not written down, and a list that was there stays; else empty.
+        status: the program's exit status.
+        files: number of files that it read.
+        listed: number of files in the list now.
+        problem: why the list was not changed; empty if it was.
     """
 
     status: int
@@ -51,25 +62,64 @@ class Profile:
     problem: str
 
 
-def record(
-    project: Project,
-    command: Sequence[str],
-    on_note: Callable[[str], None],
-    on_warning: Callable[[str], None],
-    *,
-    new: bool = False,
-) -> Profile:
-    """Run a command, and add what it reads of the environment to the list.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `profile`.
+
+    Args:
+        parser: takes them.
+    """
+    parser.usage = "condainer [options] profile [-h] [--new] [--] CMD [ARG ...]"
+    parser.add_argument(
+        "--new", action="store_true", help="drop what earlier runs have found, and start a new list"
+    )
+    parser.add_argument(
+        "argv",
+        nargs=argparse.REMAINDER,
+        metavar="CMD",
+        help="the program to run, and its arguments",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a program, and add the files that it reads to the list.
+
+    Args:
+        arguments: the parsed command line.
+
+    Returns:
+        The exit status of the program.
+    """
+    command = program(arguments)
+    project = project_module.open_project(arguments.directory)
+    if arguments.dry_run:
+        text = f"would run {' '.join(command)} and write {project.startup_file}"
+        console.inform(arguments, text)
+        return 0
+    done = _record(project, command, console.notes(arguments), new=arguments.new)
+    if done.problem:
+        console.warn(done.problem)
+    else:
+        text = (
+            f"{project.startup_file}: {done.files:,} files read, {done.listed:,} listed; "
+            "'condainer build --repack' puts them first"
+        )
+        console.inform(arguments, text)
+    return done.status
+
+
+def _record(
+    project: Project, command: Sequence[str], on_note: Callable[[str], None] | None, *, new: bool
+) -> _Profile:
+    """Run a program, and add what it reads of the environment to the list.
 
     Args:
         project: whose environment.
-        command: program and arguments.
+        command: the program and its arguments.
         on_note: takes lines about mounting.
-        on_warning: is told who else uses the mount in the end.
-        new: leave out what other commands have read before.
+        new: drop what earlier runs have found.
 
     Raises:
-        CondainerError: where the image cannot be mounted for this alone.
+        CondainerError: If the image cannot be mounted for this program alone.
     """
     use.unmount_if_idle(project)
     if target.look(project).state is not target.State.ABSENT:
@@ -78,22 +128,21 @@ def record(
             "end what uses it, run 'condainer umount', then try again",
         )
     before = listing.read(project.startup_file)
-    status, names = _watch(project, command, on_note, on_warning)
+    status, names = _watch(project, command, on_note)
     problem = _problem(status, len(names), len(before))
     listed: Sequence[str] = before
     if not problem:
         listed = listing.joined(() if new else before, names)
         _write(project, listed)
-    return Profile(status, len(names), len(listed), problem)
+    return _Profile(status, len(names), len(listed), problem)
 
 
 def _watch(
     project: Project,
     command: Sequence[str],
-    on_note: Callable[[str], None],
-    on_warning: Callable[[str], None],
+    on_note: Callable[[str], None] | None,
 ) -> tuple[int, list[str]]:
-    """Run the command; gives its exit status, and what it has read."""
+    """Run the program; gives its exit status, and the paths that it has read."""
     runtime.check(project.places.runtime_directory)
     noted = Path(project.places.reads)
     noted.unlink(missing_ok=True)  # of one that was killed
@@ -114,7 +163,7 @@ def _watch(
         finally:
             noted.unlink(missing_ok=True)
             os.close(held.descriptor)
-            _unmount(project, on_warning)
+            _unmount(project)
 
 
 def _is_still(path: Path, before: os.stat_result) -> bool:
@@ -124,13 +173,13 @@ def _is_still(path: Path, before: os.stat_result) -> bool:
         return False
 
 
-def _unmount(project: Project, on_warning: Callable[[str], None]) -> None:
+def _unmount(project: Project) -> None:
     """Unmount, unless the command has left something behind or somebody else has come."""
     try:
         use.unmount(project)
         use.end_private_mounts(project)
     except MountError as error:
-        on_warning(
+        console.warn(
             f"{error.message}: what that has read is noted as well, and the mount stays until it "
             "ends"
         )

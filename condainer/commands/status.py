@@ -1,22 +1,61 @@
-"""`status`: the project, its image, its mount, and who uses it."""
+"""`status`: shows the project, its image, its mount, and who uses it."""
 
 from __future__ import annotations
 
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
+from condainer.commands import console
 from condainer.errors import CondainerError
 from condainer.mounting import backends, live, target, use
 from condainer.project import image
+from condainer.project import project as project_module
 from condainer.system import files, runtime, trust, users
 from condainer.units import foreign, human
 
 if TYPE_CHECKING:
+    import argparse
+
     from condainer.project.project import Project
+
+EXAMPLES = """\
+  condainer status
+  condainer status --json | jq -r .mount.state
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `status`.
+
+    Args:
+        parser: takes them.
+    """
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the status of a project.
+
+    Args:
+        arguments: the parsed command line.
+
+    Returns:
+        The exit status.
+    """
+    found = gather(project_module.open_project(arguments.directory))
+    console.write_found(found, _rendered, as_json=arguments.json)
+    return 0
 
 
 def gather(project: Project) -> dict[str, Any]:
-    """All there is to say, as JSON can hold it. Looks, and changes nothing."""
+    """Find out all there is to show. Changes nothing.
+
+    Args:
+        project: whose image and mount.
+
+    Returns:
+        What JSON can hold; `condainer status --json` prints it.
+    """
     return {
         "project": str(project.directory),
         "uuid": project.config.uuid,
@@ -26,7 +65,7 @@ def gather(project: Project) -> dict[str, Any]:
     }
 
 
-def render(status: dict[str, Any]) -> str:
+def _rendered(status: dict[str, Any]) -> str:
     """The same for people."""
     lines = [f"project     {foreign(status['project'])}", *_image_lines(status["image"])]
     mount = status["mount"]

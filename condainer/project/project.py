@@ -151,6 +151,14 @@ def absolute(path: Path) -> Path:
         ) from error
 
 
+def leave_missing_directory() -> None:
+    """Leave a working directory that has been removed: installers cannot work in one."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
 def open_project(directory: Path) -> Project:
     """Read the project in a directory.
 
