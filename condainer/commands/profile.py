@@ -20,7 +20,7 @@ from condainer.mounting import target, use
 from condainer.pipeline import parts
 from condainer.project import project as project_module
 from condainer.startup import listing
-from condainer.system import process, runtime
+from condainer.system import process, runtime, signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ EXAMPLES = """\
 _RECORD = "CONDAINER_FUSE_RECORD"
 
 _DID_NOT_RUN = {125, 126, 127}
-"""Exit statuses of `exec` where there is no such command; a shell's, where there is none in it."""
+"""Exit statuses of `exec` if the program cannot run; a shell has the last two as well."""
 
 _HEAD = """\
 # What programs read when they start, in that order; 'condainer profile' wrote it.
@@ -124,7 +124,7 @@ def _record(
     use.unmount_if_idle(project)
     if target.look(project).state is not target.State.ABSENT:
         raise MountError(
-            f"{project.prefix} is mounted already, so nobody can see what one program reads",
+            f"{project.prefix} is already mounted, so nobody can tell which program reads a file",
             "end what uses it, run 'condainer umount', then try again",
         )
     before = listing.read(project.startup_file)
@@ -145,9 +145,9 @@ def _watch(
     """Run the program; gives its exit status, and the paths that it has read."""
     runtime.check(project.places.runtime_directory)
     noted = Path(project.places.reads)
-    noted.unlink(missing_ok=True)  # of one that was killed
+    noted.unlink(missing_ok=True)  # left by a killed command
     execute = process.own_program("condainer", "-d", str(project.directory), "exec", "--")
-    with process.ending_in_order():
+    with signals.ending_in_order():
         os.environ[_RECORD] = str(noted)
         try:
             held = use.use(project, "python", on_note=on_note, may_be_private=True)
@@ -158,7 +158,7 @@ def _watch(
             status = process.pass_through([*execute, *command])
             names = _names(noted, project.image)
             if not _is_still(project.image, before):
-                raise MountError(f"{project.image} is another by now", "try again")
+                raise MountError(f"{project.image} has been replaced meanwhile", "try again")
             return status, names
         finally:
             noted.unlink(missing_ok=True)
@@ -174,23 +174,22 @@ def _is_still(path: Path, before: os.stat_result) -> bool:
 
 
 def _unmount(project: Project) -> None:
-    """Unmount, unless the command has left something behind or somebody else has come."""
+    """Unmount, unless the program has left processes behind, or others use the mount."""
     try:
         use.unmount(project)
         use.end_private_mounts(project)
     except MountError as error:
         console.warn(
-            f"{error.message}: what that has read is noted as well, and the mount stays until it "
-            "ends"
+            f"{error.message}: what that has read is noted, too, and the mount stays until it ends"
         )
 
 
 def _names(noted: Path, image: Path) -> list[str]:
-    """The paths of what was read that a list can hold."""
+    """The paths that were read, without those that a list cannot hold."""
     command = process.own_program("condainer.startup.record", str(noted), str(image))
     answer = process.call(command)
     if answer.returncode != 0:
-        raise MountError(f"nobody can tell what was read: {answer.stderr.strip()}", "try again")
+        raise MountError(f"cannot tell what was read: {answer.stderr.strip()}", "try again")
     return [name for name in answer.stdout.split("\0") if name and name.isprintable()]
 
 
@@ -199,7 +198,7 @@ def _problem(status: int, count: int, before: int) -> str:
         return f"it did not run (exit status {status}): nothing is noted"
     if status and count < before:
         read = f"it failed (exit status {status}) and read {count:,} files"
-        return f"{read}: the list of {before:,} that is there stays"
+        return f"{read}: the list of {before:,} files stays as it is"
     return ""
 
 
