@@ -15,7 +15,7 @@ from condainer.errors import CondainerError, InterruptedBySignalError, named
 from condainer.pipeline import schedule
 from condainer.pipeline.build import Build, Options
 from condainer.pipeline.events import Failed
-from condainer.system import process
+from condainer.system import groups, process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,7 @@ async def _build_all(
                 scope.cancel()
 
     async with anyio.create_task_group() as watching:
-        async with process.adopting():
+        async with groups.adopting():
             with anyio.CancelScope() as scope:
                 watching.start_soon(watch, scope)
                 async with anyio.create_task_group() as building:
