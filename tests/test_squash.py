@@ -14,7 +14,8 @@ import pytest
 from condainer.errors import BuildError, ToolError
 from condainer.pipeline import squash, tree
 from condainer.project import image
-from condainer.project.config import COMPRESSORS, Config
+from condainer.project.config import Config
+from condainer.project.values import COMPRESSORS
 from condainer.system import tools
 from tests import building
 
