@@ -1,11 +1,11 @@
-"""`gc`: takes away what killed processes of a user have left on this node.
+"""`gc`: cleans up on this node what killed processes of a user have left.
 
-Dead mounts, mounts that nobody keeps, copies of images that nobody uses, staging directories of
-killed builds, lock files and empty mountpoints. What is in use, being mounted or being built
-stays, and so does what is not empty.
+These are dead mounts, mounts that nobody keeps, unpacked images that nobody uses, staging
+directories of killed builds, lock files and empty mountpoints. Everything stays that is in use, is
+being mounted or built, or is not empty.
 
-Root does so for other users, in a process that becomes the user: whatever that user has planted
-there, it can lead to nothing that the user could not have done.
+Root can clean up for other users. That happens in a process that has become the user: whatever the
+user has planted, it makes the process do nothing that the user could not do anyway.
 """
 
 from __future__ import annotations
@@ -112,25 +112,25 @@ def _whose(arguments: argparse.Namespace, base: Path | None) -> list[int]:
 
 
 def _collect(base: Path | None, teller: _Teller, *, dry_run: bool) -> None:
-    """Look for what this user's processes have left, and take it away.
+    """Find what this user's processes have left, and remove it.
 
     Args:
-        base: a mount base directory to look in, besides the usual one and those that something is
-            mounted in.
-        teller: hears of it.
+        base: a further mount base directory to look in, besides the default one and those that
+            contain mounts; None for none.
+        teller: takes what there is to say.
         dry_run: change nothing.
     """
     for each in _bases(base):
         try:
             projects = _projects(each, teller)
         except (CondainerError, OSError) as error:
-            teller.action(f"{each} is left as it is: {_words(error)}")
+            teller.action(f"leave {each} as it is: {_words(error)}")
             continue
         for project in projects:
             try:
                 _collect_one(project, teller, dry_run=dry_run)
             except (CondainerError, OSError) as error:
-                teller.action(f"{project.prefix} is left as it is: {_words(error)}")
+                teller.action(f"leave {project.prefix} as it is: {_words(error)}")
         if not dry_run:
             runtime.tidy(each / f".condainer-{os.getuid()}")
 
@@ -150,12 +150,12 @@ def _words(error: CondainerError | OSError) -> str:
 
 
 def _owners(base: Path | None) -> list[int]:
-    """The users of whom there is any trace on this node.
+    """Find the users of whom there is any trace on this node.
 
-    Directories are looked into by a process of nobody's: what is mounted there may never answer.
+    A process of user nobody looks into directories, because what is mounted there may never answer.
 
     Args:
-        base: a mount base directory to look in, as for `collect`.
+        base: as for `_collect`.
     """
     found = set()
     for mount in mounttable.mounts_at_or_below(Path("/")):
@@ -184,16 +184,16 @@ def _owners_in(base: Path) -> set[int]:
 
 
 def _collect_of(uid: int, base: Path | None, teller: _Teller, *, dry_run: bool) -> None:
-    """Do what `collect` does for another user; for root only.
+    """Do for another user what `_collect` does; needs root.
 
     Args:
-        uid: the user's.
-        base: as for `collect`.
-        teller: hears of it.
+        uid: number of the user.
+        base: as for `_collect`.
+        teller: takes what there is to say.
         dry_run: change nothing.
 
     Raises:
-        CondainerError: if it does not come to its end.
+        CondainerError: If it does not finish.
     """
     if uid == os.getuid():
         _collect(base, teller, dry_run=dry_run)
@@ -218,7 +218,7 @@ def _bases(base: Path | None) -> list[Path]:
 
 
 def _projects(base: Path, teller: _Teller) -> list[Project]:
-    """The mounts of which there is any trace of this user in a base directory."""
+    """The mounts that this user has left any trace of in a base directory."""
     found = set()
     for name in runtime.names(base / f".condainer-{os.getuid()}"):
         match = _FILE.fullmatch(name)
@@ -231,13 +231,13 @@ def _projects(base: Path, teller: _Teller) -> list[Project]:
         if match is None:
             continue
         mount = mounts.get(str(top / path.name))
-        try:  # what is mounted is not asked: it may never answer
+        try:  # not of a mount: it may never answer
             owner = path.lstat().st_uid if mount is None else mount.owner or 0
         except OSError as error:
-            teller.note(f"{path} is passed over: {error.strerror}")
+            teller.note(f"{path} is ignored: {error.strerror}")
             continue
         if owner != os.getuid():
-            teller.note(f"{path} is passed over: it is of {trust.user_name(owner)}")
+            teller.note(f"{path} is ignored: it belongs to {trust.user_name(owner)}")
         else:
             found.add((match[1], ""))
     return [
@@ -247,7 +247,7 @@ def _projects(base: Path, teller: _Teller) -> list[Project]:
 
 
 def _actions(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What there is to do, in words, and how."""
+    """What to do: a line about it, and a function that does it."""
     if locks.is_held(project.build_lock):
         return
     if runtime.exists(project.build_lock):
@@ -304,7 +304,7 @@ def _is_in_use(project: Project) -> bool:
 
 def _unmount(project: Project) -> None:
     if not use.unmount(project):
-        raise MountError("it has gone by itself")
+        raise MountError("it is unmounted already")
 
 
 def _mend(project: Project) -> None:

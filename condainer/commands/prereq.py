@@ -46,20 +46,20 @@ _NO_PROJECT = "00000000-0000-4000-8000-000000000000"
 
 _WAYS = {
     "mount": "yes",
-    "namespace": "yes, each image in a namespace of its own, as others cannot see it",
+    "namespace": "yes, each image in a mount namespace of its own",
     "extract": "yes, each image is unpacked once per node",
 }
-"""How `exec` can work, the best way first, and in words."""
+"""The ways in which `exec` can work, in words; the best one first."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried.
+    """The result of one test.
 
     Attributes:
-        name: what.
+        name: what was tested.
         ok: whether it works.
-        detail: version, or why it does not.
+        detail: the version, or why it does not work.
         hint: what to do about it.
     """
 
@@ -184,7 +184,7 @@ def _fusermount() -> Check:
         return Check("fusermount", ok=True, detail=str(path))
     if not tools.is_setuid(path):
         return Check("fusermount", ok=False, detail=f"{path} is not setuid root", hint=hint)
-    hint = "an administrator can lift that, or start this container or job without it"
+    hint = "an administrator can remove that restriction, or start this container or job without it"
     if os.statvfs(path).f_flag & os.ST_NOSUID:
         detail = f"{path} is on a file system that is mounted nosuid"
         return Check("fusermount", ok=False, detail=detail, hint=hint)
@@ -195,7 +195,7 @@ def _fusermount() -> Check:
 
 
 def _namespace(project: Project) -> Check:
-    """Where nobody may mount for all to see, `exec` mounts in a namespace of its own."""
+    """Test a mount in a namespace: `exec` makes one if it cannot mount for all processes."""
     problems = []
     for backend in backends.candidates("auto"):
         try:
@@ -214,7 +214,7 @@ def _namespace(project: Project) -> Check:
 def _try_privately(backend: backends.Backend, directory: Path) -> None:
     made = namespace.make(f"fuse.{backend.name}", "probe", str(directory))
     inside = Path(f"{made.root}{directory}")
-    helper = contextlib.ExitStack()  # which has the device open as well
+    helper = contextlib.ExitStack()  # ends the helper, which also has the device open
     helper.callback(made.leave)
     with contextlib.ExitStack() as last, tempfile.TemporaryFile() as log:
         try:
@@ -226,7 +226,7 @@ def _try_privately(backend: backends.Backend, directory: Path) -> None:
                 )
             finally:
                 os.close(made.device)
-            last.callback(process.end, daemon)  # which ends by itself when the mount has gone
+            last.callback(process.end, daemon)  # it ends by itself after the mount is gone
             _read(backend, inside, daemon, give_up=helper.close)
         finally:
             helper.close()
@@ -234,7 +234,7 @@ def _try_privately(backend: backends.Backend, directory: Path) -> None:
 
 
 def _unpacking(project: Project) -> Check:
-    """Where nothing can be mounted, images are unpacked."""
+    """Test unpacking: `exec` does that if nothing can be mounted."""
     program = tools.which("unsquashfs")
     how = f"{program} unpacks" if program is not None else "unpacking in Python"
     try:
@@ -250,7 +250,7 @@ def _unpacking(project: Project) -> Check:
                 removal.remove_tree(tree)
     except CondainerError as error:
         return Check("extract", ok=False, detail=error.message, hint=error.hint)
-    return Check("extract", ok=True, detail=f"{how}, where nothing can be mounted")
+    return Check("extract", ok=True, detail=f"{how}, if nothing can be mounted")
 
 
 def _backend(name: str, project: Project) -> Check:
@@ -266,10 +266,10 @@ def _backend(name: str, project: Project) -> Check:
 
 @contextlib.contextmanager
 def _directory(project: Project) -> Iterator[Path]:
-    """An empty directory where images are mounted; it goes again.
+    """Make an empty directory in the mount base directory, for a while.
 
     Raises:
-        CondainerError: where there can be none.
+        CondainerError: If that fails.
     """
     trust.check_base(project)
     runtime.check(project.places.runtime_directory)
@@ -284,7 +284,7 @@ def _directory(project: Project) -> Iterator[Path]:
     try:
         yield made
     finally:
-        with contextlib.suppress(OSError):  # whatever may be mounted there still
+        with contextlib.suppress(OSError):  # something may still be mounted there
             made.rmdir()
 
 
@@ -292,7 +292,7 @@ def _try(backend: backends.Backend, mountpoint: Path) -> None:
     """Mount the tiny image, read it, run a program from it, and unmount it again.
 
     Raises:
-        CondainerError: says which of these failed.
+        CondainerError: If one of these fails: says which.
     """
     with tempfile.TemporaryFile() as log:
         command = backend.mount_command(_IMAGE, mountpoint)
@@ -325,8 +325,7 @@ def _read(
     daemon: subprocess.Popen[bytes],
     give_up: Callable[[], None] = lambda: None,
 ) -> None:
-    # A daemon that does not answer can be waited for for ever; once nobody has the device open any
-    # more, reading fails.
+    # A daemon may never answer. Reading fails as soon as nobody has the device open any more.
     def end() -> None:
         give_up()
         process.end(daemon)
@@ -336,7 +335,7 @@ def _read(
     try:
         content = files.read(mountpoint / "probe", within=mountpoint)
         if content != _CONTENT:
-            raise CondainerError(f"{backend.executable} reads something else")
+            raise CondainerError(f"{backend.executable} reads wrong data")
         _run(mountpoint)
     except OSError as error:
         message = f"{backend.executable} mounts but does not read: {error.strerror}"
@@ -349,15 +348,15 @@ def _run(directory: Path) -> None:
     """Run the program of the tiny image.
 
     Raises:
-        CondainerError: where that cannot be done, as below what is mounted noexec.
+        CondainerError: If that fails, for example because programs cannot run there (noexec).
     """
     answer = process.call([str(directory / "probe")], timeout=_PATIENCE)
     if answer.stdout != _SAYS:
-        raise CondainerError(f"what runs from {directory} does not do what it should")
+        raise CondainerError(f"a program from {directory} does not run as it should")
 
 
 def _unmount(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
-    """Unmount as `umount` does; where that cannot be done, once the daemon has ended."""
+    """Unmount as `umount` does; if that fails, again after the daemon has ended."""
     problem = ""
     try:
         mount = mounttable.mount_at(mountpoint)

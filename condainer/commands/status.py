@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def gather(project: Project) -> dict[str, Any]:
-    """Find out all there is to show. Changes nothing.
+    """Find out everything that `status` shows. Changes nothing.
 
     Args:
         project: whose image and mount.
@@ -133,7 +133,7 @@ def _image_lines(about: dict[str, Any]) -> list[str]:
 
 
 def _moment(text: str) -> str:
-    """When an image was built, in this place's time; as it says itself where that is no time."""
+    """When an image was built, in local time; the text as it is if it is no time."""
     try:
         return f"{dt.datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
     except (ValueError, OverflowError, OSError):
@@ -150,7 +150,7 @@ def _mount(project: Project) -> dict[str, Any]:
         target.check_unoccupied(project)
         situation = target.look(project)
         if others := users.claimants(project.prefix):
-            about["problem"] = f"{others[0]} needs the mountpoint: 'build' has to wait for that"
+            about["problem"] = f"{others[0]} uses the mountpoint: 'build' has to wait"
     except CondainerError as error:
         about["problem"] = error.message
     about = {"state": situation.state.value, **about}
@@ -158,7 +158,7 @@ def _mount(project: Project) -> dict[str, Any]:
         about["backend"] = backends.name_of(situation.mount.kind)
         about["pinned"] = runtime.exists(project.pin)
         if _is_of_another_image(project):
-            about["problem"] = "what is mounted is not this image, but a copy's or an older one"
+            about["problem"] = "the mounted image is not this one, but a copy or an older one"
         about["users"] = _users(project)
     if private:
         about["private"] = [_private(each) for each in private]
@@ -178,7 +178,7 @@ def _users(project: Project) -> list[dict[str, Any]]:
 
 
 def _is_of_another_image(project: Project) -> bool:
-    """Whether the manifest in the mount is another than that in the image; False if unknown."""
+    """Whether the manifests of the mount and the image differ; False if unknown."""
     try:
         path = project.prefix / image.MANIFEST
         mounted = files.read(path, within=project.prefix, most=image.MANIFEST_MAX)
