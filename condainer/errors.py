@@ -1,6 +1,6 @@
-"""The exceptions that condainer names, each with the exit status it ends a command with.
+"""The errors that condainer reports, each with the exit status of the command.
 
-How they are printed is `cli`'s business; nothing here prints.
+`commands/console.py` prints them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import errno
 
 
 class CondainerError(Exception):
-    """Something that went wrong and that a user can act on.
+    """Something went wrong that a user can act on.
 
     Args:
         message: what happened, and to which file or command.
@@ -25,11 +25,11 @@ class CondainerError(Exception):
 
 
 class ConfigError(CondainerError):
-    """A file the user wrote cannot be read as what it should be."""
+    """A file that the user wrote is missing or wrong."""
 
 
 class ImageError(CondainerError):
-    """A file is not the image it should be."""
+    """An image is missing or damaged."""
 
 
 class MountError(CondainerError):
@@ -37,34 +37,34 @@ class MountError(CondainerError):
 
 
 class TooLateError(CondainerError):
-    """A mount that another process makes does not come in time."""
+    """Another process does not finish a mount in time."""
 
 
 class ToolError(CondainerError):
-    """A program is missing, too old, or failed."""
+    """A program is missing, is too old, or has failed."""
 
 
 class BuildError(CondainerError):
-    """A stage of a build failed."""
+    """A stage of a build has failed."""
 
 
 class NotExecutableError(CondainerError):
-    """The command of `exec` is there but cannot be executed."""
+    """The program of `exec` exists but cannot be executed."""
 
     exit_status = 126
 
 
 class CommandNotFoundError(CondainerError):
-    """The command of `exec` is nowhere."""
+    """There is no such program as `exec` is to run."""
 
     exit_status = 127
 
 
 class InterruptedBySignalError(CondainerError):
-    """A signal asked the command to end, and what it had begun is cleaned up.
+    """A signal has ended the command, and its unfinished work is cleaned up.
 
     Args:
-        signum: the number of the signal.
+        signum: number of the signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -89,11 +89,11 @@ _HINTS = {
 
 
 def named(error: BaseException) -> CondainerError:
-    """What a user is told of any exception.
+    """Turn any exception into an error that can be reported.
 
     Args:
-        error: one of condainer's own, which stays as it is; one of the operating system, which
-            names the file; or one that nobody has foreseen.
+        error: one of condainer's own, which is returned as it is; one of the operating system,
+            which names a file; or an unexpected one, which is reported as a bug.
     """
     if isinstance(error, CondainerError):
         return error
@@ -117,5 +117,5 @@ def named(error: BaseException) -> CondainerError:
 
 
 def _name_of(name: object) -> str:
-    """The name of a file as the operating system has it: a text, bytes, or a descriptor."""
+    """The name of a file as the operating system has it: a string, bytes, or a descriptor."""
     return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)

@@ -1,7 +1,7 @@
-"""Where the program begins: `exec` as directly as can be, everything else by `cli`.
+"""Where the program begins: a short way for `exec`, and `cli` for everything else.
 
-Thousands of ranks call `exec`, and parsing a command line in full takes longer than to run it.
-What is not as simple as it mostly is, is left to `cli` as well.
+Thousands of processes may call `exec` at the same time. To parse a command line in full takes
+longer than `exec` itself. So `exec` with the usual options is recognised here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def entry() -> NoReturn:
-    """Run the command of this process, and end it."""
+    """Run the command of this process, then end the process."""
     failure = None
     asked = simple_exec(sys.argv[1:])
     if asked is not None:
@@ -53,17 +53,20 @@ def _exec(directory: str, command: list[str], warns: bool) -> NoReturn:  # noqa:
 
 
 def _warn(text: str) -> None:
-    from condainer import cli
+    from condainer.commands import console
 
-    cli.warn(text)
+    console.warn(text)
 
 
 def simple_exec(arguments: Sequence[str]) -> tuple[str, list[str], bool] | None:
-    """What `[-q] [-d DIR] exec [--] CMD ...` asks for.
+    """Recognise `[-q] [-d DIR] exec [--] CMD ...`.
+
+    Args:
+        arguments: of this process, without its name.
 
     Returns:
-        the project directory, the command, and whether to warn; None where the command line is
-        another one.
+        The project directory, the program with its arguments, and whether to warn. None if the
+        command line looks different.
     """
     directory, warns = ".", True
     rest = iter(arguments)

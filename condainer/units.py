@@ -1,28 +1,39 @@
-"""Numbers and foreign text, for people."""
+"""Prepares numbers and foreign text for messages."""
 
 from __future__ import annotations
 
 _LAYOUT = frozenset("\n\t")
 _BYTES = range(0xDCA0, 0xDD00)
-"""What stands for bytes that are not UTF-8, but for those that a terminal obeys."""
+"""Characters for bytes that are not UTF-8 (PEP 383), without those that a terminal obeys."""
 
 
 def printable(text: str) -> str:
-    """A text of ours, which may have several lines, with all else in it spelled out.
+    """Spell out all characters of a message that are not printable, except newlines and tabs.
 
-    Names come from images, channels and other users. What a terminal would obey stays text, and so
-    does what nobody sees: marks that turn the direction of writing, and letters without a width.
+    Names come from images, channels and other users. A terminal might obey such characters. Nobody
+    sees marks that change the direction of writing, or letters without a width.
+
+    Args:
+        text: the message, which may have several lines.
     """
     return _spelled(text, _LAYOUT)
 
 
 def foreign(text: str) -> str:
-    """A piece of foreign text that cannot end the line it is put into, nor begin another."""
+    """Spell out all characters of a foreign text that are not printable, newlines included.
+
+    Args:
+        text: a part of a line.
+    """
     return _spelled(text, frozenset())
 
 
 def indented(text: str) -> str:
-    """A text of which only the first line can be taken for one of our own."""
+    """Indent all lines but the first, so that none of them looks like a message of condainer.
+
+    Args:
+        text: the message.
+    """
     first, *others = text.split("\n")
     return "\n".join([first, *(line if line[:1] == " " else f"  {line}" for line in others)])
 
@@ -39,7 +50,11 @@ def _spelled(text: str, kept: frozenset[str]) -> str:
 
 
 def human(size: float) -> str:
-    """A number of bytes for people."""
+    """Write a number of bytes for people.
+
+    Args:
+        size: the number; a KB has 1000 bytes.
+    """
     for unit in ("bytes", "KB", "MB"):
         if round(size) < 1000:  # noqa: PLR2004
             digits = 0 if unit == "bytes" or round(size, 1) >= 100 else 1  # noqa: PLR2004

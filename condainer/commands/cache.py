@@ -1,4 +1,4 @@
-"""`cache`: reads an image once, so that this node has it in memory when programs start."""
+"""`cache`: reads the image once, so that this node has it in memory when programs start."""
 
 from __future__ import annotations
 
@@ -6,28 +6,70 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from condainer.commands import console
 from condainer.errors import ImageError
+from condainer.mounting import use
 from condainer.project import image
+from condainer.project import project as project_module
+from condainer.units import human
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
     from pathlib import Path
 
+EXAMPLES = """\
+  condainer cache && condainer exec -- python script.py
+  srun --ntasks-per-node=1 condainer -d /project/env cache    once on each node
+"""
+
 _CHUNK = 4 << 20
+"""Bytes that are read at once."""
 
 
-def read_all(path: Path, on_progress: Callable[[int, int], None]) -> int:
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the command has no arguments of its own."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the image of a project.
+
+    Args:
+        arguments: the parsed command line.
+
+    Returns:
+        The exit status.
+    """
+    project = project_module.open_project(arguments.directory)
+    use.check_image(project)
+    if arguments.dry_run:
+        console.inform(arguments, f"would read {project.image}")
+        return 0
+    live = console.is_live(arguments)
+
+    def show(done: int, total: int) -> None:
+        if live:
+            console.redraw(f"{human(done)} of {human(total)} ")
+
+    size = _read_all(project.image, show)
+    if live:
+        console.redraw("")
+    console.inform(arguments, f"read {human(size)} of {project.image}")
+    return 0
+
+
+def _read_all(path: Path, on_progress: Callable[[int, int], None]) -> int:
     """Read a file from its beginning to its end.
 
     Args:
         path: the file.
-        on_progress: called with bytes read and bytes there are.
+        on_progress: called with the bytes read so far and the bytes in total.
 
     Returns:
-        the bytes there are; a hole counts as read, however large it is.
+        The bytes in total. Holes count as read, whatever their size.
 
     Raises:
-        ImageError: where it cannot be read.
+        ImageError: If it cannot be read.
     """
     done = 0
     try:
@@ -35,12 +77,12 @@ def read_all(path: Path, on_progress: Callable[[int, int], None]) -> int:
             total = os.fstat(file.fileno()).st_size
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             start, end = image.read_startup(path)
-            if start < end:  # what programs want first
+            if start < end:  # what programs need first
                 os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
             buffer = bytearray(_CHUNK)
             while done < total:
                 done = _next_data(file.fileno(), done, total)
-                done += file.readinto(buffer) or total - done  # it has become shorter
+                done += file.readinto(buffer) or total - done  # the file has become shorter
                 on_progress(done, total)
     except OSError as error:
         raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
@@ -48,10 +90,10 @@ def read_all(path: Path, on_progress: Callable[[int, int], None]) -> int:
 
 
 def _next_data(descriptor: int, place: int, total: int) -> int:
-    """Go to where a file has data again, from a place on; to its end where there are none."""
+    """Seek over a hole: to the next data of a file, or to its end if only a hole follows."""
     try:
         return os.lseek(descriptor, place, os.SEEK_DATA)
     except OSError as error:
         if error.errno == errno.ENXIO:
             return os.lseek(descriptor, total, os.SEEK_SET)
-        return os.lseek(descriptor, place, os.SEEK_SET)  # not every file system knows
+        return os.lseek(descriptor, place, os.SEEK_SET)  # not every file system can tell

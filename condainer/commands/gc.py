@@ -1,11 +1,11 @@
-"""`gc`: takes away what killed processes of a user have left on this node.
+"""`gc`: cleans up on this node what killed processes of a user have left.
 
-Dead mounts, mounts that nobody keeps, copies of images that nobody uses, staging directories of
-killed builds, lock files and empty mountpoints. What is in use, being mounted or being built
-stays, and so does what is not empty.
+These are dead mounts, mounts that nobody keeps, unpacked images that nobody uses, staging
+directories of killed builds, lock files and empty mountpoints. Everything stays that is in use, is
+being mounted or built, or is not empty.
 
-Root does so for other users, in a process that becomes the user: whatever that user has planted
-there, it can lead to nothing that the user could not have done.
+Root can clean up for other users. That happens in a process that has become the user: whatever the
+user has planted, it makes the process do nothing that the user could not do anyway.
 """
 
 from __future__ import annotations
@@ -17,16 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condainer.commands import console
 from condainer.errors import CondainerError, MountError
 from condainer.mounting import extract, keeper, target, use
 from condainer.pipeline import staging
-from condainer.project.config import Config
+from condainer.project.config import CONFIG_NAME, Config
 from condainer.project.places import DEFAULT_BASE
-from condainer.project.project import Project
-from condainer.system import impersonation, locks, mounttable, runtime, trust
+from condainer.project.project import Project, open_project
+from condainer.system import files, impersonation, locks, mounttable, runtime, trust
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
+
+EXAMPLES = """\
+  condainer gc
+  condainer -n gc                          only say what it would do
+  srun --ntasks-per-node=1 condainer gc    clean up on each node of a job
+  condainer -q gc --user $SLURM_JOB_USER   in the epilogue of a batch system, as root
+"""
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _FILE = re.compile(
@@ -39,43 +48,94 @@ _RUNTIME = re.compile(r"\.condainer-([0-9]+)")
 
 
 @dataclass(frozen=True)
-class Teller:
-    """To whom to tell what.
+class _Teller:
+    """Takes what there is to say.
 
     Attributes:
         action: takes a line about each thing that is done, or would be.
-        note: takes a line about what is passed over.
+        note: takes a line about each thing that is left alone.
     """
 
     action: Callable[[str], None]
     note: Callable[[str], None]
 
 
-def collect(base: Path | None, teller: Teller, *, dry_run: bool) -> None:
-    """Look for what this user's processes have left, and take it away.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `gc`.
 
     Args:
-        base: a mount base directory to look in, besides the usual one and those that something is
-            mounted in.
-        teller: hears of it.
+        parser: takes them.
+    """
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument("--user", metavar="USER", help="clean up after this user; needs root")
+    whose.add_argument("--all", action="store_true", help="clean up after all users; needs root")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Clean up.
+
+    Args:
+        arguments: the parsed command line.
+
+    Returns:
+        The exit status: the largest one if several users' remains cannot be cleaned up.
+    """
+    is_project = not files.is_missing(arguments.directory / CONFIG_NAME)
+    base = open_project(arguments.directory).config.mount_base_directory if is_project else None
+    done = []
+
+    def act(text: str) -> None:
+        done.append(text)
+        console.inform(arguments, f"would {text}" if arguments.dry_run else text)
+
+    teller = _Teller(act, console.notes(arguments) or (lambda _: None))
+    failures = []
+    for uid in _whose(arguments, base):
+        try:
+            _collect_of(uid, base, teller, dry_run=arguments.dry_run)
+        except CondainerError as error:
+            failures.append(error)
+    for failure in failures:
+        console.show_error(failure, verbose=arguments.verbose)
+    if not done and not failures:
+        others = arguments.user is not None or arguments.all
+        text = f"nothing {'' if others else 'of yours '}is left behind on this node"
+        console.inform(arguments, text)
+    return max((failure.exit_status for failure in failures), default=0)
+
+
+def _whose(arguments: argparse.Namespace, base: Path | None) -> list[int]:
+    """The users to clean up after, by number."""
+    if arguments.user is not None:
+        return [trust.user_id(arguments.user)]
+    return _owners(base) if arguments.all else [os.getuid()]
+
+
+def _collect(base: Path | None, teller: _Teller, *, dry_run: bool) -> None:
+    """Find what this user's processes have left, and remove it.
+
+    Args:
+        base: a further mount base directory to look in, besides the default one and those that
+            contain mounts; None for none.
+        teller: takes what there is to say.
         dry_run: change nothing.
     """
     for each in _bases(base):
         try:
             projects = _projects(each, teller)
         except (CondainerError, OSError) as error:
-            teller.action(f"{each} is left as it is: {_words(error)}")
+            teller.action(f"leave {each} as it is: {_words(error)}")
             continue
         for project in projects:
             try:
                 _collect_one(project, teller, dry_run=dry_run)
             except (CondainerError, OSError) as error:
-                teller.action(f"{project.prefix} is left as it is: {_words(error)}")
+                teller.action(f"leave {project.prefix} as it is: {_words(error)}")
         if not dry_run:
             runtime.tidy(each / f".condainer-{os.getuid()}")
 
 
-def _collect_one(project: Project, teller: Teller, *, dry_run: bool) -> None:
+def _collect_one(project: Project, teller: _Teller, *, dry_run: bool) -> None:
     trust.check_base(project)
     for text, act in _actions(project):
         teller.action(text)
@@ -89,13 +149,13 @@ def _words(error: CondainerError | OSError) -> str:
     return f"{error.filename or 'something'}: {error.strerror}"
 
 
-def owners(base: Path | None) -> list[int]:
-    """The users of whom there is any trace on this node.
+def _owners(base: Path | None) -> list[int]:
+    """Find the users of whom there is any trace on this node.
 
-    Directories are looked into by a process of nobody's: what is mounted there may never answer.
+    A process of user nobody looks into directories, because what is mounted there may never answer.
 
     Args:
-        base: a mount base directory to look in, as for `collect`.
+        base: as for `_collect`.
     """
     found = set()
     for mount in mounttable.mounts_at_or_below(Path("/")):
@@ -123,26 +183,26 @@ def _owners_in(base: Path) -> set[int]:
     return found
 
 
-def collect_of(uid: int, base: Path | None, teller: Teller, *, dry_run: bool) -> None:
-    """Do what `collect` does for another user; for root only.
+def _collect_of(uid: int, base: Path | None, teller: _Teller, *, dry_run: bool) -> None:
+    """Do for another user what `_collect` does; needs root.
 
     Args:
-        uid: the user's.
-        base: as for `collect`.
-        teller: hears of it.
+        uid: number of the user.
+        base: as for `_collect`.
+        teller: takes what there is to say.
         dry_run: change nothing.
 
     Raises:
-        CondainerError: if it does not come to its end.
+        CondainerError: If it does not finish.
     """
     if uid == os.getuid():
-        collect(base, teller, dry_run=dry_run)
+        _collect(base, teller, dry_run=dry_run)
         return
     who = trust.user_name(uid)
 
     def work(say: Callable[[str], None]) -> None:
-        told = Teller(lambda text: say(f"+{text}"), lambda text: say(f"-{text}"))
-        collect(base, told, dry_run=dry_run)
+        told = _Teller(lambda text: say(f"+{text}"), lambda text: say(f"-{text}"))
+        _collect(base, told, dry_run=dry_run)
 
     for line in impersonation.run_as(uid, work):
         tell = teller.action if line[:1] == "+" else teller.note
@@ -157,8 +217,8 @@ def _bases(base: Path | None) -> list[Path]:
     return sorted(path for path in found if path.is_dir())
 
 
-def _projects(base: Path, teller: Teller) -> list[Project]:
-    """The mounts of which there is any trace of this user in a base directory."""
+def _projects(base: Path, teller: _Teller) -> list[Project]:
+    """The mounts that this user has left any trace of in a base directory."""
     found = set()
     for name in runtime.names(base / f".condainer-{os.getuid()}"):
         match = _FILE.fullmatch(name)
@@ -171,13 +231,13 @@ def _projects(base: Path, teller: Teller) -> list[Project]:
         if match is None:
             continue
         mount = mounts.get(str(top / path.name))
-        try:  # what is mounted is not asked: it may never answer
+        try:  # not of a mount: it may never answer
             owner = path.lstat().st_uid if mount is None else mount.owner or 0
         except OSError as error:
-            teller.note(f"{path} is passed over: {error.strerror}")
+            teller.note(f"{path} is ignored: {error.strerror}")
             continue
         if owner != os.getuid():
-            teller.note(f"{path} is passed over: it is of {trust.user_name(owner)}")
+            teller.note(f"{path} is ignored: it belongs to {trust.user_name(owner)}")
         else:
             found.add((match[1], ""))
     return [
@@ -187,7 +247,7 @@ def _projects(base: Path, teller: Teller) -> list[Project]:
 
 
 def _actions(project: Project) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What there is to do, in words, and how."""
+    """What to do: a line about it, and a function that does it."""
     if locks.is_held(project.build_lock):
         return
     if runtime.exists(project.build_lock):
@@ -244,7 +304,7 @@ def _is_in_use(project: Project) -> bool:
 
 def _unmount(project: Project) -> None:
     if not use.unmount(project):
-        raise MountError("it has gone by itself")
+        raise MountError("it is unmounted already")
 
 
 def _mend(project: Project) -> None:

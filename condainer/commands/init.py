@@ -1,32 +1,70 @@
-"""`init`: makes a project of a directory."""
+"""`init`: turns a directory into a project."""
 
 from __future__ import annotations
 
 import os
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from condainer.commands import console
 from condainer.errors import CondainerError, ConfigError
 from condainer.project import config, environment
+from condainer.project import project as project_module
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import argparse
+
+EXAMPLES = """\
+  condainer init
+  condainer -d project init --environment ../environment.yml
+"""
 
 
-def initialise(directory: Path, environment_file: Path | None, *, dry_run: bool) -> list[Path]:
-    """Write `condainer.yml` and, where there is none, an example `environment.yml`.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `init`.
 
     Args:
-        directory: of the project; made where it is missing.
-        environment_file: an environment.yml to use instead of the example.
-        dry_run: write nothing.
+        parser: takes them.
+    """
+    parser.add_argument(
+        "--environment",
+        type=Path,
+        metavar="FILE",
+        help="use this environment.yml, and write no example",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write `condainer.yml` and, if there is none yet, an example `environment.yml`.
+
+    Args:
+        arguments: the parsed command line.
 
     Returns:
-        what was (or would be) written.
+        The exit status.
+    """
+    directory = project_module.absolute(arguments.directory)
+    texts = _texts(directory, arguments.environment)
+    if not arguments.dry_run:
+        _write(directory, texts)
+    verb = "would write" if arguments.dry_run else "wrote"
+    for path in texts:
+        console.inform(arguments, f"{verb} {path}")
+    if not arguments.dry_run:
+        console.inform(arguments, "next: edit environment.yml, then run 'condainer build'")
+    return 0
+
+
+def _texts(directory: Path, environment_file: Path | None) -> dict[Path, str]:
+    """The files to write, with their contents.
+
+    Args:
+        directory: of the project.
+        environment_file: the environment.yml to use; None for an example.
 
     Raises:
-        ConfigError: where the directory is a project already, or `environment_file` is broken.
-        CondainerError: where it cannot be written.
+        ConfigError: If the directory is a project already, or if `environment_file` is broken.
     """
     target = directory / config.CONFIG_NAME
     if os.path.lexists(target):
@@ -37,28 +75,40 @@ def initialise(directory: Path, environment_file: Path | None, *, dry_run: bool)
     if environment_file is not None:
         environment.load(environment_file)
         chosen["environment_yml"] = _relative(environment_file, directory)
-        if not chosen["environment_yml"].isprintable():
-            raise ConfigError(
-                f"{os.fspath(environment_file)!a} has a name that is not UTF-8 or not printable: "
-                "condainer.yml cannot hold it"
-            )
     texts = {target: config.template(str(uuid.uuid4()), chosen=chosen)}
     example = directory / "environment.yml"
     if environment_file is None and not os.path.lexists(example):
         texts[example] = environment.EXAMPLE
-    if not dry_run:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for path, text in texts.items():
-                with path.open("x", encoding="utf-8") as file:
-                    file.write(text)
-        except OSError as error:
-            raise CondainerError(f"cannot write {error.filename}: {error.strerror}") from error
-    return list(texts)
+    return texts
+
+
+def _write(directory: Path, texts: dict[Path, str]) -> None:
+    """Write new files; none replaces one that is there.
+
+    Raises:
+        CondainerError: If one cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise CondainerError(f"cannot write {error.filename}: {error.strerror}") from error
 
 
 def _relative(path: Path, directory: Path) -> str:
-    """The file as the project names it: relative where it lies within, so that both can move."""
+    """The path as `condainer.yml` names it: relative if it is inside, so that both can move.
+
+    Raises:
+        ConfigError: If the file cannot hold such a name.
+    """
     absolute = os.path.abspath(path)  # noqa: PTH100  (links stay as they are)
     inside = os.path.relpath(absolute, os.path.abspath(directory))  # noqa: PTH100
-    return absolute if inside.startswith("..") else inside
+    name = absolute if inside.startswith("..") else inside
+    if not name.isprintable():
+        raise ConfigError(
+            f"{os.fspath(path)!a} has a name that is not UTF-8 or not printable: condainer.yml "
+            "cannot hold it"
+        )
+    return name

@@ -1,7 +1,7 @@
-"""`prereq`: tries out what this machine can do, and says how to get what is missing.
+"""`prereq`: tests what this machine can do, and says how to get what is missing.
 
-It mounts a tiny image with each backend where images are to be mounted, reads from it and runs a
-program from it, since a program that is there may still not be allowed to mount. The image,
+A program may be installed and yet not be allowed to mount. So each backend mounts a tiny image in
+the mount base directory, and a program is read and run from it. The image,
 `mounting/probe.squashfs`, holds one script `probe`:
 
     mksquashfs DIR probe.squashfs -comp zstd -all-root -no-xattrs -all-time 0 -mkfs-time 0
@@ -18,18 +18,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from condainer.commands import console
 from condainer.errors import CondainerError
 from condainer.mounting import backends, namespace, target
 from condainer.pipeline import occupancy, schedule
 from condainer.pipeline.installers import choice
 from condainer.project.config import CONFIG_NAME, Config, load
-from condainer.project.project import Project
+from condainer.project.project import Project, absolute, leave_missing_directory
 from condainer.system import files, mounttable, process, removal, runtime, tools, trust
 from condainer.units import foreign
 
 if TYPE_CHECKING:
+    import argparse
     import subprocess
     from collections.abc import Callable, Iterator
+
+EXAMPLES = """\
+  condainer prereq
+  srun -N 1 condainer prereq    test a compute node of the cluster
+"""
 
 _IMAGE = Path(__file__).parents[1] / "mounting" / "probe.squashfs"
 _SAYS = "condainer\n"
@@ -40,20 +47,20 @@ _NO_PROJECT = "00000000-0000-4000-8000-000000000000"
 
 _WAYS = {
     "mount": "yes",
-    "namespace": "yes, each image in a namespace of its own, as others cannot see it",
+    "namespace": "yes, each image in a mount namespace of its own",
     "extract": "yes, each image is unpacked once per node",
 }
-"""How `exec` can work, the best way first, and in words."""
+"""The ways in which `exec` can work, in words; the best one first."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried.
+    """The result of one test.
 
     Attributes:
-        name: what.
+        name: what was tested.
         ok: whether it works.
-        detail: version, or why it does not.
+        detail: the version, or why it does not work.
         hint: what to do about it.
     """
 
@@ -63,12 +70,33 @@ class Check:
     hint: str = ""
 
 
-def probe(directory: Path) -> dict[str, Any]:
-    """Try everything.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `prereq`.
 
     Args:
-        directory: of a project, whose settings are taken; it need not be one.
+        parser: takes them.
     """
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Test this machine.
+
+    Args:
+        arguments: the parsed command line.
+
+    Returns:
+        The exit status: 0 if images can be built and used here.
+    """
+    directory = absolute(arguments.directory)
+    leave_missing_directory()
+    found = _found(directory)
+    console.write_found(found, _rendered, as_json=arguments.json)
+    return 0 if found["can_build"] and found["exec"] != "no" else 1
+
+
+def _found(directory: Path) -> dict[str, Any]:
+    """Test everything, with the settings of the project in a directory if there is one."""
     there = not files.is_missing(directory / CONFIG_NAME)
     config = load(directory) if there else Config(uuid=_NO_PROJECT)
     project = Project(directory, config)
@@ -86,7 +114,7 @@ def probe(directory: Path) -> dict[str, Any]:
     }
 
 
-def render(found: dict[str, Any]) -> str:
+def _rendered(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = []
     for check in found["checks"]:
@@ -157,7 +185,7 @@ def _fusermount() -> Check:
         return Check("fusermount", ok=True, detail=str(path))
     if not tools.is_setuid(path):
         return Check("fusermount", ok=False, detail=f"{path} is not setuid root", hint=hint)
-    hint = "an administrator can lift that, or start this container or job without it"
+    hint = "an administrator can remove that restriction, or start this container or job without it"
     if os.statvfs(path).f_flag & os.ST_NOSUID:
         detail = f"{path} is on a file system that is mounted nosuid"
         return Check("fusermount", ok=False, detail=detail, hint=hint)
@@ -168,7 +196,7 @@ def _fusermount() -> Check:
 
 
 def _namespace(project: Project) -> Check:
-    """Where nobody may mount for all to see, `exec` mounts in a namespace of its own."""
+    """Test a mount in a namespace: `exec` makes one if it cannot mount for all processes."""
     problems = []
     for backend in backends.candidates("auto"):
         try:
@@ -187,7 +215,7 @@ def _namespace(project: Project) -> Check:
 def _try_privately(backend: backends.Backend, directory: Path) -> None:
     made = namespace.make(f"fuse.{backend.name}", "probe", str(directory))
     inside = Path(f"{made.root}{directory}")
-    helper = contextlib.ExitStack()  # which has the device open as well
+    helper = contextlib.ExitStack()  # ends the helper, which also has the device open
     helper.callback(made.leave)
     with contextlib.ExitStack() as last, tempfile.TemporaryFile() as log:
         try:
@@ -199,7 +227,7 @@ def _try_privately(backend: backends.Backend, directory: Path) -> None:
                 )
             finally:
                 os.close(made.device)
-            last.callback(process.end, daemon)  # which ends by itself when the mount has gone
+            last.callback(process.end, daemon)  # it ends by itself after the mount is gone
             _read(backend, inside, daemon, give_up=helper.close)
         finally:
             helper.close()
@@ -207,7 +235,7 @@ def _try_privately(backend: backends.Backend, directory: Path) -> None:
 
 
 def _unpacking(project: Project) -> Check:
-    """Where nothing can be mounted, images are unpacked."""
+    """Test unpacking: `exec` does that if nothing can be mounted."""
     program = tools.which("unsquashfs")
     how = f"{program} unpacks" if program is not None else "unpacking in Python"
     try:
@@ -223,7 +251,7 @@ def _unpacking(project: Project) -> Check:
                 removal.remove_tree(tree)
     except CondainerError as error:
         return Check("extract", ok=False, detail=error.message, hint=error.hint)
-    return Check("extract", ok=True, detail=f"{how}, where nothing can be mounted")
+    return Check("extract", ok=True, detail=f"{how}, if nothing can be mounted")
 
 
 def _backend(name: str, project: Project) -> Check:
@@ -239,10 +267,10 @@ def _backend(name: str, project: Project) -> Check:
 
 @contextlib.contextmanager
 def _directory(project: Project) -> Iterator[Path]:
-    """An empty directory where images are mounted; it goes again.
+    """Make an empty directory in the mount base directory, for a while.
 
     Raises:
-        CondainerError: where there can be none.
+        CondainerError: If that fails.
     """
     trust.check_base(project)
     runtime.check(project.places.runtime_directory)
@@ -257,7 +285,7 @@ def _directory(project: Project) -> Iterator[Path]:
     try:
         yield made
     finally:
-        with contextlib.suppress(OSError):  # whatever may be mounted there still
+        with contextlib.suppress(OSError):  # something may still be mounted there
             made.rmdir()
 
 
@@ -265,7 +293,7 @@ def _try(backend: backends.Backend, mountpoint: Path) -> None:
     """Mount the tiny image, read it, run a program from it, and unmount it again.
 
     Raises:
-        CondainerError: says which of these failed.
+        CondainerError: If one of these fails: says which.
     """
     with tempfile.TemporaryFile() as log:
         command = backend.mount_command(_IMAGE, mountpoint)
@@ -298,8 +326,7 @@ def _read(
     daemon: subprocess.Popen[bytes],
     give_up: Callable[[], None] = lambda: None,
 ) -> None:
-    # A daemon that does not answer can be waited for for ever; once nobody has the device open any
-    # more, reading fails.
+    # A daemon may never answer. Reading fails as soon as nobody has the device open any more.
     def end() -> None:
         give_up()
         process.end(daemon)
@@ -309,7 +336,7 @@ def _read(
     try:
         content = files.read(mountpoint / "probe", within=mountpoint)
         if content != _CONTENT:
-            raise CondainerError(f"{backend.executable} reads something else")
+            raise CondainerError(f"{backend.executable} reads wrong data")
         _run(mountpoint)
     except OSError as error:
         message = f"{backend.executable} mounts but does not read: {error.strerror}"
@@ -322,15 +349,15 @@ def _run(directory: Path) -> None:
     """Run the program of the tiny image.
 
     Raises:
-        CondainerError: where that cannot be done, as below what is mounted noexec.
+        CondainerError: If that fails, for example because programs cannot run there (noexec).
     """
     answer = process.call([str(directory / "probe")], timeout=_PATIENCE)
     if answer.stdout != _SAYS:
-        raise CondainerError(f"what runs from {directory} does not do what it should")
+        raise CondainerError(f"a program from {directory} does not run as it should")
 
 
 def _unmount(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
-    """Unmount as `umount` does; where that cannot be done, once the daemon has ended."""
+    """Unmount as `umount` does; if that fails, again after the daemon has ended."""
     problem = ""
     try:
         mount = mounttable.mount_at(mountpoint)

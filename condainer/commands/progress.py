@@ -1,7 +1,7 @@
-"""Draws what a build says: a live board on a terminal, plain lines elsewhere.
+"""Shows the progress of a build: a live board on a terminal, plain lines elsewhere.
 
-`Board` folds events into a state and renders it as lines for a given moment and width, so that
-it can be looked at without a terminal. Only this module draws.
+`Board` collects events and renders them as lines for a given moment and width, so that it can be
+tested without a terminal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BAR_WIDTH = 24
 
 
 class Reporter(Protocol):
-    """Takes the events of a build; a context manager that tidies the terminal."""
+    """Takes the events of builds; a context manager that leaves the terminal tidy."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -50,19 +50,23 @@ class Reporter(Protocol):
         traceback: TracebackType | None,
     ) -> None: ...
     def handle(self, event: Event) -> None:
-        """Take an event, from any thread."""
+        """Show an event.
+
+        Args:
+            event: comes from any thread.
+        """
 
 
 def reporter(
     *, quiet: bool, verbose: bool, several: bool, stream: TextIO | None = None
 ) -> Reporter:
-    """The reporter that suits a stream.
+    """Choose a reporter for a stream.
 
     Args:
-        quiet: say nothing.
-        verbose: plain lines with every program's output, on a terminal too.
-        several: name the project in every line.
-        stream: standard error by default.
+        quiet: show nothing.
+        verbose: write plain lines with the output of every program, even on a terminal.
+        several: write the name of the project in every line.
+        stream: None for standard error.
     """
     stream = stream or sys.stderr
     if quiet:
@@ -73,7 +77,7 @@ def reporter(
 
 
 class Silent:
-    """Says nothing."""
+    """Shows nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -86,16 +90,20 @@ class Silent:
     ) -> None: ...
 
     def handle(self, event: Event) -> None:
-        """Take an event."""
+        """Ignore an event.
+
+        Args:
+            event: any event.
+        """
 
 
 class Plain(Silent):
-    """Plain lines for logs: one when a stage begins that lasts, one when it ends.
+    """Writes plain lines, for logs: one when a long stage begins, one when a stage ends.
 
     Args:
-        stream: where to.
-        verbose: the programs' output as well.
-        several: name the project in every line.
+        stream: takes the lines.
+        verbose: write the output of programs as well.
+        several: write the name of the project in every line.
     """
 
     def __init__(self, stream: TextIO, *, verbose: bool = False, several: bool = False) -> None:
@@ -105,7 +113,11 @@ class Plain(Silent):
         self._guard = threading.Lock()
 
     def handle(self, event: Event) -> None:
-        """Take an event."""
+        """Write the line of an event, if it has one.
+
+        Args:
+            event: comes from any thread.
+        """
         text = _plain(event, verbose=self._verbose)
         if text is None:
             return
@@ -135,7 +147,11 @@ _LONG = {Stage.SOLVE, Stage.INSTALL, Stage.PIP, Stage.COMPILE, Stage.SQUASH}
 
 
 def summary(built: Built) -> str:
-    """What came of a build, in a few lines."""
+    """Describe a finished build in a few lines.
+
+    Args:
+        built: the build.
+    """
     ratio = built.tree_bytes / max(1, built.image_bytes)
     stages = ", ".join(f"{stage.value} {seconds:.1f}" for stage, seconds in built.stages)
     return (
@@ -148,7 +164,7 @@ def summary(built: Built) -> str:
 
 @dataclass
 class _Row:
-    """What the board knows of a stage that goes on."""
+    """What the board knows about a stage that has not ended."""
 
     started: float
     progress: Progress | None = None
@@ -156,13 +172,18 @@ class _Row:
 
 
 class Board:
-    """What is going on in all builds, as lines of text."""
+    """The stages of all builds that have not ended, as lines of text."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, Stage], _Row] = {}
 
     def update(self, event: Event, now: float) -> None:
-        """Fold an event in; `now` is the moment it came, in seconds."""
+        """Take in an event.
+
+        Args:
+            event: the event.
+            now: when it came, in seconds.
+        """
         if isinstance(event, StageStarted):
             self._rows[event.project, event.stage] = _Row(started=now)
         elif isinstance(event, Progress):
@@ -179,7 +200,12 @@ class Board:
                     del self._rows[project, stage]
 
     def render(self, now: float, width: int) -> list[str]:
-        """The lines to show at a moment, none longer than a width."""
+        """Give the lines to show.
+
+        Args:
+            now: the time, in seconds, as for `update`.
+            width: columns that a line may have.
+        """
         lines = []
         for (project, stage), row in self._rows.items():
             spinner = _SPINNER[int(now * _REFRESH) % len(_SPINNER)]
@@ -192,7 +218,7 @@ class Board:
 
 
 def _fitted(line: str, width: int) -> str:
-    """One line that takes no more than some columns, whatever stands in it."""
+    """A line that is no wider than some columns, whatever characters it has."""
     from rich.cells import cell_len, set_cell_size
 
     line = "".join(letter if letter.isprintable() else " " for letter in line)
@@ -234,10 +260,10 @@ def _clock(seconds: float) -> str:
 
 
 class Live:
-    """The board on a terminal; what has ended scrolls away above it.
+    """Draws the board on a terminal; stages that have ended scroll away above it.
 
     Args:
-        stream: a terminal.
+        stream: the terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -267,7 +293,11 @@ class Live:
         self._live.stop()
 
     def handle(self, event: Event) -> None:
-        """Take an event."""
+        """Draw an event.
+
+        Args:
+            event: comes from any thread.
+        """
         from rich.text import Text
 
         with self._guard:

@@ -1,22 +1,61 @@
-"""`status`: the project, its image, its mount, and who uses it."""
+"""`status`: shows the project, its image, its mount, and who uses it."""
 
 from __future__ import annotations
 
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
+from condainer.commands import console
 from condainer.errors import CondainerError
 from condainer.mounting import backends, live, target, use
 from condainer.project import image
+from condainer.project import project as project_module
 from condainer.system import files, runtime, trust, users
 from condainer.units import foreign, human
 
 if TYPE_CHECKING:
+    import argparse
+
     from condainer.project.project import Project
+
+EXAMPLES = """\
+  condainer status
+  condainer status --json | jq -r .mount.state
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `status`.
+
+    Args:
+        parser: takes them.
+    """
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the status of a project.
+
+    Args:
+        arguments: the parsed command line.
+
+    Returns:
+        The exit status.
+    """
+    found = gather(project_module.open_project(arguments.directory))
+    console.write_found(found, _rendered, as_json=arguments.json)
+    return 0
 
 
 def gather(project: Project) -> dict[str, Any]:
-    """All there is to say, as JSON can hold it. Looks, and changes nothing."""
+    """Find out everything that `status` shows. Changes nothing.
+
+    Args:
+        project: whose image and mount.
+
+    Returns:
+        What JSON can hold; `condainer status --json` prints it.
+    """
     return {
         "project": str(project.directory),
         "uuid": project.config.uuid,
@@ -26,7 +65,7 @@ def gather(project: Project) -> dict[str, Any]:
     }
 
 
-def render(status: dict[str, Any]) -> str:
+def _rendered(status: dict[str, Any]) -> str:
     """The same for people."""
     lines = [f"project     {foreign(status['project'])}", *_image_lines(status["image"])]
     mount = status["mount"]
@@ -94,7 +133,7 @@ def _image_lines(about: dict[str, Any]) -> list[str]:
 
 
 def _moment(text: str) -> str:
-    """When an image was built, in this place's time; as it says itself where that is no time."""
+    """When an image was built, in local time; the text as it is if it is no time."""
     try:
         return f"{dt.datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
     except (ValueError, OverflowError, OSError):
@@ -111,7 +150,7 @@ def _mount(project: Project) -> dict[str, Any]:
         target.check_unoccupied(project)
         situation = target.look(project)
         if others := users.claimants(project.prefix):
-            about["problem"] = f"{others[0]} needs the mountpoint: 'build' has to wait for that"
+            about["problem"] = f"{others[0]} uses the mountpoint: 'build' has to wait"
     except CondainerError as error:
         about["problem"] = error.message
     about = {"state": situation.state.value, **about}
@@ -119,7 +158,7 @@ def _mount(project: Project) -> dict[str, Any]:
         about["backend"] = backends.name_of(situation.mount.kind)
         about["pinned"] = runtime.exists(project.pin)
         if _is_of_another_image(project):
-            about["problem"] = "what is mounted is not this image, but a copy's or an older one"
+            about["problem"] = "the mounted image is not this one, but a copy or an older one"
         about["users"] = _users(project)
     if private:
         about["private"] = [_private(each) for each in private]
@@ -139,7 +178,7 @@ def _users(project: Project) -> list[dict[str, Any]]:
 
 
 def _is_of_another_image(project: Project) -> bool:
-    """Whether the manifest in the mount is another than that in the image; False if unknown."""
+    """Whether the manifests of the mount and the image differ; False if unknown."""
     try:
         path = project.prefix / image.MANIFEST
         mounted = files.read(path, within=project.prefix, most=image.MANIFEST_MAX)

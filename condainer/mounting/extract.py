@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condainer.errors import CondainerError, MountError
-from condainer.system import process, removal, tools, users
+from condainer.system import process, processtable, removal, tools, users
 from condainer.units import human
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def remove_part(project: Project) -> None:
     """
     tree = Path(project.places.unpacking)
     deadline = time.monotonic() + _ENDING
-    while (found := process.running_on(str(tree))) and time.monotonic() < deadline:
+    while (found := processtable.running_on(str(tree))) and time.monotonic() < deadline:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

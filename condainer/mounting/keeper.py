@@ -24,7 +24,7 @@ from condainer.errors import CondainerError, MountError, named
 from condainer.mounting import asking, backends, live, namespace, target
 from condainer.project import image
 from condainer.running import activation
-from condainer.system import locks, mounttable, process, runtime, trust
+from condainer.system import locks, mounttable, process, processtable, runtime, trust
 
 if TYPE_CHECKING:
     import subprocess
@@ -76,11 +76,11 @@ def start(project: Project, backend: Backend) -> None:
 def end_orphans(project: Project) -> None:
     """End the daemons of a keeper that was killed while it mounted: they would mount yet."""
     commands = [backend.mount_command(project.image, project.prefix) for backend in _daemons()]
-    for pid in process.running(commands):
+    for pid in processtable.running(commands):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + _PATIENCE
-    while process.running(commands) and time.monotonic() < deadline:
+    while processtable.running(commands) and time.monotonic() < deadline:
         time.sleep(_MOUNT_POLL)
     if target.mend(project):
         target.prepare(project)
@@ -163,7 +163,7 @@ def _shed(project: Project, sender: int) -> int:
     os.chdir("/")
     os.umask(0o022)
     _lift_limits()
-    process.name_keeper()
+    processtable.name_keeper()
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(signum, signal.SIG_IGN)
     # A batch system ends a job with SIGTERM to all of it. The daemon is to outlast the command,
@@ -251,7 +251,7 @@ def _keep(project: Project, backend: Backend | None, sender: int) -> None:
     with contextlib.suppress(BrokenPipeError):  # whoever asked was killed: it goes like any other
         os.write(sender, _READY)
     os.close(sender)
-    process.show_as(f"condainer-keep {project.image} at {project.prefix}")
+    processtable.show_as(f"condainer-keep {project.image} at {project.prefix}")
     _serve(project, kept, keeper)
 
 

@@ -267,10 +267,10 @@ def _is_stopped(places: Places) -> bool:
     """Whether a process that unpacks an image, or waits for that, is stopped."""
     from pathlib import Path
 
-    from condainer.system import process, users
+    from condainer.system import processtable, users
 
     holders = users.users_of(Path(places.prefix), Path(places.mount_lock))
-    pids = [*(user.pid for user in holders), *process.running_on(places.unpacking)]
+    pids = [*(user.pid for user in holders), *processtable.running_on(places.unpacking)]
     return any(asking.is_stopped(pid) for pid in pids)
 
 

@@ -15,7 +15,7 @@ from condainer.errors import CondainerError, InterruptedBySignalError, named
 from condainer.pipeline import schedule
 from condainer.pipeline.build import Build
 from condainer.pipeline.events import Failed
-from condainer.system import process
+from condainer.system import groups, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -98,7 +98,7 @@ async def _unless_signalled(
     async with anyio.create_task_group() as watching:
         scope = anyio.CancelScope()
         watching.start_soon(watch, scope)
-        async with process.adopting():
+        async with groups.adopting():
             await _side_by_side(build, projects, scope)
         watching.cancel_scope.cancel()
     return received[0] if received else None

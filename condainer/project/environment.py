@@ -1,8 +1,8 @@
-"""`environment.yml`: what conda knows of it, parsed and checked.
+"""Reads `environment.yml`: which packages an environment is to have.
 
-The meaning of each part is conda's own
+Each key means what it means to conda
 (https://docs.conda.io/projects/conda/en/stable/user-guide/tasks/manage-environments.html).
-Solving and installing are the business of `pipeline`.
+`pipeline` solves and installs.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class Environment:
 
     Attributes:
         path: the file.
-        text: the file as given.
+        text: what the file holds.
         name: the environment's name; may be empty.
-        channels: names and URLs in order of priority, without `nodefaults`; paths have become
+        channels: names and URLs, the most important first, without `nodefaults`; paths have become
             file:// URLs.
         specs: what conda is to install.
         pip: the lines of the `pip:` list.
         variables: set when the environment is activated, in the order of the file.
-        warnings: what was passed over, as conda and mamba do, and why.
+        warnings: what is ignored, as conda and mamba do, and why.
     """
 
     path: Path
@@ -84,26 +84,33 @@ class Environment:
 def load(path: Path) -> Environment:
     """Read an `environment.yml`.
 
+    Args:
+        path: the file.
+
     Raises:
-        ConfigError: where there is none, or where it is broken: file, line, reason.
+        ConfigError: If there is none, or if it is wrong: names the file, the line and the reason.
     """
     if files.is_missing(path):
         other = path.with_suffix(".yaml" if path.suffix == ".yml" else ".yml")
         raise ConfigError(
             f"there is no {path}" + ("" if files.is_missing(other) else f", but {other.name}"),
-            "write one, or name another with the key environment_yml of condainer.yml",
+            "write one, or name another file with the key environment_yml in condainer.yml",
         )
     return parse(path, files.read_text(path))
 
 
 def parse(path: Path, text: str) -> Environment:
-    """Read the text of an `environment.yml`; paths in it count from the file's directory.
+    """Read the text of an `environment.yml`.
+
+    Args:
+        path: of the file, for messages; relative paths in the text start from its directory.
+        text: what the file holds.
 
     Raises:
-        ConfigError: with file, line and reason.
+        ConfigError: If it is wrong: names the file, the line and the reason.
     """
     document = yamlfile.YamlFile(path, text)
-    warnings = _passed_over(document)
+    warnings = _ignored(document)
     base = path.parent
     channels = _channels(document, base, warnings)
     specs, pip = _dependencies(document, base, warnings)
@@ -119,34 +126,34 @@ def parse(path: Path, text: str) -> Environment:
     )
 
 
-def _passed_over(document: yamlfile.YamlFile) -> list[str]:
-    """What the keys of the file are that conda passes over with a warning: CEP 24 wants that.
+def _ignored(document: yamlfile.YamlFile) -> list[str]:
+    """Warnings about keys that conda ignores: CEP 24 asks for them.
 
-    conda pays no heed to `prefix` either where it is told of a place.
+    conda also ignores `prefix` if it is told a place.
     """
     warnings = []
     for name, (key, _) in document.unknown(_KEYS).items():
         close = difflib.get_close_matches(name, _KEYS, n=1, cutoff=_LIKENESS)
         guess = f"; did you mean '{close[0]}'?" if close else ""
-        warnings.append(document.error(key, f"the key {name!r} is passed over{guess}").message)
+        warnings.append(document.error(key, f"the key {name!r} is ignored{guess}").message)
     return warnings
 
 
 def channel_url(channel: str, base: Path) -> str:
-    """A channel as conda reads it: a path becomes a file:// URL, the rest stays.
+    """A channel as conda reads it: a path becomes a file:// URL, everything else stays.
 
     Args:
         channel: a name, a URL or a path.
-        base: the directory that relative paths count from.
+        base: the directory that relative paths start from.
 
     Raises:
-        ValueError: where it looks like a path and cannot be one.
+        ValueError: If it looks like a path and cannot be one.
     """
     if not _PATH_LIKE.match(channel):
         return channel.rstrip("/")
     try:
         path = (base / Path(channel).expanduser()).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # no such user, links in a circle, a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a loop of links, a NUL
         raise ValueError(f"the channel {channel!r} is not a path: {error}") from error
     return "file://" + quote(os.fsencode(path))
 
@@ -157,7 +164,7 @@ def _name(document: yamlfile.YamlFile) -> str:
 
 
 def _channels(document: yamlfile.YamlFile, base: Path, warnings: list[str]) -> list[str]:
-    """The channels; variables of the shell in them are filled in, as conda does it."""
+    """The channels. Shell variables in them are replaced, as conda does it."""
     node = document.value("channels")
     items = [] if node is None else document.sequence(node, "'channels'")
     channels = []
@@ -165,7 +172,7 @@ def _channels(document: yamlfile.YamlFile, base: Path, warnings: list[str]) -> l
         text = _text(document, item, "channels")
         for variable in _VARIABLE_OF_SHELL.finditer(text):
             if variable["name"] not in os.environ:
-                problem = f"{variable[0]!r} stays as it is: there is no such variable"
+                problem = f"{variable[0]!r} stays as it is: this variable is not set"
                 warnings.append(document.error(item, problem).message)
         channel = os.path.expandvars(text).strip()
         with _at(document, item):
@@ -175,7 +182,7 @@ def _channels(document: yamlfile.YamlFile, base: Path, warnings: list[str]) -> l
 
 @contextlib.contextmanager
 def _at(document: yamlfile.YamlFile, node: yaml.Node) -> Iterator[None]:
-    """Name the line in an error about something that stands there."""
+    """Name the line of a node in an error about it."""
     try:
         yield
     except ValueError as error:
@@ -213,14 +220,18 @@ def _dependencies(
         elif not yamlfile.is_null(item):
             specs.append(_spec(document, item, base))
     if has_pip_list and not pip and not any(names_pip(spec) for spec in specs):
-        specs.append("pip")  # conda takes the empty list for a wish to have it
+        specs.append("pip")  # to conda, an empty list means that pip is wanted
     if not specs and not pip:
         warnings.append(f"{document.path}: nothing is listed under 'dependencies'")
     return tuple(specs), tuple(pip)
 
 
 def names_pip(spec: str) -> bool:
-    """Whether a spec asks for pip, of whichever channel and version."""
+    """Whether a spec asks for pip, from any channel and in any version.
+
+    Args:
+        spec: a conda spec.
+    """
     match = _SPEC.match(spec.rpartition("::")[2])
     return match is not None and match["name"] == "pip"
 
@@ -233,7 +244,7 @@ def _pip_lines(document: yamlfile.YamlFile, node: yaml.Node) -> list[str]:
 def _selected(
     document: yamlfile.YamlFile, name: str, key: yaml.Node, value: yaml.Node, base: Path
 ) -> list[str]:
-    """What mamba's selectors choose: `sel(linux): name`."""
+    """The spec that one of mamba's selectors chooses on Linux: `sel(linux): name`."""
     match = _SELECTOR.fullmatch(name)
     if match is None:
         known = "sel(linux), sel(unix), sel(osx) and sel(win)"
@@ -243,8 +254,8 @@ def _selected(
 
 def _no_kind(document: yamlfile.YamlFile, name: str, key: yaml.Node) -> str:
     problem = (
-        f"{name + ':'!r} is not a kind of dependency and is passed over; "
-        "a version is written as '- name=1.2'"
+        f"{name + ':'!r} is not a kind of dependency and is ignored; "
+        "write a version as '- name=1.2'"
     )
     return document.error(key, problem).message
 
@@ -258,9 +269,9 @@ def _spec(document: yamlfile.YamlFile, item: yaml.Node, base: Path) -> str:
 
 
 def _resolve_spec(spec: str, base: Path) -> str:
-    """Write a spec in such a way that every installer reads what conda reads.
+    """Write a spec so that every installer reads it as conda does.
 
-    A path, of a channel before `::` or of a package, becomes a URL, as among the channels.
+    A path of a channel (before `::`) or of a package becomes a URL.
     """
     if "://" not in spec.partition("::")[0].partition("[")[0]:
         spec = spec.partition("#")[0].rstrip()
@@ -277,7 +288,7 @@ def _resolve_spec(spec: str, base: Path) -> str:
 
 
 def _located(match: re.Match[str], base: Path) -> str:
-    """`channel=PATH` with a URL."""
+    """`channel=PATH` with a URL in place of the path."""
     quote_mark, channel = match["quote"] or "'", match["channel"]
     if not _PATH_LIKE.match(channel):
         return match[0]
@@ -285,7 +296,7 @@ def _located(match: re.Match[str], base: Path) -> str:
 
 
 def _in_order(spec: str) -> str:
-    """Take out blanks that conda does not mind: `x =1.2 =0` is `x =1.2=0`."""
+    """Remove blanks that conda ignores: `x =1.2 =0` becomes `x =1.2=0`."""
     match = _SPEC.fullmatch(spec)
     if match is None:
         return spec
@@ -306,7 +317,7 @@ def _variables(document: yamlfile.YamlFile, warnings: list[str]) -> tuple[tuple[
             raise document.error(value, f"variable '{name}' holds a NUL byte")
         if _VARIABLE.fullmatch(name):
             pairs.append((name, text))
-        else:  # conda takes it, and the shell then refuses it
-            problem = f"{name!r} is passed over: a shell knows no variables of such a name"
+        else:  # conda accepts it, and the shell then refuses it
+            problem = f"{name!r} is ignored: a shell variable cannot have that name"
             warnings.append(document.error(key, problem).message)
     return tuple(pairs)

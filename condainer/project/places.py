@@ -1,7 +1,7 @@
 """Where the files of a mount are on a node: below the mount base directory.
 
-Every `exec` reads this before anything else, so the paths are texts: pathlib takes longer to import
-than all that `exec` does. What lies in a project's directory is the business of `project`.
+Every `exec` needs this first. So the paths are strings: to import pathlib takes longer than all
+that `exec` does. `project` knows what lies in a project directory.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ class Places:
 
     Args:
         base: the mount base directory.
-        uuid: the project's.
-        instance: empty for the mount that all see, or `private_instance`.
+        uuid: the project's identity.
+        instance: empty for the mount that everybody sees, or a `private_instance`.
 
     Attributes:
         prefix: where the environment is installed, and where its image is mounted.
-        runtime_directory: this user's locks, records and logs.
-        build_lock: held by a running build; says which directory is its staging.
-        mount_lock: held while the image is being mounted.
-        use_lock: shared by all that use the mount, held alone to unmount it.
-        keeper_lock: held by the process that keeps the mount.
+        runtime_directory: this user's private directory for locks, records and logs.
+        build_lock: a running build holds it; it shows that the prefix belongs to the build.
+        mount_lock: the process that mounts the image holds it meanwhile.
+        use_lock: all that use the mount share it; who unmounts it holds it alone.
+        keeper_lock: the process that keeps the mount holds it.
         record: what the mount serves.
-        pin: there while a mount is to stay without users.
-        log: what the mount's daemon has to say.
-        results: what activation scripts made of callers' variables.
-        reads: what it notes that is read, for `profile`.
+        pin: exists while the mount stays even if nobody uses it.
+        log: the output of the daemon that serves the mount.
+        results: what activation scripts did with callers' variables.
+        reads: which files the mount has read, for `profile`.
         unpacking: where the image is unpacked, on a node without FUSE.
     """
 
@@ -52,12 +52,12 @@ class Places:
 
 
 def private_instance(image: tuple[int, int, int, int], home: int | None = None) -> str:
-    """The name of a mount in a namespace of its own: there may be one for each state of an image.
+    """The name of a mount in a namespace of its own; each version of an image can have one.
 
     Args:
-        image: device, inode, size and time of change of its file.
-        home: the mount namespace it belongs to, by its inode; None for the part of the name that
-            is the same in all.
+        image: device, inode, size and time of change of the image file.
+        home: inode of the mount namespace that it belongs to; None for the part of the name that
+            is the same in all namespaces.
     """
     _, inode, _, changed = image
     name = f".{inode:x}-{changed:x}-"

@@ -1,7 +1,7 @@
-"""Where the files of a project are. It opens nothing.
+"""Where the files of a project are. Opens only `condainer.yml`.
 
-Beside `condainer.yml` lie the image and what belongs to it. On each node, below the mount base
-directory, lie the mountpoint and a directory of this user's own for locks and logs: `places`.
+The image and its companions lie beside `condainer.yml`. On each node, the mountpoint and a private
+directory of this user for locks and logs lie in the mount base directory: see `places`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Project:
         directory: absolute path of the project directory.
         config: its parsed `condainer.yml`.
         text: what that file holds.
-        instance: which of the mounts of its image is meant, as in `places`.
+        instance: which of the mounts of its image is meant, see `places`.
     """
 
     directory: Path
@@ -47,12 +47,12 @@ class Project:
 
     @property
     def environment_file(self) -> Path:
-        """What to install."""
+        """The list of what to install."""
         return self.directory / self.config.environment_yml
 
     @property
     def requirements_file(self) -> Path:
-        """What pip adds; need not exist."""
+        """The list of what pip adds; it need not exist."""
         return self.directory / self.config.requirements_txt
 
     @property
@@ -72,7 +72,7 @@ class Project:
 
     @property
     def startup_file(self) -> Path:
-        """What a program reads when it starts, in that order: `condainer profile` writes it."""
+        """What a program reads when it starts, in that order; `condainer profile` writes it."""
         return self.directory / f"{self.config.uuid}.startup.txt"
 
     @property
@@ -82,42 +82,42 @@ class Project:
 
     @property
     def activate(self) -> Path:
-        """To be sourced: puts a shell into the environment."""
+        """The script that a shell sources to enter the environment."""
         return self.directory / "activate"
 
     @property
     def deactivate(self) -> Path:
-        """To be sourced: takes a shell out of it again."""
+        """The script that a shell sources to leave the environment again."""
         return self.directory / "deactivate"
 
     @property
     def places(self) -> Places:
-        """What belongs to the mount, on this node."""
+        """The paths of the mount on this node."""
         return Places(str(self.config.mount_base_directory), self.config.uuid, self.instance)
 
     @property
     def runtime_directory(self) -> Path:
-        """This user's locks and logs on this node."""
+        """This user's private directory for locks and logs on this node."""
         return Path(self.places.runtime_directory)
 
     @property
     def build_lock(self) -> Path:
-        """Held by a running build; says which directory is its staging."""
+        """A running build holds this lock; it shows that the prefix belongs to the build."""
         return Path(self.places.build_lock)
 
     @property
     def mount_lock(self) -> Path:
-        """Held while the image is being mounted."""
+        """The process that mounts the image holds this lock meanwhile."""
         return Path(self.places.mount_lock)
 
     @property
     def use_lock(self) -> Path:
-        """Shared by all that use the mount, held alone to unmount it."""
+        """All that use the mount share this lock; who unmounts it holds the lock alone."""
         return Path(self.places.use_lock)
 
     @property
     def keeper_lock(self) -> Path:
-        """Held by the process that keeps the mount."""
+        """The process that keeps the mount holds this lock."""
         return Path(self.places.keeper_lock)
 
     @property
@@ -127,20 +127,23 @@ class Project:
 
     @property
     def pin(self) -> Path:
-        """There while a mount is to stay without users."""
+        """Exists while the mount stays even if nobody uses it."""
         return Path(self.places.pin)
 
     @property
     def mount_log(self) -> Path:
-        """What the mount's daemon has to say."""
+        """The output of the daemon that serves the mount."""
         return Path(self.places.log)
 
 
 def absolute(path: Path) -> Path:
-    """A path in full, with its links as they are.
+    """Make a path absolute, without following links.
+
+    Args:
+        path: any path.
 
     Raises:
-        ConfigError: where it counts from a working directory that has been removed.
+        ConfigError: If it is relative and the working directory has been removed.
     """
     try:
         return Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
@@ -151,11 +154,22 @@ def absolute(path: Path) -> Path:
         ) from error
 
 
+def leave_missing_directory() -> None:
+    """Leave a working directory that has been removed: installers cannot work in one."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
 def open_project(directory: Path) -> Project:
     """Read the project in a directory.
 
+    Args:
+        directory: the project directory.
+
     Raises:
-        ConfigError: where there is none, or its `condainer.yml` is broken.
+        ConfigError: If there is none, or if its `condainer.yml` is wrong.
     """
     directory = absolute(directory)
     text = config_module.read(directory)
@@ -165,10 +179,13 @@ def open_project(directory: Path) -> Project:
 
 
 def open_projects(directories: Iterable[Path]) -> list[Project]:
-    """Read several projects; one that is named twice is there once.
+    """Read several projects. A project that is named twice is returned once.
+
+    Args:
+        directories: the project directories.
 
     Raises:
-        ConfigError: as above, and where two of them have the same mountpoint.
+        ConfigError: If one cannot be read, or if two of them have the same mountpoint.
     """
     found: dict[Path, Project] = {}
     for directory in directories:

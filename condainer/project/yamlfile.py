@@ -1,6 +1,6 @@
-"""Reads the small YAML files people write, and remembers the line each thing stands on.
+"""Reads the small YAML files that people write, and remembers on which line everything stands.
 
-What the keys mean is the business of `config` and `environment`.
+`config` and `environment` know what the keys mean.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ class YamlFile:
     """One parsed file: a mapping at the top, with line numbers.
 
     Args:
-        path: named in every error.
+        path: of the file, for messages.
         text: what the file holds.
 
+    Attributes:
+        items: the mapping at the top: key to key node and value node.
+
     Raises:
-        ConfigError: where the text is not YAML, or not a mapping.
+        ConfigError: If the text is no YAML, or no mapping.
     """
 
     def __init__(self, path: Path, text: str) -> None:
@@ -54,7 +57,7 @@ class YamlFile:
         self.items = self.mapping(node, "the file")
 
     def _composed(self, text: str) -> yaml.Node | None:
-        """Parse it; mamba's parser takes a tab wherever a blank may stand, ours does not."""
+        """Parse the text. mamba's parser allows tabs in place of blanks, this one does not."""
         try:
             self._check_depth(text)
             return yaml.compose(text, Loader=_Loader)
@@ -66,7 +69,7 @@ class YamlFile:
         return yaml.compose(spaced, Loader=_Loader)
 
     def _check_depth(self, text: str) -> None:
-        """Refuse what is nested so deeply that the parser itself would run out of stack."""
+        """Refuse a text that is nested so deeply that the parser would run out of stack."""
         depth = 0
         for event in yaml.parse(text, Loader=_Loader):
             if isinstance(event, yaml.CollectionStartEvent):
@@ -80,15 +83,24 @@ class YamlFile:
         return ConfigError(f"{self.path}, line {line}: nested more than {_DEEPEST} deep")
 
     def error(self, node: yaml.Node, problem: str, hint: str = "") -> ConfigError:
-        """An error that names the file and the line of a node."""
+        """Make an error that names the file and the line of a node.
+
+        Args:
+            node: where the problem is.
+            problem: what is wrong.
+            hint: what to do; may be empty.
+        """
         line = node.start_mark.line + 1 if node.start_mark else 1
         return ConfigError(f"{self.path}, line {line}: {problem}", hint)
 
     def check_keys(self, known: Iterable[str]) -> None:
-        """Refuse keys that nobody reads.
+        """Refuse unknown keys.
+
+        Args:
+            known: the keys that the file may have.
 
         Raises:
-            ConfigError: with the line, and with the known key that looks most like it.
+            ConfigError: If there is another: names the line, and the most similar known key.
         """
         known = list(known)
         for name, (key, _) in self.unknown(known).items():
@@ -97,19 +109,35 @@ class YamlFile:
             raise self.error(key, f"unknown key '{name}'", hint)
 
     def unknown(self, known: Iterable[str]) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """The keys of the file that nobody reads, as `mapping` gives them."""
+        """The keys of the file that are not known, as `mapping` gives them.
+
+        Args:
+            known: the keys that the file may have.
+        """
         known = set(known)
         return {name: pair for name, pair in self.items.items() if name not in known}
 
     def value(self, name: str) -> yaml.Node | None:
-        """The node below a key of the file, or None where there is none or it is empty."""
+        """The node of a value; None if the key is missing, or if its value is empty.
+
+        Args:
+            name: the key, at the top of the file.
+        """
         pair = self.items.get(name)
         if pair is None or is_null(pair[1]):
             return None
         return pair[1]
 
     def mapping(self, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """The items of a mapping: key text to key node and value node."""
+        """The items of a mapping: key to key node and value node.
+
+        Args:
+            node: the mapping.
+            what: how a message names it.
+
+        Raises:
+            ConfigError: If it is no mapping, or if it has a key twice.
+        """
         if not isinstance(node, yaml.MappingNode):
             raise self.error(node, f"{what} must be a mapping of 'key: value' lines")
         if id(node) in self._mappings:  # an alias of one that has been read, or is just being read
@@ -122,7 +150,7 @@ class YamlFile:
                 continue
             name = self.scalar(key, "a key")
             if name in items:
-                raise self.error(key, f"key '{name}' stands here a second time")
+                raise self.error(key, f"key '{name}' appears a second time")
             items[name] = (key, value)
         for other in merged:  # what stands here itself goes before what is merged
             for name, pair in list(self.mapping(other, "what '<<:' merges").items()):
@@ -130,19 +158,43 @@ class YamlFile:
         return items
 
     def sequence(self, node: yaml.Node, what: str) -> list[yaml.Node]:
-        """The items of a list."""
+        """The items of a list.
+
+        Args:
+            node: the list.
+            what: how a message names it.
+
+        Raises:
+            ConfigError: If it is no list.
+        """
         if not isinstance(node, yaml.SequenceNode):
             raise self.error(node, f"{what} must be a list, one '- item' a line")
         return list(node.value)
 
     def scalar(self, node: yaml.Node, what: str) -> str:
-        """The text of a scalar as it stands in the file (so `3.10` stays `3.10`)."""
+        """The text of a single value, as it stands in the file: `3.10` stays `3.10`.
+
+        Args:
+            node: the value.
+            what: how a message names it.
+
+        Raises:
+            ConfigError: If it is a list or a mapping.
+        """
         if not isinstance(node, yaml.ScalarNode):
             raise self.error(node, f"{what} must be one plain value")
         return "" if is_null(node) else str(node.value)
 
     def line(self, node: yaml.Node, what: str) -> str:
-        """The text of a scalar that people see or that goes into a file name or a script."""
+        """The text of a single value that people see, or that goes into a file name or a script.
+
+        Args:
+            node: the value.
+            what: how a message names it.
+
+        Raises:
+            ConfigError: If it is not one line, or if it contains control characters.
+        """
         text = self.scalar(node, what)
         if _CONTROL.search(text):
             raise self.error(node, f"{what} must be one line without control characters")
@@ -150,5 +202,9 @@ class YamlFile:
 
 
 def is_null(node: yaml.Node) -> bool:
-    """Whether there is nothing, or `null`, or `~`."""
+    """Whether a value is missing, `null` or `~`.
+
+    Args:
+        node: the value.
+    """
     return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"

@@ -1,8 +1,8 @@
-"""Reads and writes small files where others may have put something, and believes nothing of it.
+"""Reads and writes small files, whatever others may have put in their place.
 
-Where a file is expected there may be a pipe that nobody ever writes to, a device without an end,
-a link to somewhere else, or more than fits into memory. `exec` reads through this room, too, so it
-imports nothing heavy.
+In place of a file there may be a pipe that nobody writes to, a device without an end, a link to
+somewhere else, or more data than fits into memory. `exec` reads through this module, so it imports
+nothing that takes long.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def read(path: str | Path, *, within: Path | None = None, most: int = MOST) -> b
 
     Args:
         path: the file.
-        within: a directory above it, such as a prefix or a mountpoint. Below it no link is
-            followed, so that what is read lies there; without it links are followed as usual.
-        most: the bytes it may have.
+        within: a directory above it, such as a prefix or a mountpoint. Links below it are not
+            followed, so that the file surely lies there. None to follow all links.
+        most: bytes that it may have.
 
     Raises:
-        OSError: where there is none, where it is something else than a regular file, or larger.
+        OSError: If there is none, if it is no regular file, or if it is larger.
     """
     with os.fdopen(_open(path, within), "rb") as file:
         status = os.fstat(file.fileno())
@@ -63,10 +63,13 @@ def read(path: str | Path, *, within: Path | None = None, most: int = MOST) -> b
 
 
 def read_text(path: Path) -> str:
-    """Read a file a user wrote: in UTF-8, or in UTF-16 where it begins with the mark of that.
+    """Read a file that a user wrote: in UTF-8, or in UTF-16 if it begins with a byte order mark.
+
+    Args:
+        path: the file.
 
     Raises:
-        ConfigError: where it cannot be read, is too large for one, or is neither.
+        ConfigError: If it cannot be read, is too large for such a file, or has another encoding.
     """
     try:
         content = read(path, most=_MOST_OF_PEOPLE)
@@ -88,27 +91,28 @@ def read_json(
 
     Args:
         path: the file.
-        within: as in `read`.
-        most: as in `read`.
-        most_values: as in `parse_json`.
+        within: as for `read`.
+        most: as for `read`.
+        most_values: as for `parse_json`.
 
     Raises:
-        OSError: as `read` does.
-        ValueError: where it is no JSON, or more than a program can take.
+        OSError: As `read` does.
+        ValueError: As `parse_json` does.
     """
     return parse_json(read(path, within=within, most=most), most_values=most_values)
 
 
 def parse_json(text: str | bytes, *, most_values: int = _MOST_VALUES) -> object:
-    """Read a JSON document that costs no more memory and no more time than its like should.
+    """Read a JSON document, with bounds on the memory and the time that it takes.
 
     Args:
         text: the document.
-        most_values: that it may have; an empty list of three bytes takes seventy in memory.
+        most_values: number of values that it may have. An empty list has three bytes, and takes
+            seventy in memory.
 
     Raises:
-        ValueError: where it is no JSON, has too many values, too long numbers, or too many lists
-            and objects in one another.
+        ValueError: If it is no JSON, or if it has too many values, too long numbers, or too many
+            lists and objects inside each other.
     """
     import json
 
@@ -118,7 +122,7 @@ def parse_json(text: str | bytes, *, most_values: int = _MOST_VALUES) -> object:
     try:
         document = json.loads(text, parse_int=_whole_number)
     except RecursionError:
-        raise ValueError("its lists and objects are too deep in one another") from None
+        raise ValueError("its lists and objects are nested too deeply") from None
     _check_depth(document)
     return document
 
@@ -140,11 +144,15 @@ def _check_depth(document: object) -> None:
         ]
         if not level:
             return
-    raise ValueError("its lists and objects are too deep in one another")
+    raise ValueError("its lists and objects are nested too deeply")
 
 
 def is_absent(path: str | Path) -> bool:
-    """Whether there is nothing of that name; what nobody may look at counts as there."""
+    """Whether nothing has this name. Something that cannot be looked at counts as present.
+
+    Args:
+        path: the name; if it is a link, the link itself is meant.
+    """
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -155,7 +163,11 @@ def is_absent(path: str | Path) -> bool:
 
 
 def is_missing(path: Path) -> bool:
-    """Whether there is no such file; one that nobody may look at counts as there."""
+    """Whether there is no such file. One that cannot be looked at counts as present.
+
+    Args:
+        path: the file; links are followed.
+    """
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -166,16 +178,16 @@ def is_missing(path: Path) -> bool:
 
 
 def write(path: Path, content: bytes, *, within: Path, mode: int = 0o644) -> None:
-    """Write a file anew, in the place of whatever else has its name; never through a link.
+    """Write a new file in place of whatever has its name; never through a link.
 
     Args:
-        path: the file; its directory must be there.
+        path: the file; its directory must exist.
         content: what it is to hold.
-        within: a directory above it, below which no link is followed.
-        mode: its permissions, whatever the umask.
+        within: a directory above it; links below it are not followed.
+        mode: its permissions, whatever the umask is.
 
     Raises:
-        OSError: where that cannot be done.
+        OSError: If it cannot be written.
     """
     directory, name = _parent(path, within)
     try:
@@ -193,33 +205,38 @@ def write(path: Path, content: bytes, *, within: Path, mode: int = 0o644) -> Non
 
 
 def make_directory(path: Path, *, within: Path) -> None:
-    """Make a directory where there is none, with no link on the way.
+    """Make a directory if there is none, without following a link.
+
+    Args:
+        path: the directory; the one above must exist.
+        within: a directory above it; links below it are not followed.
 
     Raises:
-        OSError: where that cannot be done, or something else is there.
+        OSError: If it cannot be made, or if something else has its name.
     """
     directory, name = _parent(path, within)
     try:
         try:
             os.mkdir(name, 0o755, dir_fd=directory)
         except FileExistsError:
-            os.close(_enter(directory, name, str(path)))
+            os.close(enter(directory, name, str(path)))
     finally:
         os.close(directory)
 
 
 def names(path: Path, *, within: Path) -> list[str]:
-    """What is in a directory, by name.
+    """List a directory.
 
     Args:
         path: the directory.
-        within: a directory above it.
+        within: a directory above it; links below it are not followed.
 
     Returns:
-        the names; none where there is no such directory, or only by way of a link.
+        The names in it, sorted. None of them if there is no such directory, or if a link leads
+        there.
 
     Raises:
-        OSError: where it cannot be read.
+        OSError: If it cannot be read.
     """
     try:
         directory = _descend(path, within)
@@ -228,17 +245,34 @@ def names(path: Path, *, within: Path) -> list[str]:
             return []
         raise
     try:
-        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        return sorted(listed(directory))
     finally:
         os.close(directory)
+
+
+def listed(directory: int) -> list[str]:
+    """The names in a directory, in no order.
+
+    Args:
+        directory: descriptor of the directory, which need not be open for reading.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:
-        return sorted(os.listdir(readable))
+        return os.listdir(readable)
     finally:
         os.close(readable)
 
 
 def leads_out(path: str | Path, *, within: Path) -> bool:
-    """Whether a path leads out of a directory, all links followed."""
+    """Whether a path leads out of a directory, when all links are followed.
+
+    Args:
+        path: any path.
+        within: the directory.
+    """
     top = os.path.realpath(within)
     return not f"{os.path.realpath(path)}/".startswith(f"{top}/")
 
@@ -260,29 +294,31 @@ def _open(path: str | Path, within: Path | None) -> int:
 
 
 def _parent(path: str | Path, within: Path) -> tuple[int, str]:
-    """The directory of a file, opened, and the file's name in it."""
+    """Open the directory of a file; gives also the name of the file in it."""
     above, name = os.path.split(os.fspath(path))
     return _descend(above, within), name
 
 
 def _descend(path: str | Path, within: Path) -> int:
-    """Open a directory at or below another one, with no link on the way, not even meanwhile.
+    """Open a directory at or below another one, without following a link on the way.
+
+    It goes from descriptor to descriptor, so that nobody can put a link there meanwhile.
 
     Raises:
-        OSError: where there is none; with ELOOP where a link stands in its place.
+        OSError: If there is none; with ELOOP if a link is in its place.
     """
     top, path = os.fspath(within), os.fspath(path)
     below = path[len(top) :].split("/")
     if f"{path}/"[: len(top) + 1] != f"{top}/" or ".." in below:
         raise OSError(errno.EXDEV, f"it is not in {top}", path)
-    directory = os.open(top, _DIRECTORY & ~os.O_NOFOLLOW)
+    directory = open_directory(top)
     passed = top
     try:
         for name in below:
             if name in {"", "."}:
                 continue
             passed = f"{passed}/{name}"
-            inner = _enter(directory, name, passed)
+            inner = enter(directory, name, passed)
             os.close(directory)
             directory = inner
     except BaseException:
@@ -291,7 +327,29 @@ def _descend(path: str | Path, within: Path) -> int:
     return directory
 
 
-def _enter(directory: int, name: str, path: str) -> int:
+def open_directory(path: str) -> int:
+    """Open a directory, following links, only to refer to it.
+
+    Args:
+        path: of the directory.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    return os.open(path, _DIRECTORY & ~os.O_NOFOLLOW)
+
+
+def enter(directory: int, name: str, path: str) -> int:
+    """Open a directory inside another one, unless a link is in its place.
+
+    Args:
+        directory: descriptor of the directory above.
+        name: of the directory to open.
+        path: of the directory to open, for messages.
+
+    Raises:
+        OSError: If it cannot be opened; with ELOOP if it is a link.
+    """
     try:
         return os.open(name, _DIRECTORY, dir_fd=directory)
     except OSError as error:

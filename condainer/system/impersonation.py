@@ -1,7 +1,7 @@
-"""Root does something as another user: in a process that is that user's, and nothing else.
+"""Lets root do something as another user: in a process that has become that user.
 
-What the user has planted there can lead that process to nothing that the user could not have done.
-It keeps no file of its parent's open, and what it says is bounded.
+Whatever that user has planted, it makes the process do nothing that the user could not do anyway.
+The process keeps no file of its parent open, and what it can say is limited.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from condainer.errors import CondainerError
+from condainer.system import detach
 from condainer.system.trust import user_name
 from condainer.units import foreign
 
@@ -39,14 +40,14 @@ def run_as(uid: int, work: Callable[[Callable[[str], None]], None]) -> list[str]
     """Do something as another user.
 
     Args:
-        uid: the user's.
-        work: what to do; is given what takes a line to say.
+        uid: number of the user.
+        work: what to do; it is given a function that takes a line to report.
 
     Returns:
-        the lines that it said.
+        The lines that it reported.
 
     Raises:
-        CondainerError: if this process is not root's, or the work did not come to its end.
+        CondainerError: If this process is not root's, or if the work did not finish.
     """
     if os.getuid() != 0:
         raise CondainerError(f"only root can do that for {user_name(uid)}", "run it with sudo")
@@ -68,14 +69,14 @@ def run_as(uid: int, work: Callable[[Callable[[str], None]], None]) -> list[str]
     lines = said.decode("utf-8", "replace").removesuffix("\n").split("\n")
     if lines.pop() != _DONE:
         raise CondainerError(
-            f"what was done for {user_name(uid)} did not come to its end: {how}",
-            "look at that user's mounts and processes on this node",
+            f"the work for {user_name(uid)} did not finish: {how}",
+            "check that user's mounts and processes on this node",
         )
     return [foreign(line) for line in lines]
 
 
 def _reap(child: int) -> str:
-    """Wait for a child that was killed, but not for ever; gives what has become of it."""
+    """Wait for a child that was killed, but not for ever; gives what became of it."""
     deadline = time.monotonic() + _ENDING
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -86,7 +87,7 @@ def _reap(child: int) -> str:
 
 
 def _receive(receiver: int, child: int, deadline: float) -> bytes:
-    """What the child says, until it has ended, is stopped, or has taken too long."""
+    """What the child reports, until it has ended, is stopped, or has taken too long."""
     said = b""
     while len(said) < _MOST and time.monotonic() < deadline:
         ready, _, _ = select.select([receiver], [], [], _LOOK)
@@ -98,7 +99,7 @@ def _receive(receiver: int, child: int, deadline: float) -> bytes:
 
 
 def _is_stopped(child: int) -> bool:
-    """Whether a child stands still: the user that it has become can do that to it."""
+    """Whether a child is stopped: the user that it has become can do that to it."""
     try:
         return os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:  # the caller has all children reaped by the kernel
@@ -109,7 +110,9 @@ def _work_and_end(uid: int, sender: int, work: Callable[[Callable[[str], None]],
     status = 1
     try:
         os.setpgid(0, 0)
-        pipe = _shed(sender)
+        pipe = detach.detach(None, sender, umask=0o077)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_DFL)
         _become(uid)
 
         def say(text: str) -> None:
@@ -123,24 +126,8 @@ def _work_and_end(uid: int, sender: int, work: Callable[[Callable[[str], None]],
         os._exit(status)
 
 
-def _shed(sender: int) -> int:
-    """Let go of all that was inherited but the way back to the parent; gives its descriptor."""
-    pipe = 3
-    null = os.open(os.devnull, os.O_RDWR)
-    if sender != pipe:
-        os.dup2(sender, pipe, inheritable=False)
-    for target in (0, 1, 2):
-        os.dup2(null, target)
-    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_DFL)
-    os.chdir("/")
-    os.umask(0o077)
-    return pipe
-
-
 def _become(uid: int) -> None:
-    """Be the user, for good: all ids and groups, and none of root's variables."""
+    """Become the user, for good: all ids and groups, and none of root's variables."""
     try:
         entry = pwd.getpwuid(uid)
         name, gid, home = entry.pw_name, entry.pw_gid, entry.pw_dir

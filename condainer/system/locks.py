@@ -1,8 +1,7 @@
 """Lock files in this user's private directory on a node.
 
-The kernel drops a lock however its holder ends, so nothing here has to be cleaned up by hand. How
-the directory is reached is told by `runtime`. Every `exec` comes through here, so nothing is
-imported that takes long.
+The kernel drops a lock when its holder ends, however it ends: nobody has to clean up. `runtime`
+opens the files. Every `exec` uses this module, so it imports nothing that takes long.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.02
 
 
 class BusyError(CondainerError):
-    """Somebody else holds a lock."""
+    """Another process holds a lock."""
 
 
 class Turn:
-    """A lock that this process holds alone, until it is its turn no more; its file goes then.
+    """A lock that this process holds alone. Its file is removed at the end.
 
     Args:
         path: the lock file.
 
     Raises:
-        BusyError: where somebody else holds it.
-        CondainerError: where its directory is not this user's own.
+        BusyError: If another process holds it.
+        CondainerError: If its directory is not this user's own.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,23 +40,26 @@ class Turn:
         self._descriptor = acquire(path)
 
     def end(self) -> None:
-        """Drop the lock; does nothing the second time."""
+        """Drop the lock; a second call does nothing."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             discard(self._path, descriptor)
 
 
 def acquire(path: str | Path, *, shared: bool = False, timeout: float = 0.0) -> int:
-    """Take a lock and give the descriptor that holds it; closing it drops the lock.
+    """Take a lock.
 
     Args:
-        path: the lock file; it and its directory are made where they are missing.
-        shared: several may hold it at once, but nobody alone meanwhile.
-        timeout: seconds to wait; 0 means not at all.
+        path: the lock file; it and its directory are made if they are missing.
+        shared: whether others may share the lock.
+        timeout: seconds to wait at most; 0 means not at all.
+
+    Returns:
+        The descriptor that holds the lock; closing it drops the lock.
 
     Raises:
-        BusyError: where somebody else holds it until the time is over.
-        CondainerError: where the directory is not this user's own.
+        BusyError: If another process holds it for all that time.
+        CondainerError: If the directory is not this user's own.
     """
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
@@ -78,14 +80,14 @@ def acquire(path: str | Path, *, shared: bool = False, timeout: float = 0.0) -> 
 
 
 def is_held(path: str | Path, *, shared: bool = False) -> bool:
-    """Whether somebody holds a lock; makes no file.
+    """Whether another process holds a lock; makes no file.
 
     Args:
         path: the lock file.
-        shared: whether to look only for one who holds it alone.
+        shared: whether to ignore those who share the lock.
 
     Raises:
-        CondainerError: where the directory is not this user's own.
+        CondainerError: If the directory is not this user's own.
     """
     try:
         descriptor = runtime.open_file(path, os.O_RDWR)
@@ -103,7 +105,12 @@ def is_held(path: str | Path, *, shared: bool = False) -> bool:
 
 
 def discard(path: str | Path, descriptor: int) -> None:
-    """Remove a lock file that this process holds alone, drop the lock, and tidy up behind it."""
+    """Remove a lock file, drop its lock, and remove the directory if it is empty.
+
+    Args:
+        path: the lock file.
+        descriptor: holds the lock alone.
+    """
     try:
         runtime.remove(path)
     except (OSError, CondainerError):
@@ -113,7 +120,12 @@ def discard(path: str | Path, descriptor: int) -> None:
 
 
 def release(path: str | Path, descriptor: int) -> None:
-    """Drop a lock, and remove its file where nobody else holds it."""
+    """Drop a lock, and remove its file if nobody else holds it.
+
+    Args:
+        path: the lock file.
+        descriptor: holds the lock.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -133,10 +145,14 @@ def _open(path: str | Path) -> int:
 
 
 def is_current(path: str | Path, descriptor: int) -> bool:
-    """Whether a descriptor is of the file that has this name now.
+    """Whether a descriptor belongs to the file that has this name now.
+
+    Args:
+        path: the lock file.
+        descriptor: open on a file that had this name before.
 
     Raises:
-        CondainerError: if the directory is not this user's own.
+        CondainerError: If the directory is not this user's own.
     """
     there = runtime.status(path)
     return there is not None and os.path.samestat(os.fstat(descriptor), there)

@@ -1,8 +1,8 @@
-"""Plain values as bytes and back: what processes of one user tell each other in files.
+"""Writes plain values as bytes and reads them back, for files between processes of one user.
 
-Such a file may have come from somebody else, in an archive for instance, so that reading costs no
-more than it has bytes, and gives nothing but numbers, texts, None and tuples of them. `marshal`
-promises neither, and importing `json` takes as long as all that `exec` does.
+Such a file may come from somebody else, in an archive for example. So reading takes no more memory
+and time than the file has bytes, and gives only numbers, strings, None and tuples of them.
+`marshal` promises neither. Importing `json` takes as long as all that `exec` does.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ _LONGEST_NUMBER = 20
 
 
 def dumps(value: object) -> bytes:
-    """Write numbers, truth values, texts, None and tuples of them, in one another.
+    """Write a value.
+
+    Args:
+        value: a number, a truth value, a string, None, or a tuple of such values.
 
     Raises:
-        TypeError: if there is anything else.
+        TypeError: If it contains anything else.
     """
     return "\n".join(_items(value)).encode("utf-8", "surrogateescape")
 
@@ -40,10 +43,13 @@ def _items(value: object) -> Iterator[str]:
 
 
 def loads(data: bytes) -> object:
-    """Read what `dumps` has written.
+    """Read a value.
+
+    Args:
+        data: what `dumps` has written.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: If it is something else.
     """
     items = iter(data.decode("utf-8", "surrogateescape").split("\n"))
     value = _value(items, 0)

@@ -1,7 +1,7 @@
-"""`python -E FILE MODULE [ARGUMENT ...]`: runs a module of this very condainer as a program.
+"""`python -E FILE MODULE [ARGUMENT ...]`: runs a module of this condainer as a program.
 
-With `-m` Python would look for it in the working directory and in PYTHONPATH first, where others
-may have put theirs. `process.own_program` gives the command.
+With `-m`, Python would search the working directory and PYTHONPATH first, where others may have put
+a module of the same name. `process.own_program` gives the command.
 """
 
 import sys
@@ -10,7 +10,7 @@ _PACKAGE = __file__.rpartition("/")[0].rpartition("/")[0]
 
 
 def _run(module: str) -> None:
-    """Run a module, found beside this file, with the rest of the command line."""
+    """Run a module that lies beside this file, with the rest of the command line."""
     # Python has put the directory of this file first, all links followed: its `fuse` would hide
     # fusepy's.
     paths = sys.path[1:]

@@ -1,4 +1,4 @@
-"""Removing directory trees: on one file system only, following no link, however deep they are."""
+"""Removes directory trees: on one file system only, without following links, at any depth."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ _PERSISTENCE = 5.0
 
 
 def remove_tree(top: Path) -> None:
-    """Remove a directory and all below it, on this one file system only.
+    """Remove a directory and everything below it, but nothing on another file system.
 
-    An installer's threads may still be writing: what appears meanwhile is removed as well.
+    An installer may still be writing there: what appears meanwhile is removed as well.
+
+    Args:
+        top: the directory.
 
     Raises:
-        CondainerError: where something is mounted below it, or it cannot be removed.
+        CondainerError: If something is mounted in it, or if it cannot be removed.
     """
     deadline = time.monotonic() + _PERSISTENCE
     while True:
@@ -53,9 +56,9 @@ def remove_tree(top: Path) -> None:
 
 
 def _remove_below(parent: int, name: str, device: int) -> None:
-    """Empty a directory without ever following a link or entering another file system.
+    """Empty a directory, without following links or entering another file system.
 
-    However deep it is, it takes two descriptors: the way back up leads through `..`.
+    It needs two descriptors at any depth: it goes back up through `..`.
     """
     directory = _open_directory(parent, name)
     above: list[tuple[os.stat_result, list[str]]] = []  # each with what is left to enter there
@@ -86,13 +89,13 @@ def _open_directory(parent: int, name: str) -> int:
 
 
 def _go(descriptor: int, directory: int) -> None:
-    """Have a descriptor stand for another directory."""
+    """Let a descriptor refer to another directory."""
     os.dup2(directory, descriptor, inheritable=False)
     os.close(directory)
 
 
 def _remove_files(directory: int, device: int) -> list[str]:
-    """Remove what is no directory; gives the names of those that are."""
+    """Remove everything but directories; gives the names of those."""
     status = os.fstat(directory)
     if status.st_dev != device:
         raise OSError(errno.EXDEV, "a directory in it is on another file system")
@@ -100,8 +103,7 @@ def _remove_files(directory: int, device: int) -> list[str]:
         os.fchmod(directory, 0o700)
     with os.scandir(directory) as entries:
         names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_directory in names:
-        if not is_directory:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory)
+    for name in [name for name, is_directory in names if not is_directory]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
     return [name for name, is_directory in names if is_directory]

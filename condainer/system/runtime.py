@@ -1,15 +1,14 @@
-"""This user's private directory on a node: locks, records and logs.
+"""This user's private directory on a node, for locks, records and logs.
 
-It lies in a place that all share, such as /tmp, under a name that all know. So it is opened once,
-and looked at through that descriptor: a real directory, this user's own, closed to all others, and
-no mount of somebody else's. What lies in it is reached from the descriptor, never by its full
-path. The paths of `places` only say which file is meant.
+It lies in a directory that all users share, such as /tmp, and everybody knows its name. So it is
+opened once and checked through that descriptor: it must be a real directory that belongs to this
+user and is closed to others, and nothing may be mounted over it. Its files are reached from the
+descriptor, never by their full path. A path from `places` only says which file is meant.
 
-It is not in XDG_RUNTIME_DIR. Only some of a user's processes have that directory: a batch job
-mostly has none, and it goes with the last login while jobs still run. Locks hold only where all
-processes of a user on a node find the same ones.
+XDG_RUNTIME_DIR is no alternative. Most batch jobs have none, and it is removed after the last login
+while jobs still run. All processes of a user on a node must find the same locks.
 
-Every `exec` comes through here, so nothing is imported that takes long.
+Every `exec` uses this module, so it imports nothing that takes long.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ import os
 import stat
 
 from condainer.errors import NEEDS_PROC, CondainerError
+from condainer.system import files
 
 TYPE_CHECKING = False  # importing `typing` takes as long as all of this does
 if TYPE_CHECKING:
     from pathlib import Path
 
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _ATTEMPTS = 100
 _MOST = 8 << 20
@@ -35,21 +34,21 @@ _opened: dict[str, tuple[int, tuple[int, int]]] = {}
 
 
 class NotPrivateError(CondainerError):
-    """Something else is where this user's private directory should be."""
+    """Something else has the place of this user's private directory."""
 
 
 def open_file(path: str | Path, flags: int, *, mode: int = 0o600) -> int:
-    """Open a file in the private directory, which is made where a file is to be made.
+    """Open a file in the private directory; makes the directory if it is to make the file.
 
     Args:
         path: of the file.
         flags: as for `os.open`; links are not followed.
-        mode: of a file that is made.
+        mode: permissions of a new file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        OSError: if it cannot be opened.
-        CondainerError: if the directory is not this user's own.
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be opened.
+        CondainerError: If the directory is not this user's own.
     """
     directory, name = os.path.split(path)
     for _ in range(_ATTEMPTS):
@@ -64,15 +63,15 @@ def open_file(path: str | Path, flags: int, *, mode: int = 0o600) -> int:
 
 
 def read(path: str | Path, most: int = _MOST) -> bytes:
-    """Read a file of the private directory.
+    """Read a file in the private directory.
 
     Args:
         path: of the file.
-        most: the bytes it may have.
+        most: bytes that it may have.
 
     Raises:
-        OSError: if there is none, or it is something else than a small regular file.
-        CondainerError: if the directory is not this user's own.
+        OSError: If there is none, or if it is no small regular file.
+        CondainerError: If the directory is not this user's own.
     """
     with open(open_file(path, os.O_RDONLY), "rb") as file:
         content = file.read(most + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
@@ -82,11 +81,15 @@ def read(path: str | Path, most: int = _MOST) -> bytes:
 
 
 def publish(path: str | Path, content: bytes) -> None:
-    """Put a file with this content in the place of one of that name, if there is one.
+    """Put a new file in place of the old one, in one step.
+
+    Args:
+        path: of the file.
+        content: what it is to hold.
 
     Raises:
-        OSError: if it cannot be written; what was there before is still there then.
-        CondainerError: if the directory is not this user's own.
+        OSError: If it cannot be written; the old file is still there then.
+        CondainerError: If the directory is not this user's own.
     """
     directory, name = os.path.split(path)
     part = f"{name}.{os.urandom(8).hex()}"
@@ -103,11 +106,14 @@ def publish(path: str | Path, content: bytes) -> None:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file of the private directory, if it is there.
+    """Remove a file of the private directory, if it exists.
+
+    Args:
+        path: of the file.
 
     Raises:
-        OSError: if that cannot be done.
-        CondainerError: if the directory is not this user's own.
+        OSError: If it cannot be removed.
+        CondainerError: If the directory is not this user's own.
     """
     directory, name = os.path.split(path)
     try:
@@ -117,19 +123,28 @@ def remove(path: str | Path) -> None:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is something of that name in the private directory.
+    """Whether the private directory has a file of this name.
+
+    Args:
+        path: of the file.
 
     Raises:
-        CondainerError: if the directory is not this user's own.
+        CondainerError: If the directory is not this user's own.
     """
     return status(path) is not None
 
 
 def status(path: str | Path) -> os.stat_result | None:
-    """What there is of that name in the private directory; None where there is nothing.
+    """Look at a file in the private directory.
+
+    Args:
+        path: of the file; a link is not followed.
+
+    Returns:
+        What `os.stat` says; None if there is no such file.
 
     Raises:
-        CondainerError: if the directory is not this user's own, or cannot be looked at.
+        CondainerError: If the directory is not this user's own, or if the file cannot be looked at.
     """
     directory, name = os.path.split(path)
     try:
@@ -141,27 +156,28 @@ def status(path: str | Path) -> os.stat_result | None:
 
 
 def names(directory: str | Path) -> list[str]:
-    """The names of what lies in the private directory; none where it is not there.
+    """The names of the files in the private directory; none if it does not exist.
+
+    Args:
+        directory: the private directory.
 
     Raises:
-        CondainerError: if the directory is not this user's own, or cannot be read.
+        CondainerError: If the directory is not this user's own, or cannot be read.
     """
     try:
-        readable = os.open(
-            ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=_directory(str(directory))
-        )
+        return files.listed(_directory(str(directory)))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise CondainerError(f"cannot read {directory}: {error.strerror}") from error
-    try:
-        return os.listdir(readable)
-    finally:
-        os.close(readable)
 
 
 def tidy(directory: str | Path) -> None:
-    """Remove the private directory once nothing is left in it."""
+    """Remove the private directory if it is empty.
+
+    Args:
+        directory: the private directory.
+    """
     try:
         os.rmdir(directory)
     except OSError:
@@ -169,11 +185,14 @@ def tidy(directory: str | Path) -> None:
 
 
 def check(directory: str | Path) -> None:
-    """See that the private directory, if it is there, is this user's own.
+    """Check that the private directory, if it exists, is this user's own.
+
+    Args:
+        directory: the private directory.
 
     Raises:
-        NotPrivateError: if it is not; says whose it is and what to do.
-        CondainerError: if it cannot be looked at.
+        NotPrivateError: If it is not: says whose it is, and what to do.
+        CondainerError: If it cannot be looked at.
     """
     try:
         _directory(str(directory))
@@ -182,11 +201,15 @@ def check(directory: str | Path) -> None:
 
 
 def _directory(path: str, *, make: bool = False) -> int:
-    """The descriptor of the private directory, which stays open in this process.
+    """The descriptor of the private directory; it stays open in this process.
+
+    Args:
+        path: of the directory.
+        make: make the directory if it is missing.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        CondainerError: if it is not what it should be.
+        FileNotFoundError: If there is none.
+        CondainerError: If it is not what it should be.
     """
     known = _opened.get(path)
     if known is not None and _is_still(path, *known):
@@ -201,14 +224,12 @@ def _directory(path: str, *, make: bool = False) -> int:
 
 
 def _is_still(path: str, descriptor: int, identity: tuple[int, int]) -> bool:
-    """Whether a descriptor is of the directory that has this name now."""
+    """Whether a descriptor still belongs to the directory that has this name now."""
     try:
-        for found in (os.fstat(descriptor), os.lstat(path)):
-            if (found.st_dev, found.st_ino) != identity:
-                return False
+        found = os.fstat(descriptor), os.lstat(path)
     except OSError:
         return False
-    return True
+    return all((each.st_dev, each.st_ino) == identity for each in found)
 
 
 def _make(path: str) -> None:
@@ -224,42 +245,46 @@ def _make(path: str) -> None:
 
 
 def _open_checked(path: str) -> int:
-    base, name = os.path.split(path)
-    descriptor = -1
     try:
-        above = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            descriptor = os.open(name, _DIRECTORY, dir_fd=above)
-            is_mount = _mount(descriptor) != _mount(above)
-        finally:
-            os.close(above)
-        _check(path, descriptor, is_mount=is_mount)
-    except BaseException as error:
-        if descriptor >= 0:
-            os.close(descriptor)
-        if isinstance(error, FileNotFoundError):
-            raise
-        if isinstance(error, NotADirectoryError) or (
-            isinstance(error, OSError) and error.errno == errno.ELOOP
-        ):
+        descriptor, is_mount = _open(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in {errno.ENOTDIR, errno.ELOOP}:
             raise _not_private(path, os.lstat(path), "it is not a directory") from error
-        if isinstance(error, OSError):
-            raise CondainerError(f"cannot open {path}: {error.strerror}") from error
+        raise CondainerError(f"cannot open {path}: {error.strerror}") from error
+    try:
+        _check(path, descriptor, is_mount=is_mount)
+    except BaseException:
+        os.close(descriptor)
         raise
     return descriptor
 
 
+def _open(path: str) -> tuple[int, bool]:
+    """Open the private directory; tells also whether something is mounted there."""
+    base, name = os.path.split(path)
+    above = files.open_directory(base)
+    try:
+        descriptor = files.enter(above, name, path)
+        try:
+            return descriptor, _mount(descriptor) != _mount(above)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    finally:
+        os.close(above)
+
+
 def _mount(descriptor: int) -> bytes:
-    """Which mount a file is reached through, as the kernel tells without asking who serves it."""
+    """The line of /proc that names a file's mount; the kernel does not ask the mount for it."""
     path = f"/proc/self/fdinfo/{descriptor}"
     try:
         with open(path, "rb") as file:
-            for line in file:
-                if line.startswith(b"mnt_id:"):
-                    return line
+            lines = file.read().split(b"\n")
     except OSError as error:
         raise CondainerError(f"cannot read {path}: {error.strerror}", NEEDS_PROC) from error
-    return b""
+    return next((line for line in lines if line.startswith(b"mnt_id:")), b"")
 
 
 def _check(path: str, descriptor: int, *, is_mount: bool) -> None:
@@ -281,19 +306,19 @@ def _not_private(path: str, found: os.stat_result, why: str) -> NotPrivateError:
     if found.st_uid == os.getuid():
         return NotPrivateError(
             f"{path} is not a directory that only you can use: {why}",
-            f"look what it is, and remove it: rm -r {path}",
+            f"look at it, and remove it: rm -r {path}",
         )
     from condainer.system.trust import describe_owner
 
     return NotPrivateError(
         f"{path} belongs to {describe_owner(found)}; condainer needs that name for your locks",
-        "you cannot mend that: ask its owner or an administrator to remove it, or "
+        "you cannot fix that: ask its owner or an administrator to remove it, or "
         + _own_base(path),
     )
 
 
 def _own_base(path: str) -> str:
-    """How to get out of the way of others."""
+    """What a user can do whose mount base others have made unusable."""
     return (
         "take a mount base of your own: 'mkdir -m 700 /var/tmp/NAME' on each node, "
         "mount_base_directory: /var/tmp/NAME in condainer.yml (its base is "

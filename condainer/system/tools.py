@@ -1,6 +1,6 @@
-"""Which executables there are, and their versions and abilities.
+"""Finds executables, and asks them for their versions and abilities.
 
-Asks the programs themselves; whether mounts really work here is for `prereq` to try.
+Whether mounting really works here is for `prereq` to test.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Mksquashfs:
     """The program that writes images.
 
     Attributes:
-        path: where it is.
+        path: of the program.
         version: major and minor.
-        compressors: the algorithms it was built with.
+        compressors: the compressors that it knows.
     """
 
     path: Path
@@ -46,7 +46,14 @@ class Mksquashfs:
 
 
 def which(name: str) -> Path | None:
-    """The program of that name on PATH, or in the system's directories that PATH often lacks."""
+    """Find a program on PATH, or in the system directories that PATH often lacks.
+
+    Args:
+        name: of the program.
+
+    Returns:
+        Its path; None if there is none.
+    """
     return next(_each(name), None)
 
 
@@ -60,10 +67,10 @@ def _each(name: str) -> Iterator[Path]:
 
 
 def find_mksquashfs() -> Mksquashfs:
-    """Find mksquashfs and ask what it can do.
+    """Find mksquashfs, and ask what it can do.
 
     Raises:
-        ToolError: where there is none.
+        ToolError: If there is none.
     """
     path = which("mksquashfs")
     if path is None:
@@ -79,10 +86,10 @@ def find_mksquashfs() -> Mksquashfs:
 
 
 def _compressors(path: Path) -> tuple[str, ...]:
-    """What `mksquashfs -help` lists as available compressors.
+    """The compressors that `mksquashfs -help` lists.
 
-    4.x list them at the end of the help text, each on a line of its own after a heading; 4.7 has
-    them on a page of its own.
+    4.x lists them at the end of the help, each on a line of its own below a heading. 4.7 lists them
+    on a page of their own.
     """
     for option in ("-help", "-help-all", "-help-comp all"):
         answer = process.call([str(path), *option.split()])
@@ -95,22 +102,30 @@ def _compressors(path: Path) -> tuple[str, ...]:
 
 
 def find_fusermount() -> Path | None:
-    """The helper that lets an ordinary user mount and unmount with FUSE.
+    """Find the program that lets ordinary users mount with FUSE; None if there is none.
 
-    One that is not setuid comes last: an active conda environment may have it, first on PATH.
+    One that is not setuid comes last: an active conda environment may have such a one on PATH.
     """
     found = [path for name in ("fusermount3", "fusermount") for path in _each(name)]
     return min(found, key=lambda path: not is_setuid(path), default=None)
 
 
 def is_setuid(path: Path) -> bool:
-    """Whether a program runs as root, whoever starts it."""
+    """Whether a program runs as root, whoever starts it.
+
+    Args:
+        path: of the program.
+    """
     status = path.stat()
     return status.st_uid == 0 and bool(status.st_mode & stat.S_ISUID)
 
 
 def version_of(path: Path) -> str:
-    """The first line a program prints for --version; empty where it prints none."""
+    """The first line that a program prints for --version; empty if it prints none.
+
+    Args:
+        path: of the program.
+    """
     try:
         answer = process.call([str(path), "--version"], timeout=20)
     except ToolError:

@@ -1,13 +1,13 @@
-"""Whom a path belongs to: who else could put something in its place, or change what lies there.
+"""Finds out who can change what is at a path.
 
-The owner of a directory can exchange all that is in it, and so can whoever may write there. Where
-a directory is sticky, as /tmp is, only the owner of an entry can. So a path is safe where each
-directory on the way, and each link, is in the hands of trusted users. Nothing is run from, mounted
-on, built at or unpacked into a path that is not: what a program loads next could be somebody
-else's. A name, once it was found to be safe, can be used as a name: nobody else can change what it
-stands for.
+The owner of a directory can replace everything in it, and so can everybody who may write to it. In
+a sticky directory, such as /tmp, only the owner of an entry can replace the entry. So a path is
+safe if trusted users own each directory and each link on the way to it. Nothing is run from,
+mounted on, built at or unpacked into a path that is not safe: a program might load somebody else's
+code from there. Once a name was found safe, it can be used as a name: nobody else can change what
+it refers to.
 
-Every `exec` comes through here, so nothing is imported that takes long.
+Every `exec` uses this module, so it imports nothing that takes long.
 """
 
 from __future__ import annotations
@@ -39,19 +39,25 @@ class ExposedError(MountError):
 
 
 def check_base(project: Project) -> None:
-    """See that nobody can put something else in the place of a project's mountpoint.
+    """Check that nobody can put something else in place of a project's mountpoint.
+
+    Args:
+        project: whose mountpoint.
 
     Raises:
-        ExposedError: if somebody can who is not trusted; says who and what to do.
+        ExposedError: If somebody can who is not trusted: says who, and what to do.
     """
     _check(str(project.prefix.parent), project)
 
 
 def check_prefix(project: Project) -> None:
-    """See that nobody can put something else in the place of a mountpoint that is there, or in it.
+    """Check that nobody can change an existing mountpoint, or put something else in its place.
+
+    Args:
+        project: whose mountpoint.
 
     Raises:
-        ExposedError: if somebody can who is not trusted; says who and what to do.
+        ExposedError: If somebody can who is not trusted: says who, and what to do.
     """
     _check(str(project.prefix), project)
 
@@ -62,17 +68,31 @@ def _check(path: str, project: Project) -> None:
         where, lacks_bit, _ = problem.partition(" is writable for ")
         raise ExposedError(
             f"{path} is not safe to run programs from: {problem}",
-            (f"'chmod +t {where}' mends that; or " if lacks_bit else "") + other_base(project),
+            (f"'chmod +t {where}' fixes that; or " if lacks_bit else "") + other_base(project),
         )
 
 
 def of_this_user(project: Project) -> set[int]:
-    """This user, root, and whom the project's settings name as trusted."""
+    """The users whom this user trusts: this user, root, and those that the settings name.
+
+    Args:
+        project: whose settings.
+
+    Returns:
+        Their numbers.
+    """
     return {0, os.getuid()} | _user_ids(project.config.trusted_users)
 
 
 def trusted(project: Project) -> set[int]:
-    """The users who decide in any case what programs of a project do, and those it names."""
+    """The users who decide anyway what a project's programs do, and those that the settings name.
+
+    Args:
+        project: whose image and settings.
+
+    Returns:
+        Their numbers.
+    """
     found = of_this_user(project)
     for path in (project.image, project.directory):
         try:
@@ -83,7 +103,15 @@ def trusted(project: Project) -> set[int]:
 
 
 def of_another(project: Project, status: os.stat_result) -> tuple[str, str]:
-    """What to say where another user has made the mountpoint, and what to do about it."""
+    """Say that another user has made the mountpoint.
+
+    Args:
+        project: whose mountpoint.
+        status: of the directory there.
+
+    Returns:
+        What happened, and what to do.
+    """
     return (
         f"the mountpoint {project.prefix} belongs to {describe_owner(status)}",
         f"you cannot remove it: ask its owner or an administrator to; or {other_base(project)}",
@@ -91,7 +119,11 @@ def of_another(project: Project, status: os.stat_result) -> tuple[str, str]:
 
 
 def other_base(project: Project) -> str:
-    """What to do where a mountpoint is in the hands of others."""
+    """Say what to do if a mountpoint is in the hands of others.
+
+    Args:
+        project: whose mountpoint.
+    """
     return (
         f"choose a mount_base_directory in {project.directory}/condainer.yml that only you or root "
         "can write to, and build again; its key trusted_users names others whom you trust with "
@@ -100,28 +132,31 @@ def other_base(project: Project) -> str:
 
 
 def find_stranger(path: str, trusted: Collection[int]) -> str:
-    """Who can change what is at a path, and is not trusted.
+    """Find a user who can change what is at a path, and who is not trusted.
 
     Args:
-        path: absolute; what is missing is no danger where only trusted users can make it.
-        trusted: the user ids.
+        path: absolute. If its end is missing, it is safe if only trusted users can make it.
+        trusted: numbers of the users.
 
     Returns:
-        who, and at which part of the path; empty where nobody can.
+        Who it is, and at which part of the path; empty if there is none.
 
     Raises:
-        CondainerError: if /proc does not tell what is mounted.
+        CondainerError: If /proc does not tell what is mounted.
     """
     return _Walk(trusted).problem(path)
 
 
 def signature(path: str) -> tuple[Step, ...]:
-    """What tells the directories on a path, and who may write there, from what was found before.
+    """Describe the directories on a path and who may write to them, to notice later changes.
 
-    Not their owners: a user namespace shows others, and only root could change them.
+    Owners are left out: a user namespace shows others, and only root could change them.
+
+    Args:
+        path: absolute.
 
     Raises:
-        OSError: if it cannot be looked at.
+        OSError: If a part of it cannot be looked at.
     """
     return tuple(
         (name, status.st_dev, status.st_ino, status.st_mode) for name, status in _steps(path)
@@ -129,13 +164,13 @@ def signature(path: str) -> tuple[Step, ...]:
 
 
 def user_id(name: str) -> int:
-    """The id of a user.
+    """The number of a user.
 
     Args:
-        name: or number.
+        name: name or number.
 
     Raises:
-        CondainerError: if nobody here has that name.
+        CondainerError: If no user of this machine has that name.
     """
     if name.isdecimal() and name.isascii() and len(name) <= len(str(_LAST)) and int(name) <= _LAST:
         return int(name)
@@ -148,7 +183,7 @@ def user_id(name: str) -> int:
 
 
 def _user_ids(names: Collection[str]) -> set[int]:
-    """The ids of users by name or number; names that nobody has here are left out."""
+    """The numbers of users by name or number, without names that nobody has here."""
     found = set()
     for name in names:
         try:
@@ -159,7 +194,11 @@ def _user_ids(names: Collection[str]) -> set[int]:
 
 
 def describe_owner(status: os.stat_result) -> str:
-    """Who owns something, and since when it is as it is, for a message."""
+    """Name the owner of a file in a message, and the time of its last change.
+
+    Args:
+        status: of the file.
+    """
     import time
 
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.st_ctime))
@@ -167,7 +206,11 @@ def describe_owner(status: os.stat_result) -> str:
 
 
 def user_name(uid: int) -> str:
-    """A user, for a message: by name as well, where there is one."""
+    """Name a user in a message: by number, and by name if there is one.
+
+    Args:
+        uid: number of the user.
+    """
     import pwd
 
     try:
@@ -177,10 +220,10 @@ def user_name(uid: int) -> str:
 
 
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Each directory and each link on the way of a path, with the links followed.
+    """Each directory and each link on the way of a path, with links followed.
 
     Raises:
-        OSError: if one cannot be looked at, or if there are too many links.
+        OSError: If one cannot be looked at, or if there are too many links.
     """
     import errno
 
@@ -208,14 +251,18 @@ def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 class _Walk:
-    """Looks at one path after the other with the eyes of those who trust certain users."""
+    """Looks at paths for somebody who trusts certain users.
+
+    Args:
+        trusted: numbers of the users.
+    """
 
     def __init__(self, trusted: Collection[int]) -> None:
         self._trusted = trusted
         self._knows_root = _knows_root()
 
     def problem(self, path: str) -> str:
-        """Who could change what is at a path, and how; empty where nobody can."""
+        """Who could change what is at a path, and how; empty if nobody can."""
         shared = {"": False}  # the directories, and whether entries there are their owners' own
         device = -1
         try:
@@ -247,13 +294,13 @@ class _Walk:
     def _trusts(self, uid: int, shared: bool) -> bool:  # noqa: FBT001
         """Whether an owner is trusted.
 
-        In a user namespace that does not know root, what is root's looks like everybody else's.
-        It is root's where nobody else could have put it there.
+        A user namespace that does not know root shows root's files as those of an unknown user.
+        Such a file is root's if nobody else could have put it there.
         """
         return uid in self._trusted or (uid == _OVERFLOW and not self._knows_root and not shared)
 
     def _writers(self, name: str, status: os.stat_result) -> str:
-        """Which others may write to a directory, in words; empty where nobody may."""
+        """Which others may write to a directory, in words; empty if nobody may."""
         if status.st_mode & stat.S_IWOTH:
             return "all"
         if not status.st_mode & stat.S_IWGRP:
@@ -263,10 +310,10 @@ class _Walk:
         return "" if self._is_of_trusted(status.st_gid) else f"group {status.st_gid}"
 
     def _is_of_trusted(self, gid: int) -> bool:
-        """Whether a group has trusted users only: the group that a user has for itself, or root's.
+        """Whether a group has only trusted members: a user's private group, or that of root.
 
-        Who has a group as their first cannot be listed on many clusters, so the name has to show
-        that it is one user's.
+        Many clusters cannot list who has a group as the first one. So the name of the group must
+        show that it is one user's.
         """
         import grp
         import pwd
@@ -297,10 +344,10 @@ def _knows_root() -> bool:
 
 
 def _fuse_user(device: int) -> int:
-    """Who has mounted the FUSE file system of a device; 0 where it is root, or none of FUSE's.
+    """The user who mounted the FUSE file system of a device; 0 for root or for no FUSE.
 
     Raises:
-        CondainerError: if that cannot be read; then nothing can be called safe.
+        CondainerError: If that cannot be read; then nothing can be called safe.
     """
     number = f"{os.major(device)}:{os.minor(device)}"
     path = "/proc/self/mountinfo"
@@ -309,11 +356,15 @@ def _fuse_user(device: int) -> int:
     except OSError as error:
         raise CondainerError(f"cannot read {path}: {error.strerror}", NEEDS_PROC) from error
     with table:
-        for line in table:
-            fields, _, after = line.partition(b" - ")
-            if fields.split(b" ", 3)[2] != number.encode() or not after.startswith(b"fuse"):
-                continue
-            for option in after.rsplit(b" ", 1)[-1].strip().split(b","):
-                if option.startswith(b"user_id="):
-                    return int(option[len(b"user_id=") :])
-    return 0
+        users = [_fuse_user_in(line) for line in table if line.split(b" ", 3)[2] == number.encode()]
+    return next((user for user in users if user), 0)
+
+
+def _fuse_user_in(line: bytes) -> int:
+    """The user that a line of the mount table names: proc(5), mountinfo; 0 if it names none."""
+    after = line.partition(b" - ")[2]
+    if not after.startswith(b"fuse"):
+        return 0
+    options = after.rsplit(b" ", 1)[-1].strip().split(b",")
+    found = (option[len(b"user_id=") :] for option in options if option.startswith(b"user_id="))
+    return int(next(found, b"0"))

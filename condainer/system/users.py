@@ -1,4 +1,4 @@
-"""Who uses a mount: found by looking at this user's processes in /proc (proc(5))."""
+"""Finds out who uses a mount: looks at this user's processes in /proc (proc(5))."""
 
 from __future__ import annotations
 
@@ -21,51 +21,84 @@ OPEN_FOREIGN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O
 
 @dataclass(frozen=True)
 class User:
-    """A process that uses a mount."""
+    """A process that uses a mount.
+
+    Attributes:
+        pid: its number.
+        command: its name.
+    """
 
     pid: int
     command: str
 
 
 def users_of(mountpoint: Path, use_lock: Path) -> list[User]:
-    """The processes that run, map, or have open something below a mountpoint, or hold its lock.
+    """Find the processes that run, map or have open anything in a mount, or hold its lock.
 
-    Other users' processes cannot be looked at; a FUSE mount is closed to them anyway.
+    Processes of other users cannot be looked at, but a FUSE mount is closed to them anyway.
+
+    Args:
+        mountpoint: of the mount.
+        use_lock: the lock file of the mount.
+
+    Returns:
+        The processes, by number. This process is not among them.
     """
     top = str(mountpoint.parent.resolve() / mountpoint.name)
     lock = str(use_lock.parent.resolve() / use_lock.name)
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            uses = any(path in {lock, top} or path.startswith(top + "/") for path in _paths(entry))
-            if uses:
-                found.append(User(int(entry.name), _command(entry)))
+
+    def is_of_mount(path: str) -> bool:
+        return path in {lock, top} or path.startswith(top + "/")
+
+    own = str(os.getpid())
+    others = [e for e in Path("/proc").iterdir() if e.name.isdigit() and e.name != own]
+    found = [User(int(e.name), _command(e)) for e in others if any(map(is_of_mount, _paths(e)))]
     return sorted(found, key=lambda user: user.pid)
 
 
 def claimants(mountpoint: Path) -> list[str]:
-    """The other users who have mounted over a directory in a namespace of theirs, in words.
+    """Find the other users who have mounted something over a directory, each in a namespace.
 
-    They lock a file beside it, which has their number. One that is not theirs counts for nothing.
+    They lock a file beside it that has their number in its name. Files of other owners are ignored.
+
+    Args:
+        mountpoint: the directory.
+
+    Returns:
+        The users, in words.
     """
     found = []
     for path in mountpoint.parent.glob(f"{mountpoint.name}.*"):
-        user = path.name.rpartition(".")[2]
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, OPEN_FOREIGN)
-            try:
-                status = os.fstat(descriptor)
-                if str(status.st_uid) == user:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found.append(describe_owner(status))
-            finally:
-                os.close(descriptor)
-    return found
+            found.append(_claimant(path))
+    return [name for name in found if name]
+
+
+def _claimant(path: Path) -> str:
+    """The owner of a file that is locked and has the owner's number in its name; else empty.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    descriptor = os.open(path, OPEN_FOREIGN)
+    try:
+        status = os.fstat(descriptor)
+        if str(status.st_uid) == path.name.rpartition(".")[2]:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return describe_owner(status)
+    finally:
+        os.close(descriptor)
+    return ""
 
 
 def describe(users: list[User], most: int = 8) -> str:
-    """Processes in words, for a message."""
+    """Name processes in a message.
+
+    Args:
+        users: the processes.
+        most: number of processes to name at most.
+    """
     words = [f"{foreign(user.command)} ({user.pid})" for user in users[:most]]
     if len(users) > most:
         words.append(f"{len(users) - most} more")

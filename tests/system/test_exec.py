@@ -246,12 +246,12 @@ def test_a_command_that_begins_with_a_dash(built: Workshop, tmp_path: Path) -> N
 def test_exec_help_is_its_own(built: Workshop) -> None:
     done = built.run("exec", "--help")
     assert done.stdout.startswith("usage: condainer [options] exec")
-    assert "125 where condainer failed" in done.stdout
+    assert "125 if condainer itself failed" in done.stdout
 
 
 def test_an_option_behind_exec_is_not_taken_for_condainers(built: Workshop) -> None:
     done = built.run("exec", "-d", "x", "true", status=125)
-    assert "exec has no option -d: condainer's options stand before 'exec'" in done.stderr
+    assert "exec has no option -d: write condainer's options before 'exec'" in done.stderr
 
 
 # Streams and descriptors

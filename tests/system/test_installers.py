@@ -340,4 +340,4 @@ def test_an_environment_of_nothing(workshop: Workshop, build: Callable[[Workshop
 def test_what_is_passed_over_is_said_once(workshop: Workshop) -> None:
     write(workshop, "name: nothing\ncategory: main\ndependencies: []\n")
     answer = workshop.run("build", "--installer", "rattler")
-    assert answer.stderr.count("environment.yml, line 2: the key 'category' is passed over") == 1
+    assert answer.stderr.count("environment.yml, line 2: the key 'category' is ignored") == 1

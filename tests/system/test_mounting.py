@@ -160,7 +160,7 @@ def test_kernel_backend(ready: Workshop) -> None:
 def test_a_mount_by_another_backend_stays_and_is_named(mounted: Workshop) -> None:
     answer = mounted.run("mount", "--backend", "squashfuse", "--print")
     assert answer.stdout == f"{mounted.prefix}\n"
-    words = f"{mounted.prefix} is mounted already, with squashfuse_ll; it stays so\n"
+    words = f"{mounted.prefix} is already mounted with squashfuse_ll, and stays so\n"
     assert answer.stderr == words
     assert mounted.run("mount", "--backend", "squashfuse_ll", "--print").stderr == ""
     assert mount_status(mounted)["backend"] == "squashfuse_ll"

@@ -64,7 +64,7 @@ def test_more_jobs_than_this_process_may_use(workshop: Workshop, hard_channel: P
         text=True,
         check=True,
     )
-    assert "-j 99999999999: taking 1, all that this process may use\n" in done.stderr
+    assert "-j 99999999999: using 1, as this process may use no more\n" in done.stderr
     assert "Using 1 processor\n" in workshop.build_log.read_text()
 
 

@@ -9,7 +9,7 @@ import pytest
 from condainer.errors import BuildError
 from condainer.pipeline import squash, tree
 from condainer.project import image
-from condainer.project.config import COMPRESSORS
+from condainer.project.values import COMPRESSORS
 from condainer.system import tools
 from tests import building
 

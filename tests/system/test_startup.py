@@ -108,7 +108,7 @@ def test_what_fails_early_leaves_a_longer_list(noisy: Workshop) -> None:
     before = listed(noisy)
     words = profile(noisy, "cat d >/dev/null; exit 1", status=1).stderr
     assert "it failed (exit status 1) and read" in words
-    assert f"the list of {len(before)} that is there stays" in words
+    assert f"the list of {len(before)} files stays as it is" in words
     assert listed(noisy) == before
     profile(noisy, "cat a b c d >/dev/null; exit 1", status=1)
     assert len(listed(noisy)) == len(before) + 1
@@ -214,7 +214,7 @@ def test_an_image_in_use_cannot_be_watched(mounted: Workshop) -> None:
         wait_for(lambda: mounted.run("status").stdout.count("sleep"))
         words = mounted.run("profile", "--", "true", status=1).stderr
         user.send_signal(signal.SIGTERM)
-    assert "is mounted already, so nobody can see what one program reads" in words
+    assert "is already mounted, so nobody can tell which program reads a file" in words
     assert not startup_file(mounted).exists()
 
 

@@ -126,7 +126,7 @@ def test_of_a_copy_whose_mountpoint_shows_the_other_image(
     mounted: Workshop, tmp_path: Path, hard_channel: Path
 ) -> None:
     copy = mounted.copy(tmp_path / "copy")
-    words = "problem     what is mounted is not this image"
+    words = "problem     the mounted image is not this one"
     assert words not in copy.run("status").stdout  # it holds the same
     copy.configure(uuid=(own := str(uuid.uuid4())))
     copy.environment("hard-text", channel=hard_channel)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import condainer
+from condainer import cli
 
 PACKAGE = Path(condainer.__file__).parent
 MODULES = {
@@ -87,8 +89,8 @@ def test_the_reading_of_imports_sees_something() -> None:
     assert module_of("condainer.pipeline.errors") == "condainer.pipeline.__init__"
     assert module_of("pathlib.Path") is None
     assert "condainer.cli" in MODULES
-    assert "condainer.running.execute.become" not in imports(MODULES["condainer.cli"])
-    assert "condainer.running.execute" in imports(MODULES["condainer.cli"])
+    assert "condainer.running.execute.become" not in imports(MODULES["condainer.start"])
+    assert "condainer.running.execute" in imports(MODULES["condainer.start"])
     assert importers("yaml") >= {"condainer.project.yamlfile"}
 
 
@@ -187,13 +189,21 @@ def test_a_room_imports_only_what_is_below_it(room: str, allowed: set[str]) -> N
         ("condainer.project.config", {"errors", "system.files", "project"}),
         ("condainer.project.environment", {"errors", "system.files", "project.yamlfile"}),
         ("condainer.project.places", set()),
+        ("condainer.project.values", set()),
         ("condainer.project.yamlfile", {"errors"}),
         ("condainer.running.activation", {"errors", "system.files", "project", "running"}),
         ("condainer.running.shell", {"system.files", "running.variables"}),
         ("condainer.running.sourcing", {"errors", "system.process"}),
         ("condainer.running.variables", set()),
         ("condainer.system.notes", set()),
-        ("condainer.system.process", {"errors"}),
+        (
+            "condainer.system.process",
+            {"errors", "system.groups", "system.signals", "system.streams"},
+        ),
+        ("condainer.system.groups", {"system.processtable"}),
+        ("condainer.system.processtable", set()),
+        ("condainer.system.signals", {"errors"}),
+        ("condainer.system.streams", set()),
         ("condainer.system.trust", {"errors"}),
     ],
 )
@@ -210,13 +220,18 @@ def test_progress_knows_only_the_events_of_the_pipeline() -> None:
 
 
 def test_the_command_line_imports_commands_only_when_they_run() -> None:
-    tree = ast.parse(MODULES["condainer.cli"].read_text(encoding="utf-8"))
-    above = {
-        node.module
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module and within(node.module, "condainer")
-    }
-    assert above == {"condainer.errors"}
+    own = {name for name in imports(MODULES["condainer.cli"]) if within(name, "condainer.commands")}
+    assert own == {"condainer.commands.console"}
+
+
+def test_each_command_is_a_module_of_its_name() -> None:
+    for name in cli.COMMANDS:
+        module = importlib.import_module(f"condainer.commands.{name}")
+        assert module.__doc__
+        assert module.__doc__.startswith(f"`{name}`: ")
+        assert f"condainer {name}" in module.EXAMPLES
+        assert callable(module.run)
+        assert callable(module.add_arguments)
 
 
 def test_only_the_command_line_and_progress_write_to_the_user() -> None:
@@ -231,8 +246,9 @@ def test_only_the_command_line_and_progress_write_to_the_user() -> None:
         *(f"condainer.squashfs.{name}" for name in ("reading", "unpack")),
         *(f"condainer.startup.{name}" for name in ("locate", "record")),
     }
-    assert writers <= {"condainer.cli", "condainer.commands.progress", *programs}
-    assert "condainer.cli" in writers
+    own = {f"condainer.commands.{name}" for name in ("console", "progress")}
+    assert writers <= {"condainer.cli", *own, *programs}
+    assert own <= writers
 
 
 def _called(path: Path) -> set[str]:

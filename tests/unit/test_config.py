@@ -162,7 +162,7 @@ def test_an_unknown_key(key: str, suggestion: str | None) -> None:
             for key in ("package_cache", "conda_exe", "environment_yml", "requirements_txt")
         ),
         ("mount_base_directory: ~/x", "must be an absolute path"),
-        (f"uuid: {UUID}", "stands here a second time"),
+        (f"uuid: {UUID}", "appears a second time"),
     ],
 )
 def test_a_wrong_value(line: str, words: str) -> None:

@@ -43,8 +43,8 @@ def test_links_are_followed_unless_a_file_has_to_lie_within(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[" * 200 + "]" * 200, "too deep in one another"),
-        ("[" * 999 + "]" * 999, "too deep in one another"),
+        ("[" * 200 + "]" * 200, "nested too deeply"),
+        ("[" * 999 + "]" * 999, "nested too deeply"),
         ("[" + "9" * 500 + "]", "a number in it is too long"),
         ("[" + "[]," * 1000 + "[]]", "more than 1,000 values"),
         ('{"a": 1', "Expecting"),

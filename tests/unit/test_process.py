@@ -255,9 +255,9 @@ def test_children_that_nobody_waits_for_do_not_hold_a_build_up() -> None:
 
 _ADOPTING = """\
 import anyio
-from condainer.system import process
+from condainer.system import groups, process
 async def main():
-    async with process.adopting():
+    async with groups.adopting():
         await process.run(["sh", "-c", "setsid sleep 600 & echo $!"], on_line=print)
 anyio.run(main)
 """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from condainer.errors import ConfigError
 from condainer.project import yamlfile
-from condainer.project.config import CHANNEL_PRIORITIES
+from condainer.project.values import CHANNEL_PRIORITIES
 from condainer.system import files
 
 if TYPE_CHECKING:
