@@ -6,8 +6,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from condainer.errors import ImageError
 from condainer.project import image
+from condainer.startup import note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,23 +27,19 @@ def read_all(path: Path, on_progress: Callable[[int, int], None]) -> int:
         the bytes there are; a hole counts as read, however large it is.
 
     Raises:
-        ImageError: where it cannot be read.
+        ImageError: If it is no image, or cannot be read.
     """
+    superblock = image.read_superblock(path)
     done = 0
-    try:
-        with os.fdopen(image.open_image(path), "rb", buffering=0) as file:
-            total = os.fstat(file.fileno()).st_size
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            start, end = image.read_startup(path)
-            if start < end:  # what programs want first
-                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
-            buffer = bytearray(_CHUNK)
-            while done < total:
-                done = _next_data(file.fileno(), done, total)
-                done += file.readinto(buffer) or total - done  # it has become shorter
-                on_progress(done, total)
-    except OSError as error:
-        raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
+    with image.opened(path) as descriptor:
+        total = os.fstat(descriptor).st_size
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        note.read_ahead(descriptor, superblock)  # what programs want first
+        buffer = bytearray(_CHUNK)
+        while done < total:
+            done = _next_data(descriptor, done, total)
+            done += os.readv(descriptor, [buffer]) or total - done  # it has become shorter
+            on_progress(done, total)
     return done
 
 

@@ -1,6 +1,6 @@
 """The kernel's FUSE protocol, spoken directly: requests are read from /dev/fuse, answers written.
 
-What a request means for the image is `vfs`'s business, which number an error has `operations`', and
+What a request means for the image is `vfs`'s business, which number an error has `posix`', and
 where the descriptor comes from `attach`'s. Here a request costs two system calls and few lines of
 Python, which no binding to libfuse reaches: for each call these build structures with ctypes.
 
@@ -20,15 +20,14 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from condainer.fuse import operations
+from condainer.fuse import posix
 from condainer.fuse.log import Log
-from condainer.squashfs.vfs import NotFoundError
+from condainer.squashfs.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from condainer.squashfs.image import Inode
-    from condainer.squashfs.vfs import FileSystem
+    from condainer.squashfs import FileSystem, Inode
 
 _MAJOR, _MINOR = 7, 31
 _LEAST_MINOR = 12
@@ -220,10 +219,10 @@ class Session:
 
     def _failed(self, unique: int, opcode: int, error: Exception) -> None:
         """Answer that a request has failed: that ends neither the file system nor the thread."""
-        if operations.is_failure(error):
+        if posix.is_failure(error):
             self.log.failed(f"operation {opcode}", error)
         try:
-            self._fail(unique, operations.number_of(error))
+            self._fail(unique, posix.number_of(error))
         except OSError as problem:  # where /dev/fuse has failed, so does reading from it
             self.log.failed("answering", problem)
 
@@ -242,10 +241,10 @@ class Session:
         time = inode.mtime
         uid = inode.uid if self._uid is None else self._uid
         gid = inode.gid if self._gid is None else self._gid
-        blocks = operations.blocks(self._files, inode)
+        blocks = posix.blocks(self._files, inode)
         return (
             *(inode.number, inode.size, blocks, time, time, time, 0, 0, 0),
-            *(inode.mode, inode.links, uid, gid, operations.device(inode), operations.BLKSIZE, 0),
+            *(inode.mode, inode.links, uid, gid, posix.device(inode), posix.BLKSIZE, 0),
         )
 
     def _entry(self, ref: int) -> bytes:
@@ -286,7 +285,7 @@ class Session:
 
     def _lookup(self, unique: int, node: int, request: bytes) -> _Slow | None:
         name = request[_HEADER:-1]
-        operations.check_name(name)
+        posix.check_name(name)
         directory = self._ref(node)
         if self._files.takes_long(directory):
             return unique, 1, lambda: self._look_up(unique, directory, name)
@@ -307,7 +306,7 @@ class Session:
 
     def _access(self, unique: int, node: int, request: bytes) -> None:
         (mask,) = _MASK.unpack_from(request, _HEADER)
-        operations.check_access(self._files.inode(self._ref(node)), mask)
+        posix.check_access(self._files.inode(self._ref(node)), mask)
         self._answer(unique)
 
     def _readlink(self, unique: int, node: int, _request: bytes) -> None:
@@ -361,20 +360,18 @@ class Session:
             yield following + _DOTS, entry.name, entry.number, kind, entry.ref
 
     def _statfs(self, unique: int, _node: int, _request: bytes) -> None:
-        block, blocks, inodes = operations.totals(self._files)
-        self._answer(
-            unique, _STATFS.pack(blocks, 0, 0, inodes, 0, block, operations.NAME_MAX, block)
-        )
+        block, blocks, inodes = posix.totals(self._files)
+        self._answer(unique, _STATFS.pack(blocks, 0, 0, inodes, 0, block, posix.NAME_MAX, block))
 
     def _getxattr(self, unique: int, node: int, request: bytes) -> None:
         (size, _) = _XATTR.unpack_from(request, _HEADER)
         name = request[_HEADER + _XATTR.size : -1]
-        value = operations.xattr(self._files, self._files.inode(self._ref(node)), name)
+        value = posix.xattr(self._files, self._files.inode(self._ref(node)), name)
         self._give(unique, size, value)
 
     def _listxattr(self, unique: int, node: int, request: bytes) -> None:
         (size, _) = _XATTR.unpack_from(request, _HEADER)
-        names = operations.xattr_names(self._files, self._files.inode(self._ref(node)))
+        names = posix.xattr_names(self._files, self._files.inode(self._ref(node)))
         self._give(unique, size, b"".join(name + b"\0" for name in names))
 
     def _give(self, unique: int, size: int, value: bytes) -> None:

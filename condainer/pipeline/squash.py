@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from condainer.pipeline.parts import Part
     from condainer.pipeline.tree import Tree
     from condainer.project.config import Config
+    from condainer.squashfs import Superblock
     from condainer.system.tools import Mksquashfs
 
 PREFERENCE = ("zstd", "gzip")
@@ -195,7 +196,7 @@ async def unpack(source: Path, directory: Path, workplace: Workplace) -> None:
         raise BuildError(f"unsquashfs failed ({answer.verdict}):\n{last}")
 
 
-def verify(path: Path, tree: Tree) -> image.Superblock:
+def verify(path: Path, tree: Tree) -> Superblock:
     """See that an image is whole and holds what was to go into it.
 
     Raises:

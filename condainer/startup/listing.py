@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError
 from condainer.project import image
+from condainer.startup import note
 from condainer.system import files, process
 
 if TYPE_CHECKING:
@@ -92,4 +93,6 @@ async def mark(part: Part, names: Sequence[str], workplace: Workplace) -> None:
         raise BuildError(f"cannot see where files lie in {part.path}: {last}")
     start, end = map(int, answer.stdout.split())
     if start < end:
-        image.write_startup(part.content, start, end)
+        superblock = image.read_superblock(part.content)
+        with part.content.open("r+b") as file:
+            note.write(file.fileno(), superblock, start, end)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from condainer.squashfs import image, reading, vfs
+from condainer.squashfs import REG, FileSystem, NotFoundError, WrongKindError
+from condainer.squashfs.program import with_image
 
 _GAP = 1 << 20
 """Bytes between two files that are read with them: fewer than it takes to go elsewhere."""
@@ -25,14 +26,14 @@ def main(arguments: list[str]) -> int:
     """
     (image,) = arguments
 
-    def show(files: vfs.FileSystem) -> None:
+    def show(files: FileSystem) -> None:
         start, end = extent(files, sys.stdin.buffer.read().split(b"\0"))
         sys.stdout.write(f"{start} {end}\n")
 
-    return reading.with_image(image, show)
+    return with_image(image, show)
 
 
-def extent(files: vfs.FileSystem, paths: list[bytes]) -> tuple[int, int]:
+def extent(files: FileSystem, paths: list[bytes]) -> tuple[int, int]:
     """The first byte of the part that files need most of, and the one behind the last.
 
     The last of the small files may lie far behind, with the end of others.
@@ -48,10 +49,10 @@ def extent(files: vfs.FileSystem, paths: list[bytes]) -> tuple[int, int]:
     for path in paths:
         try:
             inode = files.inode(files.resolve(path))
-        except (vfs.NotFoundError, vfs.WrongKindError):
+        except (NotFoundError, WrongKindError):
             continue
-        if inode.kind == image.REGULAR:
-            found += (place for place in files.places(inode) if place[0] < place[1])
+        if inode.kind == REG:
+            found += (extent for extent in files.extents(inode) if extent[0] < extent[1])
     best = run = (0, 0)
     for start, end in sorted(found):
         run = (run[0], max(run[1], end)) if start <= run[1] + _GAP else (start, end)

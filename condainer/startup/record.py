@@ -16,13 +16,13 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
-from condainer.squashfs import reading
-from condainer.squashfs.vfs import FileSystem
+from condainer.squashfs import FileSystem, walk
+from condainer.squashfs.program import with_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from condainer.squashfs.image import Image, Inode
+    from condainer.squashfs import Image, Inode
 
 _PLACE = struct.Struct("<Q")
 
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
             noted = file.read()
         sys.stdout.buffer.writelines(name + b"\0" for name in read(noted, files))
 
-    return reading.with_image(image, show)
+    return with_image(image, show)
 
 
 def read(record: bytes, files: FileSystem) -> Iterator[bytes]:
@@ -89,7 +89,7 @@ def read(record: bytes, files: FileSystem) -> Iterator[bytes]:
 
 def _names(files: FileSystem, wanted: dict[int, None]) -> dict[int, bytes]:
     """Where what is wanted is in the image; a file with several names has the last one here."""
-    return {entry.ref: name for name, entry in files.walk() if entry.ref in wanted}
+    return {entry.ref: name for name, entry in walk(files) if entry.ref in wanted}
 
 
 if __name__ == "__main__":
