@@ -392,7 +392,7 @@ def _add_running(commands: Any) -> None:  # noqa: ANN401
     mount.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "squashfuse_ll", "squashfuse", "python", "extract", "kernel"),
+        choices=("auto", "squashfuse_ll", "squashfuse", "python", "fusepy", "extract", "kernel"),
         help="what mounts (default: the first that works; extract unpacks; kernel is for root)",
     )
     _add(

@@ -95,7 +95,7 @@ def test_exec_without_fusermount(bare: Place) -> None:
     assert "in a namespace of its own" in done.stderr
 
 
-@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python"])
+@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python", "fusepy"])
 def test_backends_without_fusermount(bare: Place, backend: str) -> None:
     others = [name for name in ("squashfuse_ll", "squashfuse") if name != backend]
     hide = "".join(f'mount --bind /dev/null "$(type -P {name})"; ' for name in others)
