@@ -1,6 +1,6 @@
 """What serves an image how fast: the kernel, squashfuse_ll, squashfuse, and the one in Python.
 
-    python -m benchmarks.filesystem [--rounds N] [--files N] [--bindings]
+    python -m benchmarks.filesystem [--rounds N] [--files N]
 
 Root only, since the kernel's own mount is the measure. The image is in the page cache throughout.
 `cpu` is what the daemon used; `MiB` is the most memory it had until then. Ratios are to
@@ -112,14 +112,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--files", type=int, default=50_000, help="small files (default: 50000)")
-    parser.add_argument("--bindings", action="store_true", help="also by fusepy and mfusepy")
     arguments = parser.parse_args()
     if os.getuid() != 0:
         parser.error("only root can mount with the kernel")
     wanted = [contenders.KERNEL, *contenders.DAEMONS]
     names = [name for name in wanted if not contenders.why_not(name)]
-    if arguments.bindings:
-        names += contenders.BINDINGS
     with tempfile.TemporaryDirectory(prefix="cndb-") as directory:
         place = places.make(Path(directory))
         place.condainer("build", "-q")
