@@ -29,7 +29,7 @@ DAEMONS = {
     "python": (sys.executable, "-m", "condainer.fuse", "-f"),
     "fusepy": (sys.executable, "-m", "condainer.fuse.portable", "-f"),
 }
-"""Serve an image until they are unmounted. The last is made of two libraries as they are, and so shows
+"""Serve an image until they are unmounted. The last is made of two libraries as they are: it shows
 what the reader and the protocol of `python` gain."""
 ALL = (DIRECTORY, KERNEL, *DAEMONS, EXTRACT)
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 LREG_SIZE = BASE_INODE.size + LREG_INODE.size
 """Bytes before the block_list of a LREG: no inode has a longer fixed part."""
+_REG_SIZE = BASE_INODE.size + REG_INODE.size
 _LONGEST_TARGET = 65536
 _NO_WORDS = bytes(METADATA_SIZE)
 _UNREAD = -1
@@ -119,6 +120,7 @@ class InodeTable:
         self._start = superblock.inode_table_start
         self._end = superblock.directory_table_start
         self._chain = Chain(blocks)
+        self._block = blocks.metadata
         owners = Table(blocks, superblock.id_table_start, superblock.no_ids, ID_ENTRY)
         self._ids = tuple(owners.entry(number)[0] for number in range(superblock.no_ids))
 
@@ -135,21 +137,18 @@ class InodeTable:
         if position >= self._end:
             raise FormatError("an inode lies outside of its table")
         offset = ref & 0xFFFF
-        data, after = self._chain.block(position)
+        data, after = self._block(position)
         if len(data) - offset < LREG_SIZE and after < self._end:
-            data += self._chain.block(after)[0]
+            data += self._block(after)[0]
         try:
-            inode = self._parse(ref, data, offset)
+            kind, mode, uid, gid, mtime, number = BASE_INODE.unpack_from(data, offset)
+            base, parse = _PARSERS[kind]
+            mode = mode & 0o7777 | MODES[base]
+            common = ref, base, mode, self._ids[uid], self._ids[gid], mtime, number
+            inode = parse(common, data, offset + BASE_INODE.size)
         except (struct.error, LookupError) as error:
             raise FormatError("an inode is damaged") from error
         return self._with_xattr(inode) if inode.xattr == _UNREAD else inode
-
-    def _parse(self, ref: int, data: bytes, offset: int) -> Inode:
-        kind, mode, uid, gid, mtime, number = BASE_INODE.unpack_from(data, offset)
-        base, parse = _PARSERS[kind]
-        mode = mode & 0o7777 | MODES[base]
-        common = ref, base, mode, self._ids[uid], self._ids[gid], mtime, number
-        return parse(common, data, offset + BASE_INODE.size)
 
     def _with_xattr(self, inode: Inode) -> Inode:
         data = self._rest(inode, _target_size(inode) + WORD.size)
@@ -226,8 +225,7 @@ def _target_size(inode: Inode) -> int:
 
 def _reg(base: _Base, data: bytes, place: int) -> Inode:
     start, fragment, offset, size = REG_INODE.unpack_from(data, place)
-    fixed = BASE_INODE.size + REG_INODE.size
-    return Inode(*base, 1, size, fixed, start, fragment, offset)
+    return Inode(*base, 1, size, _REG_SIZE, start, fragment, offset)
 
 
 def _lreg(base: _Base, data: bytes, place: int) -> Inode:

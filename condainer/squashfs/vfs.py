@@ -36,6 +36,8 @@ _LISTINGS = 16
 """Segments of listings that are kept for whoever is listing a directory."""
 _LAYOUTS = 65536
 """Blocks of files whose places are kept; a file counts as some more."""
+_FRAGMENTS = 4096
+"""Fragments whose places are kept."""
 _READERS = 256
 """Files for which the place of the last read is kept."""
 _WITHIN = 14
@@ -79,6 +81,7 @@ class FileSystem:
         self._layouts: LimitedDict[int, Layout] = LimitedDict(
             _LAYOUTS, lambda layout: layout.weight
         )
+        self._fragments: LimitedDict[int, DataBlock] = LimitedDict(_FRAGMENTS)
         self._readers: LimitedDict[int, int] = LimitedDict(_READERS)
 
     def inode(self, ref: int) -> Inode:
@@ -301,7 +304,10 @@ class FileSystem:
         return pieces
 
     def _fragment(self, inode: Inode, *, wait: bool) -> bytes | None:
-        where = self.image.fragment(inode.fragment)
+        where = self._fragments.get(inode.fragment)
+        if where is None:
+            where = self.image.fragment(inode.fragment)
+            self._fragments.keep(inode.fragment, where)
         block = self._loaded(where, wait=wait)
         if block is not None and inode.offset + inode.size % self._block_size > len(block):
             raise FormatError("the end of a file lies outside of its fragment")
