@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from condainer.fuse import attach, kernel
 from condainer.fuse.log import Log
+from condainer.fuse.protocol import OF_OPEN_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +150,7 @@ def _watcher(options: Options) -> Callable[[int, bytes], None] | None:
     def watch(operation: int, request: bytes) -> None:
         if options.debug:
             log.add(f"operation {operation}, {len(request)} bytes")
-        is_asking = options.allow_root and operation not in kernel.OF_OPEN_FILES
+        is_asking = options.allow_root and operation not in OF_OPEN_FILES
         if is_asking and kernel.caller(request) not in users:
             raise PermissionError(errno.EACCES, "only for the owner and root")
 
