@@ -203,7 +203,7 @@ def test_only_the_command_line_and_progress_write_to_the_user() -> None:
         if {"sys.stdout", "sys.stderr"} & names(path) or "print" in _called(path)
     }
     programs = {
-        "condainer.fuse.__main__",
+        *("condainer.fuse.__main__", "condainer.fuse.portable"),
         *(f"condainer.squashfs.{name}" for name in ("program", "unpack")),
         *(f"condainer.startup.{name}" for name in ("locate", "record")),
     }

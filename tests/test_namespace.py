@@ -95,7 +95,7 @@ def test_exec_without_fusermount(bare: Place) -> None:
     assert "in a namespace of its own" in done.stderr
 
 
-@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python", "fusepy"])
+@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python"])
 def test_backends_without_fusermount(bare: Place, backend: str) -> None:
     others = [name for name in ("squashfuse_ll", "squashfuse") if name != backend]
     hide = "".join(f'mount --bind /dev/null "$(type -P {name})"; ' for name in others)
@@ -105,6 +105,21 @@ def test_backends_without_fusermount(bare: Place, backend: str) -> None:
         done = bare.run(ANN, "-v", "exec", "hard-hello", cwd=project_of(bare))
         assert done.stdout.startswith(f"hello from {prefix_of(bare)}")
         assert f"mounted with {backend}" in done.stderr
+    finally:
+        bare.enter(0, "bash", "-c", show)
+
+
+def test_the_portable_backend_without_fusermount(bare: Place) -> None:
+    """It serves a mount that was made for it, if none of the others works."""
+    own = f"{bare.directory}/checkout/condainer/fuse/__main__.py"
+    hidden = ['"$(type -P squashfuse_ll)"', '"$(type -P squashfuse)"', own]
+    hide = "".join(f"mount --bind /dev/null {path}; " for path in hidden)
+    show = "".join(f"umount {path}; " for path in hidden)
+    try:
+        assert bare.enter(0, "bash", "-c", hide).returncode == 0
+        done = bare.run(ANN, "-v", "exec", "hard-hello", cwd=project_of(bare))
+        assert done.stdout.startswith(f"hello from {prefix_of(bare)}")
+        assert "mounted with fusepy" in done.stderr
     finally:
         bare.enter(0, "bash", "-c", show)
 

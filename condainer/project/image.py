@@ -67,7 +67,7 @@ def opened(path: Path) -> Iterator[int]:
         raise ImageError(f"cannot read inside {path}: {error}") from error
     except (squashfs.FormatError, MemoryError) as error:
         reason = str(error) or "it needs too much memory"
-        raise ImageError(f"cannot use the image {path}: {reason}", _REBUILD) from error
+        raise ImageError(f"the image {path} cannot be used: {reason}", _REBUILD) from error
     except OSError as error:
         raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
 
@@ -139,7 +139,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = files.parse_json(read_inside(path, MANIFEST), most_values=_MANIFEST_VALUES)
     except ValueError as error:
-        raise ImageError(f"cannot use the image {path}: {MANIFEST}: {error}", _REBUILD) from error
+        raise ImageError(
+            f"the image {path} cannot be used: {MANIFEST}: {error}", _REBUILD
+        ) from error
     if not _is_manifest(manifest):
         raise ImageError(f"the manifest of {path} is not what it should be", _REBUILD)
     return cast("dict[str, Any]", manifest)

@@ -16,8 +16,10 @@ lz4 and lzo by their C libraries or, without these, in Python. It does not write
 
 Where to look:
 
-- `opened`, `open_image`, `read_file`, `fingerprint` (`reading`): an image for a moment.
-- `FileSystem` (`vfs`): names, attributes and contents, with all caches; `walk` goes through it.
+- `opened`, `read_file` (`reading`): an image for a moment.
+- `open_image`, `fingerprint` (`file`): the file that an image is in.
+- `FileSystem` (`vfs`): names, attributes and contents, with all caches; `walk` (`walking`) goes
+through it.
 - `Image` (`image`): superblock, blocks, and the tables of inodes, directories and attributes.
 - `Superblock`, `read_superblock`, `has_magic` (`superblock`): the head alone, for a quick look.
 - `structures`: the numbers and structures of the format, under the kernel's names.
@@ -36,20 +38,27 @@ The format: the kernel's Documentation/filesystems/squashfs.rst
 (https://docs.kernel.org/filesystems/squashfs.html) and its fs/squashfs/squashfs_fs.h.
 """
 
-from condainer.squashfs.errors import (
-    CodecError,
-    FormatError,
-    NotFoundError,
-    SquashfsError,
-    WrongKindError,
-)
-from condainer.squashfs.image import Image
-from condainer.squashfs.inodes import Inode
-from condainer.squashfs.reading import fingerprint, open_image, opened, read_file
-from condainer.squashfs.structures import BLKDEV, CHRDEV, DIR, FIFO, REG, SOCKET, SYMLINK
-from condainer.squashfs.superblock import Superblock, has_magic, read_superblock
-from condainer.squashfs.vfs import FileSystem
-from condainer.squashfs.walk import walk
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from condainer.squashfs.errors import (
+        CodecError,
+        FormatError,
+        NotFoundError,
+        SquashfsError,
+        WrongKindError,
+    )
+    from condainer.squashfs.file import fingerprint, open_image
+    from condainer.squashfs.image import Image
+    from condainer.squashfs.inodes import Inode
+    from condainer.squashfs.reading import opened, read_file
+    from condainer.squashfs.structures import BLKDEV, CHRDEV, DIR, FIFO, REG, SOCKET, SYMLINK
+    from condainer.squashfs.superblock import Superblock, has_magic, read_superblock
+    from condainer.squashfs.vfs import FileSystem
+    from condainer.squashfs.walking import walk
 
 __all__ = [
     "BLKDEV",
@@ -76,3 +85,19 @@ __all__ = [
     "read_superblock",
     "walk",
 ]
+
+_MODULES = ("errors", "structures", "superblock", "file", "reading", "inodes", "vfs", "walking")
+"""Those that hold the names above. Each imports more than those before it."""
+
+
+def __getattr__(name: str) -> object:
+    """A name of the public face, imported when it is first used.
+
+    Looking at a superblock is on the way of each first `exec`, and needs little of all this.
+    """
+    for module in _MODULES if name in __all__ else ():
+        found = vars(importlib.import_module(f"{__name__}.{module}"))
+        if name in found:
+            globals()[name] = found[name]
+            return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from condainer.squashfs.program import with_image
 from condainer.squashfs.structures import DIR, REG, SYMLINK
-from condainer.squashfs.walk import walk
+from condainer.squashfs.walking import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
