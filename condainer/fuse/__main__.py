@@ -1,7 +1,7 @@
 """`python -m condainer.fuse IMAGE MOUNTPOINT`: serves an image as `squashfuse_ll` does.
 
-Reads the arguments, goes to the background once the mount is live, and answers with squashfuse's
-exit statuses: 0, 1 where it cannot be mounted, 254 for wrong usage, 255 for an image that is none.
+It goes to the background once the mount is live. The exit statuses are squashfuse's: 0, 1 if it
+cannot be mounted, 254 for wrong usage, 255 for a file that is no image, or a damaged one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from condainer.startup import note
 
 _NOT_MOUNTED, _WRONG_USAGE, _BAD_IMAGE = 1, 254, 255
 _RECORD = "CONDAINER_FUSE_RECORD"
-"""Names a file: see `record`."""
+"""Names a file that is to hold what is read: see `startup/record.py`."""
 
 
 def main(arguments: list[str]) -> int:

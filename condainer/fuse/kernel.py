@@ -212,7 +212,7 @@ class Session:
             self.log.failed(f"operation {opcode}", error)
         try:
             self._fail(unique, posix.number_of(error))
-        except OSError as problem:  # where /dev/fuse has failed, so does reading from it
+        except OSError as problem:  # if /dev/fuse has failed, reading from it fails as well
             self.log.failed("answering", problem)
 
     def _fail(self, unique: int, number: int) -> None:

@@ -36,7 +36,7 @@ _ANSWERS = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENODATA, errno.EOPNOTSUPP),
     *(errno.ENAMETOOLONG, errno.ENOSYS),
 }
-"""What is no failure, but an answer to what was asked."""
+"""These are no failures: each is an answer to the question."""
 
 
 def is_failure(error: Exception) -> bool:

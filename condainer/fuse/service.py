@@ -1,9 +1,9 @@
-"""The life of a mount that is served through the kernel's protocol: threads, signals, idle time.
+"""Mounts an image and serves it until it is unmounted: threads, signals, and idle time.
 
-SIGTERM, SIGINT and SIGHUP ask to unmount, which is done when nobody uses the file system any more.
-After SIGTERM that is waited for only a while, since SIGKILL mostly comes next, and a dead mount
-serves nobody: then the mount goes from the directory tree, as with `squashfuse_ll`, and what
-programs have open is served until the last of them has closed it.
+SIGTERM, SIGINT and SIGHUP ask to unmount. That is done when nobody uses the file system any more.
+After SIGTERM it waits for 5 seconds only, since SIGKILL mostly comes next, and a dead mount serves
+nobody. Then it takes the mount from the directory tree, as `squashfuse_ll` does. Whatever programs
+have open is served until the last of them has closed it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOST_THREADS = 8
 _PATIENCE = 0.25
 """Seconds between two attempts to unmount what is in use."""
 _COURTESY = 5.0
-"""Seconds that users have after SIGTERM until the mount goes from the directory tree."""
+"""Seconds that users have after SIGTERM before the mount goes from the directory tree."""
 
 
 def threads() -> int:
@@ -126,7 +126,7 @@ def _wait(
             return
         if number and number not in asked:
             asked[number] = time.monotonic()
-            continue  # a program that has just been started may be about to open what it needs
+            continue  # a program that has just started may be about to open what it needs
         if asked or session.requests == seen:
             term = asked.get(signal.SIGTERM, time.monotonic())
             attach.detach(mount, in_use=time.monotonic() - term > _COURTESY)
@@ -143,7 +143,7 @@ def _words(options: Options) -> tuple[str, ...]:
 
 
 def _watcher(options: Options) -> Callable[[int, bytes], None] | None:
-    """What `debug` and `allow_root` need to see of each request."""
+    """Looks at each request for `debug` and `allow_root`; None if neither is asked for."""
     users = {0, os.getuid()}
     log = Log()
 

@@ -1,7 +1,7 @@
-"""`python -m condainer.squashfs.unpack IMAGE [DIRECTORY]`: unpacks where there is no unsquashfs.
+"""`python -m condainer.squashfs.unpack IMAGE [DIRECTORY]`: unpacks an image without unsquashfs.
 
-Without DIRECTORY it says how many inodes and bytes of files the image holds. Owners are those of
-whoever runs it, as with unsquashfs; devices, pipes and sockets are left out.
+Without DIRECTORY it prints how many inodes and how many bytes of files it would make. Everything
+belongs to the user who runs it, as with unsquashfs. Devices, pipes and sockets are left out.
 """
 
 from __future__ import annotations
