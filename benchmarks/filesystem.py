@@ -25,20 +25,10 @@ terminal, which the kernel passes on, each time, whatever a file system says, 60
 here (on squashfuse_ll 64). With an `isatty` that does not ask, put before the C library's, the
 same imports take 1.005 of what they take on the kernel's mount, and on squashfuse_ll 1.12.
 
-By a binding instead of the kernel's protocol (medians of 2 rounds, other work beside it):
-
-                                python      fusepy        mfusepy
-    imports, first              1.00, 0.88  1.08, 1.49    1.09, 1.49
-    stat of 50,000 files        0.43, 0.28  1.23, 1.24    1.39, 0.96
-    read 4 KiB of each          0.26, 0.18  0.79, 0.77    0.84, 0.70
-    1 GiB in order              1.06, 0.70  1.23, 1.19    1.08, 1.21
-    and all other files         0.30, 0.24  0.90, 0.96    1.02, 1.30
-
-From its start to a live mount of 50,000 files it takes 0.03 s and has 13 MiB then (fusepy 0.07,
-mfusepy 0.08, squashfuse_ll below 0.01); 147 MiB after all has been read, with 64 MiB of
-decompressed blocks. PySquashfsImage 0.9.0 opens that image in 0.48 s with 55 MiB more than before,
-since it reads every inode: 50,075 of them in 2.7 million calls of functions, two thirds of the time
-in `_read_inode` and what that calls. To open it here takes 0.003 s and, with all imports, 3 MiB.
+From its start to a live mount of 50,000 files it takes 0.03 s and has 13 MiB then (squashfuse_ll
+below 0.01); 147 MiB after all has been read, with 64 MiB of decompressed blocks. To open that image
+takes 0.003 s and, with all imports, 3 MiB. The contender `fusepy` has 71 MiB once it is mounted:
+PySquashfsImage reads every inode, two thirds of the time in `_read_inode` and what that calls.
 
 What was tried on the way, for the imports: 8, 16, 32 and 64 MiB of blocks kept, 1070, 970, 922 and
 894 blocks decompressed, of 852 that there are; without reading ahead, the same CPU and a slower

@@ -1,6 +1,6 @@
 """Writes what an image says of itself: `.condainer/` inside it.
 
-Reading the manifest back is the business of `image`, the snapshot's that of `activation`.
+`project/image.py` reads the manifest back, and `running/activation.py` the snapshot.
 """
 
 from __future__ import annotations
