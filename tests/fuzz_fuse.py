@@ -6,8 +6,9 @@
     python -m tests.fuzz_fuse IMAGE...          these images, as they are
 
 The images are small ones of all compressors, with small blocks and large. Each is opened, and
-everything in it is asked for in the way the kernel asks, through a socket instead of /dev/fuse. An exception that is no answer, an answer that is no valid one,
-memory beyond a limit, or a request that takes for ever ends the program with a status other than 0.
+everything in it is asked for in the way the kernel asks, through a socket instead of /dev/fuse. An
+exception that is no answer, an answer that is no valid one, memory beyond a limit, or a request
+that takes for ever ends the program with a status other than 0.
 """
 
 from __future__ import annotations
