@@ -27,8 +27,16 @@ same imports take 1.005 of what they take on the kernel's mount, and on squashfu
 
 From its start to a live mount of 50,000 files it takes 0.03 s and has 13 MiB then (squashfuse_ll
 below 0.01); 147 MiB after all has been read, with 64 MiB of decompressed blocks. To open that image
-takes 0.003 s and, with all imports, 3 MiB. The contender `fusepy` has 71 MiB once it is mounted:
+takes 0.003 s and, with all imports, 3 MiB. The contender `fusepy` takes 0.5 s and 71 MiB:
 PySquashfsImage reads every inode, two thirds of the time in `_read_inode` and what that calls.
+
+What the own reader and protocol gain over the two libraries (20,000 files, medians of 3 rounds):
+
+                                python      fusepy
+    stat of 20,000 files        0.45, 0.38  1.09, 1.40
+    read 4 KiB of each          0.46, 0.43  1.25, 1.41
+    1 GiB in order              0.63, 0.90  0.67, 1.15
+    and all other files         0.36, 0.27  0.68, 1.30
 
 What was tried on the way, for the imports: 8, 16, 32 and 64 MiB of blocks kept, 1070, 970, 922 and
 894 blocks decompressed, of 852 that there are; without reading ahead, the same CPU and a slower
