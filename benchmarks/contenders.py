@@ -27,13 +27,10 @@ DAEMONS = {
     "squashfuse_ll": ("squashfuse_ll", "-f"),
     "squashfuse": ("squashfuse", "-f"),
     "python": (sys.executable, "-m", "condainer.fuse", "-f"),
+    "fusepy": (sys.executable, "-m", "condainer.fuse.portable", "-f"),
 }
-"""Serve an image until they are unmounted."""
-BINDINGS = {
-    name: ("env", f"CONDAINER_FUSE_BINDING={name}", *DAEMONS["python"])
-    for name in ("fusepy", "mfusepy")
-}
-"""Other ways to the kernel that the file system in Python knows."""
+"""Serve an image until they are unmounted. The last is made of two libraries as they are: it shows
+what the reader and the protocol of `python` gain."""
 ALL = (DIRECTORY, KERNEL, *DAEMONS, EXTRACT)
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -142,7 +139,7 @@ def directory_of(place: Place) -> Path:
 
 @contextmanager
 def mounted(name: str, image: Path, mountpoint: Path) -> Iterator[Served]:
-    """Mount an image with the kernel, one of `DAEMONS`, or one of `BINDINGS`.
+    """Mount an image with the kernel or one of `DAEMONS`.
 
     Raises:
         RuntimeError: where the daemon ends, or the mount does not come.
@@ -155,7 +152,7 @@ def mounted(name: str, image: Path, mountpoint: Path) -> Iterator[Served]:
             subprocess.run(["mount", "-o", "loop,ro", str(image), str(mountpoint)], check=True)
         else:
             # In a session of its own: an interrupt at the terminal is for us, who then unmount.
-            words = [*{**DAEMONS, **BINDINGS}[name], str(image), str(mountpoint)]
+            words = [*DAEMONS[name], str(image), str(mountpoint)]
             daemon = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
             _wait_for(mountpoint, daemon)
         yield Served(mountpoint, time.perf_counter() - start, daemon)

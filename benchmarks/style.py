@@ -25,6 +25,7 @@ COLOURS: Mapping[str, str] = {
     "squashfuse_ll": BLUE,
     "squashfuse": SKY,
     "python": VERMILLION,
+    "fusepy": PURPLE,
     EXTRACT: GREEN,
 }
 MARKERS: Mapping[str, str] = {
@@ -33,6 +34,7 @@ MARKERS: Mapping[str, str] = {
     "squashfuse_ll": "^",
     "squashfuse": "v",
     "python": "D",
+    "fusepy": "P",
     EXTRACT: "X",
 }
 LINES: Mapping[str, str | tuple[int, tuple[int, ...]]] = {
@@ -41,6 +43,7 @@ LINES: Mapping[str, str | tuple[int, tuple[int, ...]]] = {
     "squashfuse_ll": "-",
     "squashfuse": ":",
     "python": "-.",
+    "fusepy": (0, (1, 3)),
     EXTRACT: (0, (5, 1, 1, 1, 1, 1)),
 }
 HATCHES: Mapping[str, str] = {

@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from condainer.squashfs import image, vfs
+from condainer.squashfs import FileSystem, Image, structures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     Change = Callable[["Forgery"], None]
-    Question = Callable[[vfs.FileSystem], object]
+    Question = Callable[[FileSystem], object]
 
 BEYOND = 0xFFFF_FFFF_FFFF_FFF0
 """A place behind the end of every image."""
 
 
 @contextlib.contextmanager
-def opened(data: bytes) -> Iterator[vfs.FileSystem]:
+def opened(data: bytes) -> Iterator[FileSystem]:
     descriptor = os.memfd_create("image")
     try:
         os.write(descriptor, data)
-        yield vfs.FileSystem(image.Image(descriptor), threads=0)
+        yield FileSystem(Image(descriptor), threads=0)
     finally:
         os.close(descriptor)
 
@@ -117,7 +117,7 @@ def target(path: bytes) -> Question:
 
 
 def xattrs(path: bytes) -> Question:
-    return lambda files: files.image.xattrs(files.inode(files.resolve(path)))
+    return lambda files: files.image.xattrs.of(files.inode(files.resolve(path)))
 
 
 # What inodes and listings claim: a change, and the question that it makes impossible to answer.
@@ -139,7 +139,7 @@ LIES: dict[str, tuple[Change, Question]] = {
         content(b"noise"),
     ),
     "a block that is too short": (
-        lambda f: f.inode(b"noise", 56, "<I", image.UNCOMPRESSED | 100),
+        lambda f: f.inode(b"noise", 56, "<I", structures.COMPRESSED_BIT_BLOCK | 100),
         content(b"noise"),
     ),
     "a fragment that is not there": (
@@ -263,7 +263,7 @@ def with_hole(original: bytes, name: bytes, blocks: int) -> bytes:
     """
     (block_size,) = struct.unpack_from("<12xI", original)
     size = blocks * block_size
-    nothing = image.NOTHING
+    nothing = structures.INVALID_FRAG
     inode = struct.pack(
         "<4H2I3Q4I", *(9, 0o644, 0, 0, 0, 77, 96, size, size, 1, nothing, 0, nothing)
     )

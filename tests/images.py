@@ -305,11 +305,12 @@ def serve(
     mountpoint: Path | str,
     *options: str,
     cwd: Path | None = None,
+    module: str = FUSE[-1],
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the file system, which goes to the background once it is mounted."""
+    """Run a file system of ours, which goes to the background once it is mounted."""
     return subprocess.run(
-        [*FUSE, *options, str(image), str(mountpoint)],
+        [*FUSE[:-1], module, *options, str(image), str(mountpoint)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(support.REPOSITORY), **variables},
         capture_output=True,
@@ -321,11 +322,16 @@ def serve(
 
 @contextlib.contextmanager
 def served(
-    image: Path, mountpoint: Path, *options: str, cwd: Path | None = None, **variables: str
+    image: Path,
+    mountpoint: Path,
+    *options: str,
+    cwd: Path | None = None,
+    module: str = FUSE[-1],
+    **variables: str,
 ) -> Iterator[Path]:
-    """An image as the file system in Python mounts it; afterwards nothing may be left of it."""
+    """An image as a file system of ours mounts it; afterwards nothing may be left of it."""
     mountpoint.mkdir(parents=True, exist_ok=True)
-    done = serve(image, mountpoint, *options, cwd=cwd, **variables)
+    done = serve(image, mountpoint, *options, cwd=cwd, module=module, **variables)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     try:
         yield mountpoint
@@ -333,7 +339,7 @@ def served(
     finally:
         if is_mounted(mountpoint):
             unmount(mountpoint, "-z")
-        support.wait_for(lambda: not daemons(mountpoint), "the daemon is still there")
+        support.wait_for(lambda: not daemons(mountpoint, module), "the daemon is still there")
 
 
 def unmount(mountpoint: Path, *options: str) -> None:
@@ -359,9 +365,9 @@ def mount_options(mountpoint: Path) -> set[str]:
     raise AssertionError("it has gone")
 
 
-def daemons(mountpoint: Path) -> list[int]:
+def daemons(mountpoint: Path, module: str = FUSE[-1]) -> list[int]:
     """The processes that serve a mountpoint."""
-    return support.running(Path(sys.executable).name, "condainer.fuse", str(mountpoint))
+    return support.running(Path(sys.executable).name, module, str(mountpoint))
 
 
 def status_of(pid: int, name: str) -> int:

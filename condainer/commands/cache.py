@@ -7,10 +7,10 @@ import os
 from typing import TYPE_CHECKING
 
 from condainer.commands import console
-from condainer.errors import ImageError
 from condainer.mounting import use
 from condainer.project import image
 from condainer.project import project as project_module
+from condainer.startup import note
 from condainer.units import human
 
 if TYPE_CHECKING:
@@ -69,23 +69,19 @@ def _read_all(path: Path, on_progress: Callable[[int, int], None]) -> int:
         The bytes in total. Holes count as read, whatever their size.
 
     Raises:
-        ImageError: If it cannot be read.
+        ImageError: If it is not an image, or cannot be read.
     """
+    superblock = image.read_superblock(path)
     done = 0
-    try:
-        with os.fdopen(image.open_image(path), "rb", buffering=0) as file:
-            total = os.fstat(file.fileno()).st_size
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            start, end = image.read_startup(path)
-            if start < end:  # what programs need first
-                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
-            buffer = bytearray(_CHUNK)
-            while done < total:
-                done = _next_data(file.fileno(), done, total)
-                done += file.readinto(buffer) or total - done  # the file has become shorter
-                on_progress(done, total)
-    except OSError as error:
-        raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
+    with image.opened(path) as descriptor:
+        total = os.fstat(descriptor).st_size
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        note.read_ahead(descriptor, superblock)  # what programs need first
+        buffer = bytearray(_CHUNK)
+        while done < total:
+            done = _next_data(descriptor, done, total)
+            done += os.readv(descriptor, [buffer]) or total - done  # the file has become shorter
+            on_progress(done, total)
     return done
 
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "squashfuse_ll", "squashfuse", "python", "extract", "kernel"),
+        choices=("auto", "squashfuse_ll", "squashfuse", "python", "fusepy", "extract", "kernel"),
         help="what mounts the image (default: the first that works; 'extract' unpacks the image "
         "instead; 'kernel' needs root)",
     )

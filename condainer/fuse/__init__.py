@@ -1,8 +1,8 @@
-"""A FUSE file system in Python that serves images where there is no squashfuse.
+"""File systems in Python that mount an image where there is no squashfuse.
 
-A program of its own, `python -m condainer.fuse IMAGE MOUNTPOINT`, which nobody imports. `squashfs`
-reads the format with `codecs`, `vfs` makes files of it with the cache in `blocks`, `operations`
-knows what their errors are called; `kernel` speaks the kernel's protocol, `attach` mounts,
-`service` keeps threads and signals, `binding` chooses between that and libfuse's bindings, and
-`options` reads the command line.
+Both are programs of their own, which nobody imports. `python -m condainer.fuse IMAGE MOUNTPOINT` is
+the backend `python`: `squashfs` reads the image, `posix` says what that is in terms of an operating
+system, `kernel` answers the kernel's requests in the terms of `protocol`, `attach` mounts,
+`service` keeps threads and signals, and `options` reads the command line. `python -m
+condainer.fuse.portable` is the backend `fusepy`, made of two libraries.
 """

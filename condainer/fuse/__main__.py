@@ -1,7 +1,7 @@
 """`python -m condainer.fuse IMAGE MOUNTPOINT`: serves an image as `squashfuse_ll` does.
 
-Reads the arguments, goes to the background once the mount is live, and answers with squashfuse's
-exit statuses: 0, 1 where it cannot be mounted, 254 for wrong usage, 255 for an image that is none.
+It goes to the background once the mount is live. The exit statuses are squashfuse's: 0, 1 if it
+cannot be mounted, 254 for wrong usage, 255 for a file that is no image, or a damaged one.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import sys
 from typing import NoReturn
 
 import condainer
-from condainer.fuse import binding, options
+from condainer.fuse import options, service
 from condainer.fuse.attach import AttachError
 from condainer.fuse.options import INHERITED, Options, UnknownOptionError, UsageError
-from condainer.squashfs import image, vfs
-from condainer.squashfs.codecs import CodecError
+from condainer.squashfs import FileSystem, Image, SquashfsError
+from condainer.startup import note
 
 _NOT_MOUNTED, _WRONG_USAGE, _BAD_IMAGE = 1, 254, 255
 _RECORD = "CONDAINER_FUSE_RECORD"
-"""Names a file: see `record`."""
+"""Names a file that is to hold what is read: see `startup/record.py`."""
 
 
 def main(arguments: list[str]) -> int:
@@ -63,7 +63,7 @@ def _mount(asked: Options) -> int:
         return _WRONG_USAGE
     try:
         files = open_files(asked)
-    except (OSError, image.FormatError, CodecError, vfs.NotFoundError, MemoryError) as error:
+    except (OSError, SquashfsError, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         reason = reason or "it needs too much memory"
         _say(f"condainer.fuse: {asked.image}: {reason}")
@@ -71,19 +71,21 @@ def _mount(asked: Options) -> int:
     return _serve(files, asked, -1) if asked.foreground else _serve_in_background(files, asked)
 
 
-def open_files(asked: Options) -> vfs.FileSystem:
+def open_files(asked: Options) -> FileSystem:
     """Open the image that a command line names.
 
+    Args:
+        asked: the command line.
+
     Raises:
-        OSError: where it cannot be read.
-        FormatError: where it is no image, or damaged.
-        CodecError: where it cannot be decompressed here.
-        NotFoundError: where it has no such subdirectory.
+        OSError: If it cannot be read.
+        SquashfsError: If it is no image, or damaged, cannot be decompressed here, or has no such
+            subdirectory.
     """
     descriptor = os.open(asked.image, os.O_RDONLY | os.O_CLOEXEC)
-    opened = image.Image(descriptor, asked.offset)
-    threads = 0 if asked.single else binding.threads() - 1
-    files = vfs.FileSystem(opened, threads=threads)
+    opened = Image(descriptor, asked.offset)
+    threads = 0 if asked.single else service.threads() - 1
+    files = FileSystem(opened, threads=threads)
     if _RECORD in os.environ:
         from condainer.startup.record import Recorder
 
@@ -93,7 +95,7 @@ def open_files(asked: Options) -> vfs.FileSystem:
     return files
 
 
-def _serve_in_background(files: vfs.FileSystem, asked: Options) -> int:
+def _serve_in_background(files: FileSystem, asked: Options) -> int:
     """Let a child serve; gives 0 once its mount is live."""
     receiver, sender = os.pipe()
     if os.fork() == 0:
@@ -107,10 +109,11 @@ def _serve_in_background(files: vfs.FileSystem, asked: Options) -> int:
     return 0 if os.read(receiver, 1) else _NOT_MOUNTED
 
 
-def _serve(files: vfs.FileSystem, asked: Options, sender: int) -> int:
+def _serve(files: FileSystem, asked: Options, sender: int) -> int:
     def on_ready() -> None:
         with contextlib.suppress(OSError):
-            files.image.read_ahead()
+            blocks = files.image.blocks
+            note.read_ahead(blocks.descriptor, blocks.superblock, blocks.offset)
         if asked.notify_pipe:
             try:
                 _thread.start_new_thread(_notify, (asked.notify_pipe, b"s"))
@@ -121,7 +124,7 @@ def _serve(files: vfs.FileSystem, asked: Options, sender: int) -> int:
 
     gc.freeze()  # nothing that is there now will go
     try:
-        binding.serve(files, asked, on_ready)
+        service.serve(files, asked, on_ready)
     except AttachError as error:
         _say(f"condainer.fuse: {error}")
         return _NOT_MOUNTED

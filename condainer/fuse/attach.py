@@ -1,9 +1,9 @@
-"""Where a descriptor of /dev/fuse comes from: mount(2), fusermount, or whoever started this.
+"""Mounts the file system, and gets the descriptor of /dev/fuse that the kernel sends requests to.
 
-mount(2) needs CAP_SYS_ADMIN, as root has it and everybody in a user namespace of their own. For all
-others the setuid program `fusermount3` (or `fusermount`) mounts and sends the descriptor back
-through a socket: fusermount3(1), libfuse's util/fusermount.c. A mountpoint `/dev/fd/N` is a
-descriptor that was mounted already.
+mount(2) needs CAP_SYS_ADMIN: root has it, and everybody in a user namespace of their own. For all
+others the setuid program `fusermount3` (or `fusermount`) mounts, and sends the descriptor back
+through a socket. Source: fusermount3(1), libfuse's util/fusermount.c. A mountpoint `/dev/fd/N` is
+a descriptor that another process has mounted already.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Mount(NamedTuple):
 
     Attributes:
         place: where, without symbolic links.
-        device: number of the file system, as the mount table has it; nothing where it is not known.
+        device: number of the file system, as the mount table has it; empty if it is not known.
     """
 
     place: str
@@ -66,8 +66,11 @@ class Mount(NamedTuple):
 def attach(wanted: Wanted) -> int:
     """Mount, and give the descriptor that the kernel's requests come through.
 
+    Args:
+        wanted: how to mount.
+
     Raises:
-        AttachError: says why that cannot be done.
+        AttachError: If it cannot be mounted; the error says why.
     """
     if wanted.mountpoint.startswith(INHERITED):
         return _inherited(wanted.mountpoint)
@@ -97,8 +100,10 @@ def attach(wanted: Wanted) -> int:
 def device_at(place: str) -> bytes:
     """The number of the file system that is mounted at a path, as the mount table has it.
 
+    The path itself is not touched: until this program serves, that would never return.
+
     Args:
-        place: without symbolic links; nothing there is touched, for who mounts cannot answer yet.
+        place: the path, without symbolic links.
     """
     path = os.fsencode(place)
     for character in b"\\ \t\n":
@@ -116,15 +121,15 @@ def device_at(place: str) -> bytes:
 
 
 def detach(mount: Mount, *, in_use: bool = False) -> bool:
-    """Unmount, but nothing else that is mounted there by now, nor what was passed on mounted.
+    """Unmount what `attach` has mounted, and nothing else that is mounted there by now.
 
     Args:
         mount: what was mounted.
-        in_use: take it from the directory tree also where somebody uses it, for whom it is served
-            on.
+        in_use: if somebody uses it, take it from the directory tree all the same. Whoever uses it
+            is served on.
 
     Returns:
-        False where somebody uses it, or it cannot be done now.
+        False if somebody uses it, or if it cannot be done now.
     """
     from ctypes import CDLL, get_errno
 
@@ -144,12 +149,16 @@ def detach(mount: Mount, *, in_use: bool = False) -> bool:
 
 
 def _survives_detaching() -> bool:
-    """Whether the kernel does: it is said that those before 5.2 do not always."""
+    """Whether the kernel survives it: those before 5.2 are said not to, at times."""
     return kernel_version(os.uname().release) >= (5, 2)
 
 
 def kernel_version(release: str) -> tuple[int, int]:
-    """Major and minor number of a kernel; 0 for what a release such as `6.1-rc3` does not tell."""
+    """Major and minor number of a kernel; 0 for a number that is missing.
+
+    Args:
+        release: as uname(2) has it, such as `6.1-rc3`.
+    """
     numbers = []
     for part in [*release.split("."), ""][:2]:
         digits = len(part) - len(part.lstrip("0123456789"))
@@ -181,16 +190,22 @@ def _mount(wanted: Wanted, data: str) -> int:
 
 
 def _fusermounts() -> list[str]:
-    """Programs on PATH that may mount for us; those that are not setuid, as conda's, come last."""
-    found = []
-    for name in ("fusermount3", "fusermount"):
-        for directory in os.get_exec_path():
-            path = os.path.join(directory, name)  # noqa: PTH118  (pathlib is slow to import)
-            with contextlib.suppress(OSError):
-                status = os.stat(path)  # noqa: PTH116  (pathlib is slow to import)
-                if stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK):
-                    found.append((status.st_uid != 0 or not status.st_mode & stat.S_ISUID, path))
-    return [path for _, path in sorted(found, key=lambda each: each[0])]
+    """Programs on PATH that may mount for us. Those that are not setuid, as conda's, come last."""
+    names = ("fusermount3", "fusermount")
+    paths = [f"{directory}/{name}" for name in names for directory in os.get_exec_path()]
+    ranked = [(rank, path) for path in paths if (rank := _rank(path)) is not None]
+    return [path for _, path in sorted(ranked, key=lambda each: each[0])]
+
+
+def _rank(path: str) -> int | None:
+    """0 for a program that is setuid root, 1 for any other, None for what is no program."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  (pathlib is slow to import)
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode) or not os.access(path, os.X_OK):
+        return None
+    return int(status.st_uid != 0 or not status.st_mode & stat.S_ISUID)
 
 
 def _by_fusermount(wanted: Wanted) -> int:

@@ -1,14 +1,14 @@
-"""The kernel's FUSE protocol, spoken directly: requests are read from /dev/fuse, answers written.
+"""Speaks the kernel's FUSE protocol: reads requests from /dev/fuse and writes the answers.
 
-What a request means for the image is `vfs`'s business, which number an error has `operations`', and
-where the descriptor comes from `attach`'s. Here a request costs two system calls and few lines of
-Python, which no binding to libfuse reaches: for each call these build structures with ctypes.
+`squashfs` knows what is in the image, `posix` which number an error has, and `attach` where the
+descriptor comes from. A request costs two system calls and few lines of Python here. Bindings to
+libfuse cost more: they build structures with ctypes for each call.
 
-The protocol: the kernel's include/uapi/linux/fuse.h, of which minor version 31 is spoken (Linux
-5.4; older kernels agree on theirs). The image never changes, so the kernel is told to keep names,
-attributes and contents for ever, and after one ENOSYS it asks no more to open or flush. A node id
-is an inode's reference plus two, and the root's is one; nothing has to be remembered of what the
-kernel knows.
+The protocol: the kernel's include/uapi/linux/fuse.h, minor version 31 (Linux 5.4; with older
+kernels their own version is agreed on). Opcodes and flags have its names. The image never changes,
+so the kernel is told to keep names, attributes and contents for ever, and after one ENOSYS it asks
+no more to open or to flush. A node id is an inode's reference plus two, and the root's is one. So
+this program remembers nothing of what the kernel knows.
 """
 
 from __future__ import annotations
@@ -16,93 +16,81 @@ from __future__ import annotations
 import _thread
 import errno
 import os
-import struct
 import time
 from typing import TYPE_CHECKING
 
-from condainer.fuse import operations
+from condainer.fuse import posix, protocol
 from condainer.fuse.log import Log
-from condainer.squashfs.vfs import NotFoundError
+from condainer.fuse.protocol import (  # by name, since each request needs them
+    ATTR_OUT,
+    DIRENT,
+    ENTRY_OUT,
+    IN_HEADER,
+    IN_HEADER_SIZE,
+    OUT_HEADER,
+    READ_IN,
+    ROOT_ID,
+)
+from condainer.squashfs.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from condainer.squashfs.image import Inode
-    from condainer.squashfs.vfs import FileSystem
+    from condainer.squashfs import FileSystem, Inode
 
-_MAJOR, _MINOR = 7, 31
-_LEAST_MINOR = 12
-_SHORT_INIT_MINOR, _SHORT_INIT = 22, 24
-"""The last minor version that takes a shorter answer to INIT, and nothing else, and how short."""
 _MOST_PAGES = max((1 << 20) // os.sysconf("SC_PAGE_SIZE"), 1)
 """Of a request: 1 MiB, however large a page is; writev(2) takes no more than 1024 pieces."""
 _REQUEST = 32768
 """Bytes to read at once: more than the longest request, which is an ioctl's with 16 KiB."""
 _FOREVER = 1 << 31
-_ROOT = 1
+"""Seconds."""
 _BACKGROUND = 64
 _PAUSE = 0.01
-_KEEP_CACHE = 2
 _DOTS = 2
-_DT_DIR = 4
-
-_IN = struct.Struct("<IIQQ")
-_HEADER = 40
-"""Bytes of a request before what belongs to its operation."""
-_CALLER = struct.Struct("<24xI")
-_OUT = struct.Struct("<IiQ")
-_ATTRIBUTES = "6Q10I"
-_ENTRY = struct.Struct(f"<4Q2I{_ATTRIBUTES}")
-_NO_ENTRY = struct.pack(f"<4Q2I{_ATTRIBUTES}", 0, 0, _FOREVER, *[0] * 19)
-_ATTR = struct.Struct(f"<QII{_ATTRIBUTES}")
-_READ = struct.Struct("<QQI")
-_OPEN_OUT = struct.Struct("<QI4x")
-_DIRENT = struct.Struct("<QQII")
-_INIT_IN = struct.Struct("<4I")
-_INIT_OUT = struct.Struct("<4I2H2I2H32x")
-_STATFS = struct.Struct("<5Q3I28x")
-_XATTR = struct.Struct("<II")
-_MASK = struct.Struct("<I")
-
-_ASYNC_READ, _DO_READDIRPLUS, _READDIRPLUS_AUTO = 1, 1 << 13, 1 << 14
-_NO_OPEN, _PARALLEL_DIROPS, _MAX_PAGES = 1 << 17, 1 << 18, 1 << 22
-_CACHE_SYMLINKS, _NO_OPENDIR = 1 << 23, 1 << 24
+_NO_ENTRY = ENTRY_OUT.pack(0, 0, _FOREVER, *[0] * 19)
+"""That there is no such name, which the kernel remembers, too."""
 _WANTED = (
-    *(_ASYNC_READ, _DO_READDIRPLUS, _READDIRPLUS_AUTO, _NO_OPEN, _PARALLEL_DIROPS),
-    *(_MAX_PAGES, _CACHE_SYMLINKS, _NO_OPENDIR),
+    protocol.ASYNC_READ
+    | protocol.DO_READDIRPLUS
+    | protocol.READDIRPLUS_AUTO
+    | protocol.NO_OPEN_SUPPORT
+    | protocol.PARALLEL_DIROPS
+    | protocol.MAX_PAGES
+    | protocol.CACHE_SYMLINKS
+    | protocol.NO_OPENDIR_SUPPORT
 )
-
-_DIRENT_KINDS = (0, 4, 8, 10, 6, 2, 1, 12)
-"""What `readdir` calls the kinds of inodes: DT_DIR, DT_REG and so on."""
-
-OF_OPEN_FILES = frozenset((15, 18, 25, 28, 29, 44))
-"""READ, RELEASE, FLUSH, READDIR, RELEASEDIR and READDIRPLUS: for whoever was passed an open file,
-or has given up rights since."""
+_DIRENT_TYPES = (0, 4, 8, 10, 6, 2, 1, 12)
+"""What readdir(3) calls the kinds of inodes: DT_DIR, DT_REG and so on."""
+_DT_DIR = 4
 
 _NO_REQUEST = {errno.ENOENT, errno.EINTR, errno.EAGAIN}
 
 if TYPE_CHECKING:
     _Slow = tuple[int, int, Callable[[], None]]
-    """What takes a while: the request's number, its operation, and what answers it."""
+    """A request that takes a while: its number, its opcode, and what answers it."""
 
 
 def caller(request: bytes) -> int:
-    """The user who asks."""
-    uid: int = _CALLER.unpack_from(request)[0]
+    """The user who asks.
+
+    Args:
+        request: as it was read from /dev/fuse.
+    """
+    uid: int = protocol.IN_HEADER_UID.unpack_from(request)[0]
     return uid
 
 
 class Session:
     """Answers the requests that come through one descriptor of /dev/fuse.
 
-    One thread at a time waits for the next request. Where an answer takes decompressing, it lets
-    another take that place first: no request waits for a thread to be woken, and none behind a slow
-    one.
+    One thread at a time waits for the next request, and answers at once what needs no
+    decompressing. Before it decompresses, it lets another thread take its place. So no request
+    waits until a thread has woken up, and none waits behind a slow one.
 
     Args:
         descriptor: of /dev/fuse, mounted.
         files: what is served.
-        uid: user whom everything belongs to; None where the image says so.
+        uid: user whom everything belongs to; None for what the image says.
         gid: the same for the group.
         asks_to_open: whether opening a file is a request of its own, which `watch` sees. Otherwise
             the kernel soon lets anybody open what it knows.
@@ -128,9 +116,9 @@ class Session:
         self._descriptor = descriptor
         self._files = files
         self._uid, self._gid = uid, gid
-        self._wanted = sum(_WANTED)
+        self._wanted = _WANTED
         if asks_to_open:
-            self._wanted &= ~(_NO_OPEN | _NO_OPENDIR)
+            self._wanted &= ~(protocol.NO_OPEN_SUPPORT | protocol.NO_OPENDIR_SUPPORT)
         self._on_ready = on_ready
         self._watch = watch
         self.log = Log()
@@ -138,31 +126,31 @@ class Session:
         self._root_ref = files.root
         self.requests = 0
         self._handlers: dict[int, Callable[[int, int, bytes], _Slow | None]] = {
-            1: self._lookup,
-            2: self._ignore,  # FORGET
-            3: self._getattr,
-            5: self._readlink,
-            15: self._read,
-            17: self._statfs,
-            18: self._nothing,  # RELEASE
-            22: self._getxattr,
-            23: self._listxattr,
-            26: self._init,
-            28: self._readdir,
-            29: self._nothing,  # RELEASEDIR
-            34: self._access,
-            36: self._ignore,  # INTERRUPT
-            38: self._nothing,  # DESTROY
-            39: self._ioctl,
-            42: self._ignore,  # BATCH_FORGET
-            44: self._readdirplus,
+            protocol.LOOKUP: self._lookup,
+            protocol.FORGET: self._ignore,
+            protocol.GETATTR: self._getattr,
+            protocol.READLINK: self._readlink,
+            protocol.READ: self._read,
+            protocol.STATFS: self._statfs,
+            protocol.RELEASE: self._nothing,
+            protocol.GETXATTR: self._getxattr,
+            protocol.LISTXATTR: self._listxattr,
+            protocol.INIT: self._init,
+            protocol.READDIR: self._readdir,
+            protocol.RELEASEDIR: self._nothing,
+            protocol.ACCESS: self._access,
+            protocol.INTERRUPT: self._ignore,
+            protocol.DESTROY: self._nothing,
+            protocol.IOCTL: self._ioctl,
+            protocol.BATCH_FORGET: self._ignore,
+            protocol.READDIRPLUS: self._readdirplus,
         }
 
     def serve(self) -> None:
         """Answer requests until the file system is unmounted; several threads may do so at once.
 
         Raises:
-            OSError: where /dev/fuse fails.
+            OSError: If /dev/fuse fails.
         """
         turn = self._turn
         while True:
@@ -181,7 +169,7 @@ class Session:
 
     def _serve_quick_ones(self) -> _Slow | None:
         """Answer requests until one takes longer, which is given back; None at the end."""
-        unpack, handlers, watch = _IN.unpack_from, self._handlers, self._watch
+        unpack, handlers, watch = IN_HEADER.unpack_from, self._handlers, self._watch
         while (request := self._next()) is not None:
             _, opcode, unique, node = unpack(request)
             self.requests += 1
@@ -213,22 +201,22 @@ class Session:
     # Answers
 
     def _answer(self, unique: int, *pieces: bytes | memoryview) -> None:
-        size = _OUT.size
+        size = OUT_HEADER.size
         for piece in pieces:
             size += len(piece)
-        self._write((_OUT.pack(size, 0, unique), *pieces))
+        self._write((OUT_HEADER.pack(size, 0, unique), *pieces))
 
     def _failed(self, unique: int, opcode: int, error: Exception) -> None:
         """Answer that a request has failed: that ends neither the file system nor the thread."""
-        if operations.is_failure(error):
+        if posix.is_failure(error):
             self.log.failed(f"operation {opcode}", error)
         try:
-            self._fail(unique, operations.number_of(error))
-        except OSError as problem:  # where /dev/fuse has failed, so does reading from it
+            self._fail(unique, posix.number_of(error))
+        except OSError as problem:  # if /dev/fuse has failed, reading from it fails as well
             self.log.failed("answering", problem)
 
     def _fail(self, unique: int, number: int) -> None:
-        self._write((_OUT.pack(_OUT.size, -number, unique),))
+        self._write((OUT_HEADER.pack(OUT_HEADER.size, -number, unique),))
 
     def _write(self, pieces: tuple[bytes | memoryview, ...]) -> None:
         try:
@@ -242,15 +230,15 @@ class Session:
         time = inode.mtime
         uid = inode.uid if self._uid is None else self._uid
         gid = inode.gid if self._gid is None else self._gid
-        blocks = operations.blocks(self._files, inode)
+        blocks = posix.blocks(self._files, inode)
         return (
             *(inode.number, inode.size, blocks, time, time, time, 0, 0, 0),
-            *(inode.mode, inode.links, uid, gid, operations.device(inode), operations.BLKSIZE, 0),
+            *(inode.mode, inode.links, uid, gid, posix.device(inode), posix.BLKSIZE, 0),
         )
 
     def _entry(self, ref: int) -> bytes:
         inode = self._files.inode(ref)
-        return _ENTRY.pack(ref + 2, 0, _FOREVER, _FOREVER, 0, 0, *self._attributes(inode))
+        return ENTRY_OUT.pack(ref + 2, 0, _FOREVER, _FOREVER, 0, 0, *self._attributes(inode))
 
     def _entry_if_whole(self, ref: int | None) -> bytes:
         """An entry for a listing; what cannot be read is listed without its attributes."""
@@ -261,35 +249,37 @@ class Session:
             return _NO_ENTRY
 
     def _ref(self, node: int) -> int:
-        return self._root_ref if node == _ROOT else node - 2
+        return self._root_ref if node == ROOT_ID else node - 2
 
     # Requests
 
     def _init(self, unique: int, _node: int, request: bytes) -> None:
-        major, minor, readahead, flags = _INIT_IN.unpack_from(request, _HEADER)
-        if major != _MAJOR or minor < _LEAST_MINOR:
+        major, minor, readahead, flags = protocol.INIT_IN.unpack_from(request, IN_HEADER_SIZE)
+        if major != protocol.KERNEL_VERSION or minor < protocol.LEAST_MINOR_VERSION:
             self._fail(unique, errno.EPROTO)
             return
         flags &= self._wanted
-        out = _INIT_OUT.pack(
-            *(_MAJOR, _MINOR, readahead, flags, _BACKGROUND, _BACKGROUND),
-            *(4096, 1, _MOST_PAGES, 0),
-        )
-        for opcode, flag in ((14, _NO_OPEN), (27, _NO_OPENDIR)):
+        version = protocol.KERNEL_VERSION, protocol.KERNEL_MINOR_VERSION
+        limits = _BACKGROUND, _BACKGROUND, 4096, 1, _MOST_PAGES, 0
+        out = protocol.INIT_OUT.pack(*version, readahead, flags, *limits)
+        no_open, no_opendir = protocol.NO_OPEN_SUPPORT, protocol.NO_OPENDIR_SUPPORT
+        for opcode, flag in ((protocol.OPEN, no_open), (protocol.OPENDIR, no_opendir)):
             if not flags & flag:  # or an older kernel: ENOSYS would be the caller's answer
                 self._handlers[opcode] = self._open
-        self._answer(unique, out[:_SHORT_INIT] if minor <= _SHORT_INIT_MINOR else out)
+        if minor <= protocol.COMPAT_22_MINOR_VERSION:
+            out = out[: protocol.COMPAT_22_INIT_OUT_SIZE]
+        self._answer(unique, out)
         self._on_ready()
 
     def _open(self, unique: int, _node: int, _request: bytes) -> None:
-        self._answer(unique, _OPEN_OUT.pack(0, _KEEP_CACHE))
+        self._answer(unique, protocol.OPEN_OUT.pack(0, protocol.FOPEN_KEEP_CACHE))
 
     def _lookup(self, unique: int, node: int, request: bytes) -> _Slow | None:
-        name = request[_HEADER:-1]
-        operations.check_name(name)
+        name = request[IN_HEADER_SIZE:-1]
+        posix.check_name(name)
         directory = self._ref(node)
         if self._files.takes_long(directory):
-            return unique, 1, lambda: self._look_up(unique, directory, name)
+            return unique, protocol.LOOKUP, lambda: self._look_up(unique, directory, name)
         self._look_up(unique, directory, name)
         return None
 
@@ -303,22 +293,23 @@ class Session:
 
     def _getattr(self, unique: int, node: int, _request: bytes) -> None:
         inode = self._files.inode(self._ref(node))
-        self._answer(unique, _ATTR.pack(_FOREVER, 0, 0, *self._attributes(inode)))
+        self._answer(unique, ATTR_OUT.pack(_FOREVER, 0, 0, *self._attributes(inode)))
 
     def _access(self, unique: int, node: int, request: bytes) -> None:
-        (mask,) = _MASK.unpack_from(request, _HEADER)
-        operations.check_access(self._files.inode(self._ref(node)), mask)
+        (mask,) = protocol.ACCESS_IN.unpack_from(request, IN_HEADER_SIZE)
+        posix.check_access(self._files.inode(self._ref(node)), mask)
         self._answer(unique)
 
     def _readlink(self, unique: int, node: int, _request: bytes) -> None:
         self._answer(unique, self._files.target(self._files.inode(self._ref(node))))
 
     def _read(self, unique: int, node: int, request: bytes) -> _Slow | None:
-        _, offset, size = _READ.unpack_from(request, _HEADER)
+        _, offset, size = READ_IN.unpack_from(request, IN_HEADER_SIZE)
         inode = self._files.inode(self._ref(node))
         pieces = self._files.ready(inode, offset, size)
         if pieces is None:
-            return unique, 15, lambda: self._answer(unique, *self._files.read(inode, offset, size))
+            read = self._files.read
+            return unique, protocol.READ, lambda: self._answer(unique, *read(inode, offset, size))
         self._answer(unique, *pieces)
         return None
 
@@ -330,17 +321,17 @@ class Session:
 
     def _list_or_wait(self, unique: int, node: int, request: bytes, *, plus: bool) -> _Slow | None:
         if self._files.takes_long(self._ref(node)):
-            return unique, 28, lambda: self._list(unique, node, request, plus=plus)
+            return unique, protocol.READDIR, lambda: self._list(unique, node, request, plus=plus)
         self._list(unique, node, request, plus=plus)
         return None
 
     def _list(self, unique: int, node: int, request: bytes, *, plus: bool) -> None:
-        _, cookie, size = _READ.unpack_from(request, _HEADER)
+        _, cookie, size = READ_IN.unpack_from(request, IN_HEADER_SIZE)
         answer = bytearray()
         for following, name, number, kind, ref in self._names(self._ref(node), cookie):
             padding = b"\0" * (-len(name) % 8)
-            head = _DIRENT.pack(number, following, len(name), kind)
-            needed = len(head) + len(name) + len(padding) + (_ENTRY.size if plus else 0)
+            head = DIRENT.pack(number, following, len(name), kind)
+            needed = len(head) + len(name) + len(padding) + (ENTRY_OUT.size if plus else 0)
             if len(answer) + needed > size:
                 break
             if plus:
@@ -357,30 +348,30 @@ class Session:
             if cookie <= place:
                 yield place + 1, name, number, _DT_DIR, None
         for following, entry in self._files.listing(directory, max(cookie - _DOTS, 0)):
-            kind = _DIRENT_KINDS[entry.kind]
+            kind = _DIRENT_TYPES[entry.kind]
             yield following + _DOTS, entry.name, entry.number, kind, entry.ref
 
     def _statfs(self, unique: int, _node: int, _request: bytes) -> None:
-        block, blocks, inodes = operations.totals(self._files)
+        block, blocks, inodes = posix.totals(self._files)
         self._answer(
-            unique, _STATFS.pack(blocks, 0, 0, inodes, 0, block, operations.NAME_MAX, block)
+            unique, protocol.STATFS_OUT.pack(blocks, 0, 0, inodes, 0, block, posix.NAME_MAX, block)
         )
 
     def _getxattr(self, unique: int, node: int, request: bytes) -> None:
-        (size, _) = _XATTR.unpack_from(request, _HEADER)
-        name = request[_HEADER + _XATTR.size : -1]
-        value = operations.xattr(self._files, self._files.inode(self._ref(node)), name)
+        (size, _) = protocol.GETXATTR_IN.unpack_from(request, IN_HEADER_SIZE)
+        name = request[IN_HEADER_SIZE + protocol.GETXATTR_IN.size : -1]
+        value = posix.xattr(self._files, self._files.inode(self._ref(node)), name)
         self._give(unique, size, value)
 
     def _listxattr(self, unique: int, node: int, request: bytes) -> None:
-        (size, _) = _XATTR.unpack_from(request, _HEADER)
-        names = operations.xattr_names(self._files, self._files.inode(self._ref(node)))
+        (size, _) = protocol.GETXATTR_IN.unpack_from(request, IN_HEADER_SIZE)
+        names = posix.xattr_names(self._files, self._files.inode(self._ref(node)))
         self._give(unique, size, b"".join(name + b"\0" for name in names))
 
     def _give(self, unique: int, size: int, value: bytes) -> None:
         """The value of an attribute, or how large it is for who asks with no room for it."""
         if not size:
-            self._answer(unique, _XATTR.pack(len(value), 0))
+            self._answer(unique, protocol.GETXATTR_OUT.pack(len(value), 0))
         elif size < len(value):
             self._fail(unique, errno.ERANGE)
         else:

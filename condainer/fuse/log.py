@@ -1,7 +1,7 @@
-"""What the file system says on standard error, for which no request ever waits.
+"""Writes what went wrong to standard error, in such a way that no request ever waits for it.
 
-Where nobody reads, lines are lost. A failure is told once, however often it comes: an image on a
-disk that fails may be read a million times.
+If nobody reads standard error, lines are lost. A failure is written once, however often it comes:
+an image on a failing disk may be read a million times.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import select
 import sys
 
 _MOST = 50
-"""Failures that are told of: they tell that something is wrong, and what comes later no more."""
+"""Failures that are written: by then it is clear that something is wrong."""
 _LONGEST = 500
 
 
 class Log:
     """Standard error.
 
-    The descriptor may be others' as well, so it must not be made one that never blocks.
+    Other processes may share the descriptor, so it must not be made non-blocking.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,11 @@ class Log:
         self._told: set[str] = set()
 
     def add(self, line: str) -> None:
-        """Print a line, after the number of those that were lost before it."""
+        """Write a line, after the number of lines that were lost before it.
+
+        Args:
+            line: without a line break at its end.
+        """
         text = f"{self._lost} lines were lost\n{line}\n" if self._lost else f"{line}\n"
         # A pipe with room for a byte has room for 4096 at least: pipe(7), PIPE_BUF.
         with contextlib.suppress(OSError):
@@ -40,8 +44,14 @@ class Log:
         self._lost += 1
 
     def failed(self, operation: str, error: BaseException) -> None:
-        """Tell of a request that failed for a reason that nobody who asks can know of."""
-        with contextlib.suppress(Exception):  # for want of memory, say: to tell it is not all
+        """Write that something failed, and why: whoever asked gets no more than a number.
+
+        Args:
+            operation: what failed.
+            error: that it raised.
+        """
+        # Such as a MemoryError: to answer requests matters more than to write about them.
+        with contextlib.suppress(Exception):
             line = f"condainer.fuse: {operation}: {_words(error)}"[:_LONGEST].replace("\n", " ")
             if line not in self._told and len(self._told) < _MOST:
                 self._told.add(line)

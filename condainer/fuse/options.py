@@ -1,7 +1,7 @@
-"""The command line of `squashfuse_ll`: what is asked for, checked.
+"""Reads the command line of both file systems, which is that of `squashfuse_ll`.
 
-`argparse` is not used: it takes longer to import than a small image to mount, and does not read
-`-o a,b=c` in the ways of mount(8).
+It does not use `argparse`, whose import takes longer than mounting a small image, and which cannot
+read `-o a,b=c` as mount(8) does.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ usage: python -m condainer.fuse [options] IMAGE MOUNTPOINT
 
 _FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime")
 _MEANINGLESS = {"rw", "dev", "suid", "exec", "atime"}
-"""Taken and not heeded: an image is read-only, and has neither devices nor set-user-ID programs."""
+"""Accepted and ignored: an image is read-only, and has neither devices nor set-user-ID programs."""
 
 
 class UsageError(Exception):
-    """The command line is not what it should be."""
+    """The command line is wrong."""
 
 
 class UnknownOptionError(UsageError):
@@ -62,7 +62,7 @@ class Options(NamedTuple):
         offset: bytes of the file before the image.
         subdir: path of the directory that becomes the root.
         timeout: seconds without requests after which it is unmounted; 0 for never.
-        notify_pipe: path of what to tell; nothing for none.
+        notify_pipe: path of a pipe that is told when it is mounted; empty for none.
         fsname: source for the mount table.
     """
 
@@ -85,7 +85,7 @@ class Options(NamedTuple):
 
 
 INHERITED = "/dev/fd/"
-"""What a mountpoint begins with that is a descriptor, mounted already."""
+"""Begins a mountpoint that is a descriptor of /dev/fuse, which another process has mounted."""
 
 _SWITCHES = {"-f": "foreground", "-d": "debug", "-s": "single"}
 _WORDS = {"debug", "allow_other", "allow_root", "default_permissions"}
@@ -102,7 +102,7 @@ def parse(arguments: list[str]) -> Options:
         arguments: without the program's name.
 
     Raises:
-        UsageError: names what is not known or missing.
+        UsageError: If something is unknown, wrong or missing; the error names it.
     """
     found: dict[str, object] = {}
     places: list[str] = []
@@ -157,21 +157,21 @@ def _number(name: str, value: str) -> int:
 
 
 def _absolute(path: str) -> str:
-    """A path that leads to the same place from everywhere; `..` behind a link stays as it is."""
+    """A path that means the same in each directory; `..` behind a link stays as it is."""
     if path.startswith("/"):
         return path
     return os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118  (pathlib is slow to import)
 
 
 def _real(mountpoint: str) -> str:
-    """A mountpoint without links, which fusermount does not take, and which may come to change."""
+    """A mountpoint without links: fusermount refuses them, and they may change later."""
     if mountpoint.startswith(INHERITED):
         return mountpoint
     return os.path.realpath(mountpoint)
 
 
 def _split(text: str) -> list[str]:
-    r"""Options apart, as libfuse has it: between commas, but for `\,`, which may be `\054`."""
+    r"""Splits options at commas as libfuse does; `\,` and `\054` are commas in a value."""
     parts, place = [""], 0
     while place < len(text):
         letter = text[place]
@@ -192,5 +192,9 @@ def _split(text: str) -> list[str]:
 
 
 def escaped(value: str) -> str:
-    """A value as it is written among options, between commas."""
+    """A value as it is written among options, between commas.
+
+    Args:
+        value: any text.
+    """
     return value.replace("\\", "\\\\").replace(",", "\\,")

@@ -1,9 +1,9 @@
-"""The life of a mount that is served through the kernel's protocol: threads, signals, idle time.
+"""Mounts an image and serves it until it is unmounted: threads, signals, and idle time.
 
-SIGTERM, SIGINT and SIGHUP ask to unmount, which is done when nobody uses the file system any more.
-After SIGTERM that is waited for only a while, since SIGKILL mostly comes next, and a dead mount
-serves nobody: then the mount goes from the directory tree, as with `squashfuse_ll`, and what
-programs have open is served until the last of them has closed it.
+SIGTERM, SIGINT and SIGHUP ask to unmount. That is done when nobody uses the file system any more.
+After SIGTERM it waits for 5 seconds only, since SIGKILL mostly comes next, and a dead mount serves
+nobody. Then it takes the mount from the directory tree, as `squashfuse_ll` does. Whatever programs
+have open is served until the last of them has closed it.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from typing import TYPE_CHECKING
 
 from condainer.fuse import attach, kernel
 from condainer.fuse.log import Log
+from condainer.fuse.protocol import OF_OPEN_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from condainer.fuse.options import Options
-    from condainer.squashfs.vfs import FileSystem
+    from condainer.squashfs import FileSystem
 
 _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _OVER = signal.SIGUSR1
-"""What a thread tells the first one with: that there is nothing more to answer."""
+"""A thread sends it to the first one if there is nothing more to answer."""
+_MOST_THREADS = 8
 _PATIENCE = 0.25
 """Seconds between two attempts to unmount what is in use."""
 _COURTESY = 5.0
-"""Seconds that users have after SIGTERM until the mount goes from the directory tree."""
+"""Seconds that users have after SIGTERM before the mount goes from the directory tree."""
 
 
-def serve(files: FileSystem, options: Options, threads: int, on_ready: Callable[[], None]) -> None:
+def threads() -> int:
+    """How many threads answer: one for each processor, and one that waits for the next request."""
+    return min(len(os.sched_getaffinity(0)) + 1, _MOST_THREADS)
+
+
+def serve(files: FileSystem, options: Options, on_ready: Callable[[], None]) -> None:
     """Mount, and answer requests until the file system has been unmounted.
 
     Args:
         files: what is served.
         options: how.
-        threads: that answer.
         on_ready: called once the mount is live.
 
     Raises:
-        AttachError: where it cannot be mounted.
-        OSError: where /dev/fuse fails.
+        AttachError: If it cannot be mounted.
+        OSError: If /dev/fuse fails.
     """
+    ending = _hold_signals()
     wanted = attach.Wanted(options.fsname, options.mountpoint, options.flags, _words(options))
-    # What whoever started this has it ignore, as nohup does, is not for it; but it has to hear of
-    # the end of fusermount.
-    ending = {number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN}
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # All threads inherit this: the signals are for the first one, which waits for them below. One
-    # that comes while it mounts is heeded then, too: no dead mount is left behind.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*ending, _OVER})
     descriptor = attach.attach(wanted)
     mount = attach.Mount(options.mountpoint, attach.device_at(options.mountpoint))
     session = kernel.Session(
@@ -66,16 +66,7 @@ def serve(files: FileSystem, options: Options, threads: int, on_ready: Callable[
         watch=_watcher(options),
     )
     problems: list[Exception] = []
-
-    def answer() -> None:
-        try:
-            session.serve()
-        except Exception as error:  # noqa: BLE001  (told below)
-            problems.append(error)
-        finally:
-            os.kill(os.getpid(), _OVER)
-
-    if _start(answer, threads):
+    if _start(session, 1 if options.single else threads(), problems):
         _wait(session, mount, ending, options.timeout)
     else:
         attach.detach(mount)
@@ -85,20 +76,41 @@ def serve(files: FileSystem, options: Options, threads: int, on_ready: Callable[
         raise problems[0]
 
 
-def _start(answer: Callable[[], None], threads: int) -> int:
-    """Start threads, fewer where no more may be had; gives how many there are."""
-    for number in range(threads):
+def _hold_signals() -> set[signal.Signals]:
+    """Keep the signals that end the program for `_wait`; gives these.
+
+    All threads inherit that. So one that comes while it mounts is heeded as well, and no dead mount
+    is left behind. A signal that the caller has this process ignore, as nohup does, stays ignored.
+    """
+    ending = {number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the end of fusermount has to be heard of
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*ending, _OVER})
+    return ending
+
+
+def _start(session: kernel.Session, count: int, problems: list[Exception]) -> int:
+    """Start threads that answer, fewer if no more may be had; gives how many there are."""
+
+    def answer() -> None:
+        try:
+            session.serve()
+        except Exception as error:  # noqa: BLE001  (`serve` raises it)
+            problems.append(error)
+        finally:
+            os.kill(os.getpid(), _OVER)
+
+    for number in range(count):
         try:
             _thread.start_new_thread(answer, ())
         except RuntimeError:
             return number
-    return threads
+    return count
 
 
 def _wait(
     session: kernel.Session, mount: attach.Mount, ending: set[signal.Signals], timeout: int
 ) -> None:
-    """Wait for the end, and bring it about where it is asked for or nobody comes any more."""
+    """Wait for the end, and bring it about if a signal asks for it or nobody comes any more."""
     awaited = {*ending, _OVER}
     asked: dict[int, float] = {}
     seen = -1
@@ -114,7 +126,7 @@ def _wait(
             return
         if number and number not in asked:
             asked[number] = time.monotonic()
-            continue  # a program that has just been started may be about to open what it needs
+            continue  # a program that has just started may be about to open what it needs
         if asked or session.requests == seen:
             term = asked.get(signal.SIGTERM, time.monotonic())
             attach.detach(mount, in_use=time.monotonic() - term > _COURTESY)
@@ -131,14 +143,14 @@ def _words(options: Options) -> tuple[str, ...]:
 
 
 def _watcher(options: Options) -> Callable[[int, bytes], None] | None:
-    """What `debug` and `allow_root` need to see of each request."""
+    """Looks at each request for `debug` and `allow_root`; None if neither is asked for."""
     users = {0, os.getuid()}
     log = Log()
 
     def watch(operation: int, request: bytes) -> None:
         if options.debug:
             log.add(f"operation {operation}, {len(request)} bytes")
-        is_asking = options.allow_root and operation not in kernel.OF_OPEN_FILES
+        is_asking = options.allow_root and operation not in OF_OPEN_FILES
         if is_asking and kernel.caller(request) not in users:
             raise PermissionError(errno.EACCES, "only for the owner and root")
 

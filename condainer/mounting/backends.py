@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PYTHON = "python"
+PORTABLE = "fusepy"
 KERNEL = "kernel"
 EXTRACT = "extract"
 """Unpacks instead; not one of those that `auto` tries."""
 
-AUTOMATIC = ("squashfuse_ll", "squashfuse", PYTHON)
+AUTOMATIC = ("squashfuse_ll", "squashfuse", PYTHON, PORTABLE)
 """What `auto` tries, in this order; where none of them can mount, it unpacks."""
 
+_OWN = {PYTHON: "condainer.fuse", PORTABLE: "condainer.fuse.portable"}
+"""Programs of ours, by the modules that they are."""
 _OWN_KIND = "fuse.condainer"
-"""File system type of the one in Python."""
+"""File system type of the first of these."""
 
 _OPTIONS = "ro,nodev,nosuid"
 
@@ -51,8 +54,8 @@ class Backend:
         places = [str(image), str(mountpoint)]
         if not self.is_daemon:
             return [str(self.executable), "-t", "squashfs", "-o", f"loop,{_OPTIONS}", *places]
-        own = process.own_program("condainer.fuse")
-        command = own if self.name == PYTHON else [str(self.executable)]
+        own = _OWN.get(self.name)
+        command = process.own_program(own) if own else [str(self.executable)]
         return [*command, "-f", "-o", _OPTIONS, *places]
 
 
@@ -92,7 +95,7 @@ def candidates(name: str, on_note: Callable[[str], None] = lambda _: None) -> li
         return [Backend(EXTRACT, Path(sys.executable))]
     found = []
     for each in AUTOMATIC if name == "auto" else (name,):
-        executable = Path(sys.executable) if each == PYTHON else tools.which(each)
+        executable = Path(sys.executable) if each in _OWN else tools.which(each)
         if executable is not None:
             found.append(Backend(each, executable))
         else:

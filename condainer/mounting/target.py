@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 _POLL = 0.02
 _PATIENCE = 3.0
 """Seconds for another user's directory to go, or to become a mount."""
-_IMAGE_KINDS = {"squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll", "fuse.condainer"}
+_IMAGE_KINDS = {
+    *("squashfs", "fuse", "fuse.squashfuse", "fuse.squashfuse_ll", "fuse.condainer"),
+    "fuse.fusepy",
+}
 """File system types in the mount table that an image may have."""
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}

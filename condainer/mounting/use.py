@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from condainer.mounting.target import Situation
     from condainer.project.places import Places
     from condainer.project.project import Project
+    from condainer.squashfs import Superblock
     from condainer.system.locks import Turn
     from condainer.system.users import User
 
@@ -333,7 +334,7 @@ def share(project: Project, descriptor: int) -> bool:
     return True
 
 
-def check_image(project: Project) -> image.Superblock:
+def check_image(project: Project) -> Superblock:
     """See that a project has an image, and that it is whole.
 
     Raises:

@@ -1,6 +1,6 @@
 """Writes what an image says about itself: `.condainer/` inside it.
 
-`project.image` reads the manifest back, `running.activation` the snapshot.
+`project/image.py` reads the manifest back, and `running/activation.py` the snapshot.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from condainer.pipeline.tree import Tree
     from condainer.pipeline.workplace import Workplace
     from condainer.project.config import Config
+    from condainer.squashfs import Superblock
     from condainer.system.tools import Mksquashfs
 
 PREFERENCE = ("zstd", "gzip")
@@ -212,7 +213,7 @@ async def unpack(source: Path, directory: Path, workplace: Workplace) -> None:
         raise BuildError(f"unsquashfs failed ({answer.verdict}):\n{last_lines(answer.tail)}")
 
 
-def verify(path: Path, tree: Tree) -> image.Superblock:
+def verify(path: Path, tree: Tree) -> Superblock:
     """Check that an image is complete and holds what was sent.
 
     Args:

@@ -1,7 +1,7 @@
-"""Decompressed blocks: kept up to a limit, decompressed once, and ahead of who reads in order.
+"""What is kept in memory of an image: decompressed blocks, and what was found out in its tables.
 
-Any number of threads may ask at once. One that wants a block which another is decompressing waits
-for that one. Which blocks there are, and what is in them, is `vfs`'s business.
+Each cache has a limit. `BlockCache` decompresses a block only once, however many threads want it at
+the same time, and decompresses ahead of a program that reads in order.
 """
 
 from __future__ import annotations
@@ -10,18 +10,46 @@ import _queue
 import _thread
 import contextlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from condainer.squashfs.blocks import DataBlock
 
-class Place(NamedTuple):
-    """A block in the image: where it begins, its size on disk, and what may come of it in bytes."""
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
-    position: int
-    word: int
-    most: int
+
+class LimitedDict(dict[_K, _V]):
+    """What was found out last, up to a total weight; the oldest goes first.
+
+    Args:
+        most: the weight that is kept.
+        weigh: tells the weight of a value, always the same.
+    """
+
+    def __init__(self, most: int, weigh: Callable[[_V], int] = lambda _: 1) -> None:
+        super().__init__()
+        self._most = most
+        self._weigh = weigh
+        self._weight = 0
+        self._lock = _thread.allocate_lock()
+
+    def keep(self, key: _K, value: _V) -> None:
+        """Keep a value for as long as there is room.
+
+        Args:
+            key: what it is kept under.
+            value: the last one is kept in any case, whatever its weight.
+        """
+        with self._lock:
+            if key in self:  # another thread was quicker
+                self._weight -= self._weigh(self.pop(key))
+            self[key] = value
+            self._weight += self._weigh(value)
+            while self._weight > self._most and len(self) > 1:
+                self._weight -= self._weigh(self.pop(next(iter(self))))
 
 
 class _Coming:
@@ -34,14 +62,21 @@ class _Coming:
         self.done.acquire()
         self.error: Exception | None = None
 
+    def wait(self) -> None:
+        """Wait until it is decompressed; raises the error if that has failed."""
+        with self.done:
+            pass
+        if self.error is not None:
+            raise self.error
 
-class Blocks:
-    """A cache of blocks.
+
+class BlockCache:
+    """Decompressed blocks. Any number of threads may ask at once.
 
     Args:
-        load: decompresses a block.
+        load: decompresses a block, given the fields of its DataBlock.
         limit: bytes of blocks that are kept.
-        helpers: threads that read ahead.
+        helpers: threads that decompress ahead, at most; they are started when they are needed.
     """
 
     def __init__(self, load: Callable[[int, int, int], bytes], limit: int, helpers: int) -> None:
@@ -52,69 +87,76 @@ class Blocks:
         self._bytes = 0
         self._coming: dict[int, _Coming] = {}
         self._lock = _thread.allocate_lock()
-        self._wanted: _queue.SimpleQueue[Place] = _queue.SimpleQueue()
+        self._wanted: _queue.SimpleQueue[DataBlock] = _queue.SimpleQueue()
         self._started = 0
 
     def ready(self, position: int) -> bytes | None:
-        """A block, where it is there already."""
+        """A block if it is there already, else None.
+
+        Args:
+            position: of the block in the image.
+        """
         with self._lock:
             block = self._kept.get(position)
             if block is not None:
                 self._kept.move_to_end(position)
         return block
 
-    def get(self, place: Place) -> bytes:
+    def get(self, wanted: DataBlock) -> bytes:
         """A block; waits until it is decompressed.
 
+        Args:
+            wanted: where the block is.
+
         Raises:
-            Exception: what `load` raises.
+            Exception: If `load` raises it, here or in the thread that decompresses the block.
         """
-        position = place.position
-        while True:
-            block = self.ready(position)
-            if block is not None:
-                return block
+        position = wanted.position
+        while (block := self.ready(position)) is None:
             with self._lock:
                 coming = self._coming.get(position)
                 if coming is None and position not in self._kept:
                     mine = self._coming[position] = _Coming()
                     break
             if coming is not None:
-                with coming.done:
-                    pass
-                if coming.error is not None:
-                    raise coming.error
-        return self._decompress(place, mine)
+                coming.wait()
+        else:
+            return block
+        return self._decompress(wanted, mine)
 
-    def _decompress(self, place: Place, mine: _Coming) -> bytes:
+    def _decompress(self, wanted: DataBlock, mine: _Coming) -> bytes:
         try:
-            block = self._load(*place)
+            block = self._load(*wanted)
             size = len(block)
             with self._lock:
-                self._kept[place.position] = block
+                self._kept[wanted.position] = block
                 self._bytes += size
                 while self._bytes > self._limit and len(self._kept) > 1:
                     self._bytes -= len(self._kept.popitem(last=False)[1])
         except BaseException as error:
             mine.error = error if isinstance(error, Exception) else None
             raise
-        finally:  # whatever happens, or all who want the block would wait for ever
+        finally:  # whatever happens: all who want the block wait for this
             with self._lock:
-                del self._coming[place.position]
+                del self._coming[wanted.position]
             mine.done.release()
         return block
 
-    def ahead(self, place: Place) -> None:
-        """Have a block decompressed that will be wanted soon."""
-        if place.position in self._kept or place.position in self._coming:
+    def ahead(self, wanted: DataBlock) -> None:
+        """Have a block decompressed that will be wanted soon.
+
+        Args:
+            wanted: where the block is.
+        """
+        if wanted.position in self._kept or wanted.position in self._coming:
             return
         if self._wanted.qsize() > self._helpers:
             return  # whoever reads is slower than that, and memory is not for guesses
         if self._has_helper():
-            self._wanted.put(place)
+            self._wanted.put(wanted)
 
     def _has_helper(self) -> bool:
-        """Start another helper where there may be more; False where there is none at all."""
+        """Start another helper if there may be more; False if there is none at all."""
         with self._lock:
             if self._started < self._helpers:
                 try:
@@ -127,6 +169,6 @@ class Blocks:
 
     def _help(self) -> None:
         while True:
-            place = self._wanted.get()
-            with contextlib.suppress(Exception):  # who wants the block will hear of it
-                self.get(place)
+            wanted = self._wanted.get()
+            with contextlib.suppress(Exception):  # whoever wants the block will hear of it
+                self.get(wanted)

@@ -1,18 +1,17 @@
-"""Decompressing: one function for each compressor of SquashFS, none of which trusts its input.
+"""Decompressing: one function for each compression of SquashFS, none of which trusts its input.
 
-Each takes compressed bytes and the most that may come of them, and gives what came of them or
+Each takes compressed bytes and the most that may come of them. It returns what came of them or
 raises `CodecError`: a block of a few bytes that claims to be a gigabyte costs no memory. All
-release the interpreter lock while they work, but for what has no library here and is done in
-Python. The numbers of the compressors are those of the superblock: SquashFS 4.0, "compression id".
-
-PySquashfsImage's compressors are not used: they decompress without a bound, take blocks of lz4 for
-frames, and know no lzma.
+release the interpreter lock while they work, unless their library is missing and they are done in
+Python.
 """
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING
+
+from condainer.squashfs.errors import CodecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,26 +25,29 @@ _LZO_M2_OFFSET = 0x0800
 _LZO_M4_OFFSET = 0x4000
 
 
-class CodecError(Exception):
-    """A block cannot be decompressed, or this machine cannot decompress its kind."""
-
-
-def find(compression: int) -> Callable[[bytes, int], bytes]:
+def find(compression: str) -> Callable[[bytes, int], bytes]:
     """What decompresses the blocks of an image.
 
     Args:
-        compression: the id in the superblock.
+        compression: its name, one of `structures.COMPRESSIONS`.
 
     Returns:
-        a function of the compressed bytes and of the most that may come of them. Any number of
-        threads may call it at once.
+        a function of the compressed bytes and of the most bytes that may come of them. Any number
+        of threads may call it at once.
 
     Raises:
-        CodecError: where there is no such compressor, or what it needs is missing.
+        CodecError: If there is no such compression, or what it needs is missing.
     """
-    makers = {1: _gzip, 2: _lzma, 3: _lzo, 4: _xz, 5: _lz4, 6: _zstd}
+    makers = {
+        "gzip": _gzip,
+        "lzma": _lzma,
+        "lzo": _lzo,
+        "xz": _xz,
+        "lz4": _lz4,
+        "zstd": _zstd,
+    }
     if compression not in makers:
-        raise CodecError(f"there is no compressor {compression}")
+        raise CodecError(f"there is no compression {compression}")
     try:
         return makers[compression]()
     except ImportError as error:
@@ -111,7 +113,7 @@ def _zstd() -> Callable[[bytes, int], bytes]:
         except AttributeError:
             context = own.context = zstandard.ZstdDecompressor(max_window_size=_LARGEST_BLOCK)
         try:
-            # Where the frame tells its size, that much is allocated, whatever is asked for.
+            # If the frame tells its size, that much is allocated, whatever is asked for.
             if zstandard.frame_content_size(data) > most:
                 raise CodecError("a block is larger than it may be")
             out: bytes = context.decompress(data, max_output_size=most)
@@ -205,7 +207,7 @@ def _lz4_length(data: bytes, position: int, length: int) -> tuple[int, int]:
 
 
 def _copy(out: bytearray, distance: int, length: int, most: int) -> None:
-    """Repeat what was put out before; the source may reach into what is being put out."""
+    """Repeat what was put out before; the source may overlap with what is being put out."""
     start = len(out) - distance
     if distance <= 0 or start < 0 or len(out) + length > most:
         raise CodecError("a block is damaged")
@@ -264,7 +266,7 @@ class _Lzo:
             _copy(self.out, distance, 2, self.most)
 
     def long_match(self, code: int) -> bool:
-        """Copy from further away; True where it was the end of the block."""
+        """Copy from further away; True if it was the end of the block."""
         if code >= 32:  # noqa: PLR2004
             length = 2 + self.length(code & 31, 31)
             base = 1

@@ -1,39 +1,62 @@
-"""What the programs that look into an image have in common: opening it, and errors in words."""
+"""Opens an image for a moment, and reads a small file in it."""
 
 from __future__ import annotations
 
 import os
-import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from condainer.squashfs import image, vfs
-from condainer.squashfs.codecs import CodecError
+from condainer.squashfs.errors import FormatError
+from condainer.squashfs.file import open_image
+from condainer.squashfs.image import Image
+from condainer.squashfs.vfs import FileSystem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
+
+_LONGEST_LISTING = 4 << 20
+"""Bytes of a directory's listing that `read_file` goes through: 100,000 names or more."""
 
 
-def with_image(path: str, do: Callable[[vfs.FileSystem], None], *, threads: int = 0) -> int:
-    """Do something with what an image holds.
+@contextmanager
+def opened(path: str | os.PathLike[str], *, threads: int = 0) -> Iterator[FileSystem]:
+    """The files of an image, for a `with` block.
 
     Args:
         path: of the image.
-        do: what is to be done.
-        threads: how many may decompress ahead.
+        threads: how many may decompress ahead of a program that reads in order.
 
-    Returns:
-        the exit status; what went wrong is told on standard error.
+    Raises:
+        SquashfsError: If it is no image, damaged, or cannot be decompressed here.
+        OSError: If it cannot be read.
     """
+    descriptor = open_image(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        do(vfs.FileSystem(image.Image(descriptor), threads=threads))
-    except OSError as error:
-        reason = f"{error.filename or path}: {error.strerror}"
-    except (image.FormatError, CodecError) as error:
-        reason = f"{path}: {error}"
-    except MemoryError:
-        reason = f"{path}: it needs too much memory"
-    else:
-        return 0
-    sys.stderr.write(f"{reason}\n")
-    return 1
+        yield FileSystem(Image(descriptor), threads=threads)
+    finally:
+        os.close(descriptor)
+
+
+def read_file(files: FileSystem, path: bytes, most: int) -> bytes:
+    """A small file of an image, however large the directories are that it lies in.
+
+    Args:
+        files: the image.
+        path: of the file, below the root; no links are followed.
+        most: bytes that it may have.
+
+    Raises:
+        NotFoundError: If there is no such file.
+        WrongKindError: If it is no regular file, or what it lies in is no directory.
+        FormatError: If the image is damaged, the file too large, or a directory above it.
+        OSError: If the image cannot be read.
+    """
+    ref = files.root
+    for name in path.split(b"/"):
+        if files.inode(ref).size > _LONGEST_LISTING:
+            raise FormatError(f"a directory above {os.fsdecode(path)} is larger than it can be")
+        ref = files.lookup(ref, name)
+    inode = files.inode(ref)
+    if inode.size > most:
+        raise FormatError(f"{os.fsdecode(path)} is larger than it can be")
+    return b"".join(files.read(inode, 0, inode.size))

@@ -1,7 +1,7 @@
-"""`python -m condainer.squashfs.unpack IMAGE [DIRECTORY]`: unpacks where there is no unsquashfs.
+"""`python -m condainer.squashfs.unpack IMAGE [DIRECTORY]`: unpacks an image without unsquashfs.
 
-Without DIRECTORY it says how many inodes and bytes of files the image holds. Owners are those of
-whoever runs it, as with unsquashfs; devices, pipes and sockets are left out.
+Without DIRECTORY it prints how many inodes and how many bytes of files it would make. Everything
+belongs to the user who runs it, as with unsquashfs. Devices, pipes and sockets are left out.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condainer.squashfs import image, reading, vfs
+from condainer.squashfs.program import with_image
+from condainer.squashfs.structures import DIR, REG, SYMLINK
+from condainer.squashfs.walking import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from condainer.squashfs.image import Inode
+    from condainer.squashfs.inodes import Inode
+    from condainer.squashfs.vfs import FileSystem
 
 _CHUNK = 1 << 20
+_MADE = {DIR, REG, SYMLINK}
 _KEPT = 0o755
 """Permissions: no setuid, setgid or sticky bit, and nobody but the owner writes."""
 
@@ -34,27 +38,34 @@ def main(arguments: list[str]) -> int:
     """
     image, *directory = arguments
 
-    def do(files: vfs.FileSystem) -> None:
+    def do(files: FileSystem) -> None:
         if directory:
             unpack(files, os.fsencode(directory[0]))
         else:
             sys.stdout.write("{} {}\n".format(*measure(files)))
 
-    return reading.with_image(image, do, threads=2)
+    return with_image(image, do, threads=2)
 
 
-def measure(files: vfs.FileSystem) -> tuple[int, int]:
-    """The number of inodes that `unpack` makes, and the bytes of all files."""
+def measure(files: FileSystem) -> tuple[int, int]:
+    """The number of inodes that `unpack` makes, and the bytes of all files.
+
+    Args:
+        files: the image.
+
+    Raises:
+        FormatError: If the image is damaged.
+    """
     seen = set()
     size = 0
-    for _, inode in walk(files):
+    for _, inode in _inodes(files):
         if inode.number not in seen and inode.kind in _MADE:
             seen.add(inode.number)
-            size += inode.size if inode.kind == image.REGULAR else 0
+            size += inode.size if inode.kind == REG else 0
     return len(seen), size
 
 
-def unpack(files: vfs.FileSystem, top: bytes) -> None:
+def unpack(files: FileSystem, top: bytes) -> None:
     """Unpack all of an image.
 
     Args:
@@ -62,44 +73,45 @@ def unpack(files: vfs.FileSystem, top: bytes) -> None:
         top: the directory to make, or one that is empty.
 
     Raises:
-        OSError: where something cannot be written.
-        FormatError: where the image is damaged.
-        CodecError: where a block is.
+        OSError: If something cannot be written.
+        FormatError: If the image is damaged.
     """
     first: dict[int, Path] = {}
     directories = []
-    for name, inode in walk(files):
+    for name, inode in _inodes(files):
         path = Path(os.fsdecode(top + name))
-        if inode.number in first:
-            os.link(first[inode.number], path, follow_symlinks=False)
-            continue
-        if inode.kind == image.DIRECTORY:
+        if inode.kind == DIR:
             path.mkdir(0o700, exist_ok=not name)
-            if name:  # the topmost is as whoever made it wants it
+            if name:  # whoever made the topmost one has chosen its mode
                 directories.append((path, inode))
-            continue
-        if inode.kind == image.LINK:
-            path.symlink_to(os.fsdecode(files.target(inode)))
-        elif inode.kind == image.REGULAR:
-            _write(files, inode, path)
-        else:
-            continue
-        if inode.links > 1:
-            first[inode.number] = path
-        os.utime(path, (inode.mtime, inode.mtime), follow_symlinks=False)
+        elif inode.number in first:
+            os.link(first[inode.number], path, follow_symlinks=False)
+        elif inode.kind in _MADE:
+            _make(files, inode, path)
+            if inode.links > 1:
+                first[inode.number] = path
+    # Only now, from the deepest on: until then, entries were made in them.
     for path, inode in reversed(directories):
         path.chmod(inode.mode & _KEPT)
         os.utime(path, (inode.mtime, inode.mtime))
 
 
-def walk(files: vfs.FileSystem) -> Iterator[tuple[bytes, Inode]]:
-    """All paths of an image, a directory before what is in it, each with its inode."""
+def _make(files: FileSystem, inode: Inode, path: Path) -> None:
+    if inode.kind == SYMLINK:
+        path.symlink_to(os.fsdecode(files.target(inode)))
+    else:
+        _write(files, inode, path)
+    os.utime(path, (inode.mtime, inode.mtime), follow_symlinks=False)
+
+
+def _inodes(files: FileSystem) -> Iterator[tuple[bytes, Inode]]:
+    """All paths with a slash before them, and their inodes; the root has an empty path."""
     yield b"", files.inode(files.root)
-    for name, entry in files.walk():
+    for name, entry in walk(files):
         yield b"/" + name, files.inode(entry.ref)
 
 
-def _write(files: vfs.FileSystem, inode: Inode, path: Path) -> None:
+def _write(files: FileSystem, inode: Inode, path: Path) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.ftruncate(descriptor, inode.size)  # what is not written is a hole, as in the image
@@ -111,8 +123,6 @@ def _write(files: vfs.FileSystem, inode: Inode, path: Path) -> None:
     finally:
         os.close(descriptor)
 
-
-_MADE = {image.DIRECTORY, image.LINK, image.REGULAR}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

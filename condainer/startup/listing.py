@@ -1,7 +1,7 @@
-"""The files that a program reads when it starts, next to each other in the image.
+"""The list of the files that a program reads when it starts, which a build puts side by side.
 
-`condainer profile` has listed them. Where they lie in an image is noted behind it, where no file
-system looks, so that whoever wants can read that part ahead: `image` says how.
+`condainer profile` writes the list into the project. A build sorts the image by it, and notes
+behind the image where these files lie (see `note`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from condainer.errors import BuildError
 from condainer.project import image
+from condainer.startup import note
 from condainer.system import files, process
 
 if TYPE_CHECKING:
@@ -22,18 +23,21 @@ if TYPE_CHECKING:
     from condainer.pipeline.workplace import Workplace
 
 _HIGHEST = 32767
-"""Priority that mksquashfs gives a file at the most."""
+"""The highest priority that mksquashfs can give a file."""
 _MOST = 2 * _HIGHEST
-"""Files: mksquashfs knows so many priorities."""
+"""Files in a list: mksquashfs knows so many priorities."""
 _LONGEST_LIST = 3_900_000
 """Bytes of a list."""
 
 
 def read(path: Path) -> tuple[str, ...]:
-    """The list that is kept in a project; empty where there is none.
+    """The list that is kept in a project; empty if there is none.
+
+    Args:
+        path: of the list.
 
     Raises:
-        CondainerError: where it cannot be read.
+        CondainerError: If it cannot be read.
     """
     if files.is_missing(path):
         return ()
@@ -43,7 +47,15 @@ def read(path: Path) -> tuple[str, ...]:
 
 
 def joined(before: Sequence[str], names: Sequence[str]) -> list[str]:
-    """A list and what another command has read, behind it; as much as `read` and a build take."""
+    """A list, with the files behind it that another command has read.
+
+    Args:
+        before: the list.
+        names: files that the other command has read, in that order.
+
+    Returns:
+        as many of both as `read` and a build accept.
+    """
     kept: list[str] = []
     left = _LONGEST_LIST
     for name in dict.fromkeys((*before, *names)):
@@ -55,7 +67,7 @@ def joined(before: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def write_order(names: Sequence[str], prefix: Path, directory: Path | None) -> Path | None:
-    """Write down for mksquashfs which files come first.
+    """Write a file that tells mksquashfs which files come first.
 
     Args:
         names: their paths below the prefix, in their order.
@@ -63,7 +75,7 @@ def write_order(names: Sequence[str], prefix: Path, directory: Path | None) -> P
         directory: where to write it.
 
     Returns:
-        the file; None where nothing comes first.
+        the file; None if nothing comes first.
     """
     if not names or directory is None:
         return None
@@ -76,10 +88,15 @@ def write_order(names: Sequence[str], prefix: Path, directory: Path | None) -> P
 
 
 async def mark(part: Part, names: Sequence[str], workplace: Workplace) -> None:
-    """Note behind an image which part of it has some files.
+    """Note behind an image which part of it holds some files.
+
+    Args:
+        part: the image that is being made.
+        names: the files' paths below the prefix.
+        workplace: of the build, where the program that looks runs.
 
     Raises:
-        BuildError: where the image cannot be read.
+        BuildError: If the image cannot be read.
     """
     place = replace(workplace, pass_fds=[*workplace.pass_fds, part.descriptor])
     answer = await place.run(
@@ -92,4 +109,6 @@ async def mark(part: Part, names: Sequence[str], workplace: Workplace) -> None:
         raise BuildError(f"cannot see where files lie in {part.path}: {last}")
     start, end = map(int, answer.stdout.split())
     if start < end:
-        image.write_startup(part.content, start, end)
+        superblock = image.read_superblock(part.content)
+        with part.content.open("r+b") as file:
+            note.write(file.fileno(), superblock, start, end)

@@ -1,12 +1,9 @@
-"""Notes which files of an image are read, in the order of their first reads.
+"""Records which files of an image are read, in the order of their first reads.
 
-For laying an image out anew: `python -m condainer.fuse` does so where the variable
-CONDAINER_FUSE_RECORD names a file, to which it adds the place of each file's inode, in eight bytes,
-before that file is read for the first time. What that means:
-
-    python -m condainer.startup.record RECORD IMAGE
-
-prints the paths of these files, a null byte behind each.
+`condainer profile` uses it. If the variable CONDAINER_FUSE_RECORD names a file, `python -m
+condainer.fuse` appends to it the reference of each inode that is read for the first time, in eight
+bytes. `python -m condainer.startup.record RECORD IMAGE` prints the paths of these files, with a
+null byte behind each.
 """
 
 from __future__ import annotations
@@ -16,27 +13,27 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
-from condainer.squashfs import reading
-from condainer.squashfs.vfs import FileSystem
+from condainer.squashfs import FileSystem, walk
+from condainer.squashfs.program import with_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from condainer.squashfs.image import Image, Inode
+    from condainer.squashfs import Image, Inode
 
-_PLACE = struct.Struct("<Q")
+_REFERENCE = struct.Struct("<Q")
 
 
 class Recorder(FileSystem):
-    """A file system that notes what is read.
+    """A file system that records what is read.
 
     Args:
-        image: what it shows.
-        threads: as of any.
-        path: of the file that it is noted in; made.
+        image: an open one.
+        threads: how many may decompress ahead of a program that reads in order.
+        path: of the file to write to; it is made if it is missing.
 
     Raises:
-        OSError: where that cannot be written.
+        OSError: If that cannot be written.
     """
 
     def __init__(self, image: Image, *, threads: int, path: str) -> None:
@@ -48,7 +45,7 @@ class Recorder(FileSystem):
     def _read(self, inode: Inode, offset: int, size: int, *, wait: bool) -> list[memoryview] | None:
         if inode.ref not in self._seen:
             self._seen.add(inode.ref)
-            os.write(self._file, _PLACE.pack(inode.ref))
+            os.write(self._file, _REFERENCE.pack(inode.ref))
         return super()._read(inode, offset, size, wait=wait)
 
 
@@ -68,28 +65,28 @@ def main(arguments: list[str]) -> int:
             noted = file.read()
         sys.stdout.buffer.writelines(name + b"\0" for name in read(noted, files))
 
-    return reading.with_image(image, show)
+    return with_image(image, show)
 
 
 def read(record: bytes, files: FileSystem) -> Iterator[bytes]:
     """The paths of what was read, in that order.
 
     Args:
-        record: what was noted.
-        files: what the image holds.
+        record: what `Recorder` has written.
+        files: the image.
 
     Raises:
-        FormatError: where it is damaged.
+        FormatError: If the image is damaged.
     """
-    whole = record[: len(record) // _PLACE.size * _PLACE.size]
-    seen = dict.fromkeys(ref for (ref,) in _PLACE.iter_unpack(whole))
+    whole = record[: len(record) // _REFERENCE.size * _REFERENCE.size]
+    seen = dict.fromkeys(ref for (ref,) in _REFERENCE.iter_unpack(whole))
     names = _names(files, seen)
     return (names[ref] for ref in seen if ref in names)
 
 
 def _names(files: FileSystem, wanted: dict[int, None]) -> dict[int, bytes]:
-    """Where what is wanted is in the image; a file with several names has the last one here."""
-    return {entry.ref: name for name, entry in files.walk() if entry.ref in wanted}
+    """The paths of some inodes; of a file with several names, the last one."""
+    return {entry.ref: name for name, entry in walk(files) if entry.ref in wanted}
 
 
 if __name__ == "__main__":

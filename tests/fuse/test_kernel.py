@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from condainer.fuse import kernel, operations
-from condainer.squashfs import image, vfs
+from condainer.fuse import kernel
+from condainer.squashfs import FileSystem, Image, Inode
 from tests.support import PATIENCE
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ class Kernel:
 @pytest.fixture
 def old(collection: images.Collection) -> Iterator[Kernel]:
     """A kernel with a mount of the small tree."""
-    with serving(collection, vfs.FileSystem) as kernel:
+    with serving(collection, FileSystem) as kernel:
         yield kernel
 
 
 @contextlib.contextmanager
-def serving(collection: images.Collection, kind: type[vfs.FileSystem]) -> Iterator[Kernel]:
+def serving(collection: images.Collection, kind: type[FileSystem]) -> Iterator[Kernel]:
     """A kernel with a mount of a file system of some kind."""
     descriptor = os.open(collection.image("small", "-comp", "zstd"), os.O_RDONLY)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    files = kind(image.Image(descriptor), threads=0)
+    files = kind(Image(descriptor), threads=0)
     session = kernel.Session(theirs.fileno(), files)
     thread = threading.Thread(target=session.serve)
     with contextlib.closing(theirs):
@@ -116,15 +116,13 @@ def test_another_protocol(old: Kernel) -> None:
         assert old.ask(INIT, 0, request) == (errno.EPROTO, b"")
 
 
-class Unforeseen(vfs.FileSystem):
+class Unforeseen(FileSystem):
     """A file system with a fault that nobody has thought of."""
 
-    def target(self, inode: image.Inode) -> bytes:
+    def target(self, inode: Inode) -> bytes:
         raise ZeroDivisionError(f"inode\n{inode.number}")
 
-    def _read(
-        self, inode: image.Inode, offset: int, size: int, *, wait: bool
-    ) -> list[memoryview] | None:
+    def _read(self, inode: Inode, offset: int, size: int, *, wait: bool) -> list[memoryview] | None:
         if wait:
             raise LookupError("at a distance")
         return super()._read(inode, offset, size, wait=wait)
@@ -155,18 +153,3 @@ def test_a_node_that_is_none(old: Kernel, node: int) -> None:
     old.init(31)
     assert old.ask(GETATTR, node, bytes(16))[0] == errno.EIO
     assert old.ask(GETATTR, 1, bytes(16))[0] == 0
-
-
-def test_the_bindings_are_told_an_error_too(
-    collection: images.Collection, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """What is not an OSError would be another number to them, or the end."""
-    descriptor = os.open(collection.image("small", "-comp", "zstd"), os.O_RDONLY)
-    files = Unforeseen(image.Image(descriptor), threads=0)
-    ask = operations.Operations(files, None, None, lambda: None)
-    for name, *arguments in (("readlink", "/link"), ("read", "/noise", 10, 0, None)):
-        with pytest.raises(OSError, match=name) as caught:
-            ask(str(name), *arguments)
-        assert caught.value.errno == errno.EIO
-    os.close(descriptor)
-    assert len(capfd.readouterr().err.splitlines()) == 2

@@ -149,7 +149,7 @@ def test_a_manifest_with_other_types(tmp_path: Path, manifest: Any) -> None:  # 
     ids=["deep", "number", "too deep to be written", "many", "large"],
 )
 def test_a_manifest_beyond_reason(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ImageError, match=r"the image .*image\.squashfs is damaged"):
+    with pytest.raises(ImageError, match=r"the image .*image\.squashfs cannot be used"):
         image.read_manifest(make(tmp_path, manifest=text))
 
 
@@ -183,7 +183,7 @@ from condainer.errors import ImageError
 try:
     image.read_manifest(Path(sys.argv[1]))
 except ImageError as error:
-    if "is damaged" not in error.message:
+    if "cannot be used" not in error.message:
         sys.exit(error.message)
     # Not what rusage tells: that begins with what the process was forked from.
     (most,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]

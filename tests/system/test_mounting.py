@@ -139,7 +139,7 @@ def test_umount_after_exec_does_not_wait_for_the_idle_time(ready: Workshop) -> N
         ready.configure()
 
 
-@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python"])
+@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python", "fusepy"])
 def test_backend_by_name(ready: Workshop, backend: str) -> None:
     ready.run("mount", "--backend", backend)
     assert mount_status(ready)["backend"] == backend

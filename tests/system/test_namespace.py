@@ -92,6 +92,21 @@ def test_backends_without_fusermount(bare: Place, backend: str) -> None:
         bare.enter(0, "bash", "-c", show)
 
 
+def test_the_portable_backend_without_fusermount(bare: Place) -> None:
+    """It serves a mount that was made for it, if none of the others works."""
+    own = f"{bare.directory}/checkout/condainer/fuse/__main__.py"
+    hidden = ['"$(type -P squashfuse_ll)"', '"$(type -P squashfuse)"', own]
+    hide = "".join(f"mount --bind /dev/null {path}; " for path in hidden)
+    show = "".join(f"umount {path}; " for path in hidden)
+    try:
+        assert bare.enter(0, "bash", "-c", hide).returncode == 0
+        done = bare.run(ANN, "-v", "exec", "hard-hello", cwd=bare.anns)
+        assert done.stdout.startswith(f"hello from {prefix_of(bare)}")
+        assert "mounted with fusepy" in done.stderr
+    finally:
+        bare.enter(0, "bash", "-c", show)
+
+
 def test_all_of_a_user_share_one_namespace(bare: Place) -> None:
     first = start(bare, ANN, "sh", "-c", f"{SLOW}; readlink /proc/self/ns/mnt")
     seen = {namespace_of(bare) for _ in range(3)}

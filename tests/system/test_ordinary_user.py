@@ -63,7 +63,7 @@ def test_build_and_exec(place: Place, anns: Path) -> None:
     place.run(ANN, "exec", "--", "sh", "-c", "exit 7", cwd=anns, status=7)
 
 
-@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python"])
+@pytest.mark.parametrize("backend", ["squashfuse_ll", "squashfuse", "python", "fusepy"])
 def test_mount_and_umount(place: Place, bobs: Path, backend: str) -> None:
     support.wait_for(lambda: not mountpoint(place, bobs).exists())
     place.run(BOB, "mount", "--backend", backend, cwd=bobs)

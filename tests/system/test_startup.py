@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from condainer.project import image
-from condainer.startup import listing
+from condainer.startup import listing, note
 from tests import building
 from tests.forgery import opened
 from tests.localchannel.package import Package
@@ -37,7 +37,18 @@ def places(workshop: Workshop, names: list[str]) -> list[int]:
     """Where the data of files begin in the image."""
     with opened(workshop.image.read_bytes()) as files:
         inodes = [files.inode(files.resolve(os.fsencode(name))) for name in names]
-        return [min(start for start, _ in files.places(inode)) for inode in inodes]
+        return [min(start for start, _ in files.extents(inode)) for inode in inodes]
+
+
+def noted(path: Path) -> tuple[int, int]:
+    with image.opened(path) as descriptor:
+        return note.read(descriptor, image.read_superblock(path))
+
+
+def note_behind(path: Path, start: int, end: int) -> None:
+    superblock = image.read_superblock(path)
+    with path.open("r+b") as file:
+        note.write(file.fileno(), superblock, start, end)
 
 
 @pytest.fixture
@@ -172,7 +183,7 @@ def test_they_lie_next_to_each_other_afterwards(
     together = sorted(found[:3])
     assert together == found[:3]
     assert not any(together[0] < place < together[2] for place in found[3:])
-    start, end = image.read_startup(noisy.image)
+    start, end = noted(noisy.image)
     assert start <= together[0] < together[2] < end
     assert end - start < 3 * 600_000 + 200_000
     manifest = image.read_manifest(noisy.image)
@@ -250,12 +261,12 @@ def test_a_list_that_somebody_wrote(tmp_path: Path) -> None:
 
 def test_what_is_noted_behind_an_image_is_checked(noisy: Workshop) -> None:
     data = noisy.image.read_bytes()
-    assert image.read_startup(noisy.image) == (0, 0)
-    image.write_startup(noisy.image, 96, 1000)
-    assert image.read_startup(noisy.image) == (96, 1000)
+    assert noted(noisy.image) == (0, 0)
+    note_behind(noisy.image, 96, 1000)
+    assert noted(noisy.image) == (96, 1000)
     assert noisy.image.read_bytes()[: len(data)] == data
-    image.write_startup(noisy.image, 96, 1 << 40)
-    assert image.read_startup(noisy.image) == (0, 0)
+    note_behind(noisy.image, 96, 1 << 40)
+    assert noted(noisy.image) == (0, 0)
     assert json.loads(noisy.run("status", "--json").stdout)["image"]["exists"]
     noisy.run("exec", "--", "true")
     noisy.wait_until_clean()

@@ -147,11 +147,12 @@ def test_the_reader_of_squashfs_imports_nothing_of_the_rest() -> None:
     assert rooms_of("condainer.squashfs") == {"squashfs"}
 
 
-def test_the_file_system_knows_the_reader_and_who_notes_what_is_read() -> None:
+def test_the_file_system_knows_the_reader_and_what_is_read_first() -> None:
     assert rooms_of("condainer.fuse") == {"fuse", "squashfs", "startup"}
     used = {name for module in inside("condainer.fuse") for name in imports(MODULES[module])}
     assert {name for name in used if within(name, "condainer.startup")} == {
-        "condainer.startup.record.Recorder"
+        "condainer.startup.note",
+        "condainer.startup.record.Recorder",
     }
 
 
@@ -242,8 +243,8 @@ def test_only_the_command_line_and_progress_write_to_the_user() -> None:
         if {"sys.stdout", "sys.stderr"} & names(path) or "print" in _called(path)
     }
     programs = {
-        "condainer.fuse.__main__",
-        *(f"condainer.squashfs.{name}" for name in ("reading", "unpack")),
+        *("condainer.fuse.__main__", "condainer.fuse.portable"),
+        *(f"condainer.squashfs.{name}" for name in ("program", "unpack")),
         *(f"condainer.startup.{name}" for name in ("locate", "record")),
     }
     own = {f"condainer.commands.{name}" for name in ("console", "progress")}

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from condainer.squashfs import image
-from condainer.squashfs.cache import Blocks, Place
+from condainer.squashfs import (
+    FormatError,
+)
+from condainer.squashfs.blocks import DataBlock
+from condainer.squashfs.cache import BlockCache
 from tests.support import PATIENCE, wait_for
 
 if TYPE_CHECKING:
@@ -70,11 +73,11 @@ class Loader:
 
 def test_a_block_that_many_want_is_loaded_once() -> None:
     loader = Loader()
-    blocks = Blocks(loader, 1000, 0)
+    blocks = BlockCache(loader, 1000, 0)
     answers: list[bytes] = []
 
     def ask() -> None:
-        answers.append(blocks.get(Place(7, 1, 10)))
+        answers.append(blocks.get(DataBlock(7, 1, 10)))
 
     threads = [threading.Thread(target=ask) for _ in range(16)]
     for thread in threads:
@@ -92,13 +95,13 @@ def test_a_block_that_many_want_is_loaded_once() -> None:
 def test_many_want_many_blocks() -> None:
     loader = Loader()
     loader.gate.set()
-    blocks = Blocks(loader, 10_000, 0)
+    blocks = BlockCache(loader, 10_000, 0)
 
     def ask(number: int) -> None:
         order = list(range(50))
         random.Random(number).shuffle(order)  # noqa: S311
         for position in order:
-            assert blocks.get(Place(position, 1, 100)) == bytes([position]) * 100
+            assert blocks.get(DataBlock(position, 1, 100)) == bytes([position]) * 100
 
     at_once(16, ask)
     assert sorted(loader.loaded) == list(range(50))
@@ -106,14 +109,14 @@ def test_many_want_many_blocks() -> None:
 
 def test_all_who_wait_hear_of_an_error_and_the_next_tries_again() -> None:
     loader = Loader()
-    loader.error = image.FormatError("damaged")
-    blocks = Blocks(loader, 1000, 0)
+    loader.error = FormatError("damaged")
+    blocks = BlockCache(loader, 1000, 0)
     errors: list[str] = []
 
     def ask() -> None:
         try:
-            blocks.get(Place(7, 1, 10))
-        except image.FormatError as error:
+            blocks.get(DataBlock(7, 1, 10))
+        except FormatError as error:
             errors.append(str(error))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -125,7 +128,7 @@ def test_all_who_wait_hear_of_an_error_and_the_next_tries_again() -> None:
         thread.join()
     assert errors == ["damaged"] * 8
     loader.error = None
-    assert blocks.get(Place(7, 1, 10)) == bytes([7]) * 10
+    assert blocks.get(DataBlock(7, 1, 10)) == bytes([7]) * 10
 
 
 class Unkept(bytes):
@@ -139,45 +142,45 @@ class Unkept(bytes):
 
 def test_nobody_waits_for_a_block_that_could_not_be_kept() -> None:
     loaded: list[bytes] = [Unkept(), b"block"]
-    blocks = Blocks(lambda *_: loaded.pop(0), 1000, 0)
+    blocks = BlockCache(lambda *_: loaded.pop(0), 1000, 0)
     with pytest.raises(MemoryError):
-        blocks.get(Place(7, 1, 10))
+        blocks.get(DataBlock(7, 1, 10))
     assert not blocks._coming  # noqa: SLF001  (whoever found it there would wait)
-    assert blocks.get(Place(7, 1, 10)) == b"block"
+    assert blocks.get(DataBlock(7, 1, 10)) == b"block"
 
 
 def test_blocks_are_kept_up_to_a_limit() -> None:
     """Those that were wanted last; one block is kept even where it is larger."""
     loader = Loader()
     loader.gate.set()
-    blocks = Blocks(loader, 1000, 0)
+    blocks = BlockCache(loader, 1000, 0)
     for position in range(20):
-        blocks.get(Place(position, 1, 100))
+        blocks.get(DataBlock(position, 1, 100))
         assert kept(blocks, 100) <= 1000
     assert kept(blocks, 100) == 1000
     assert blocks.ready(10) is not None
-    blocks.get(Place(99, 1, 100))
+    blocks.get(DataBlock(99, 1, 100))
     assert blocks.ready(10) is not None
     assert blocks.ready(11) is None
-    blocks.get(Place(100, 1, 5000))
+    blocks.get(DataBlock(100, 1, 5000))
     assert kept(blocks, 100) == 0
     assert blocks.ready(100) is not None
 
 
-def kept(blocks: Blocks, size: int) -> int:
+def kept(blocks: BlockCache, size: int) -> int:
     return sum(size for position in range(100) if blocks.ready(position) is not None)
 
 
 def test_many_threads_keep_to_the_limit() -> None:
     loader = Loader()
     loader.gate.set()
-    blocks = Blocks(loader, 1000, 0)
+    blocks = BlockCache(loader, 1000, 0)
 
     def ask(number: int) -> None:
         chance = random.Random(number)  # noqa: S311
         for _ in range(300):
             position = chance.randrange(50)
-            assert blocks.get(Place(position, 1, 100)) == bytes([position]) * 100
+            assert blocks.get(DataBlock(position, 1, 100)) == bytes([position]) * 100
 
     at_once(16, ask)
     assert kept(blocks, 100) == 1000
@@ -185,9 +188,9 @@ def test_many_threads_keep_to_the_limit() -> None:
 
 def test_helpers_load_ahead() -> None:
     loader = Loader()
-    blocks = Blocks(loader, 1000, 2)
+    blocks = BlockCache(loader, 1000, 2)
     for position in range(10):
-        blocks.ahead(Place(position, 1, 10))
+        blocks.ahead(DataBlock(position, 1, 10))
     loader.gate.set()
     wait_for(lambda: blocks.ready(0) and blocks.ready(1))
     assert threading.get_ident() not in loader.threads
@@ -196,18 +199,18 @@ def test_helpers_load_ahead() -> None:
 
 def test_nobody_loads_ahead_without_helpers() -> None:
     loader = Loader()
-    blocks = Blocks(loader, 1000, 0)
-    blocks.ahead(Place(1, 1, 10))
+    blocks = BlockCache(loader, 1000, 0)
+    blocks.ahead(DataBlock(1, 1, 10))
     assert loader.loaded == []
 
 
 def test_who_loads_ahead_keeps_errors_to_itself() -> None:
     loader = Loader()
     loader.gate.set()
-    loader.error = image.FormatError("damaged")
-    blocks = Blocks(loader, 1000, 1)
-    blocks.ahead(Place(1, 1, 10))
+    loader.error = FormatError("damaged")
+    blocks = BlockCache(loader, 1000, 1)
+    blocks.ahead(DataBlock(1, 1, 10))
     wait_for(lambda: loader.loaded == [1])
     loader.error = None
-    blocks.ahead(Place(2, 1, 10))
+    blocks.ahead(DataBlock(2, 1, 10))
     wait_for(lambda: blocks.ready(2))
