@@ -600,6 +600,8 @@ def _mount(arguments: argparse.Namespace) -> int:
         lifetime.check_image(project)
         _print_path(lifetime.offer(project))
         return 0
+    if arguments.for_shell is not None and not lifetime.is_offered(project, arguments.for_shell):
+        return shell.TRY_AGAIN  # a mount that nobody could hold would go, and the file with it
     held = lifetime.use(
         project,
         arguments.backend,
