@@ -20,12 +20,22 @@ def keepers_of(workshop: Workshop) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                line = (entry / "cmdline").read_bytes().rstrip(b"\0").decode()
+                line = os.fsdecode((entry / "cmdline").read_bytes().rstrip(b"\0"))
             except OSError:
                 continue
-            if line.startswith("condainer-keep") and str(workshop.directory)[:20] in line:
+            is_keeper = line.startswith("condainer-keep") and str(workshop.directory)[:20] in line
+            if is_keeper and _has_files_of(workshop, entry):
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def _has_files_of(workshop: Workshop, process: Path) -> bool:
+    """Whether a process has opened files of a workshop's mount: `ps` cuts off what it keeps."""
+    begin = str(workshop.runtime / workshop.uuid)
+    try:
+        return any(os.readlink(fd).startswith(begin) for fd in (process / "fd").iterdir())  # noqa: PTH115
+    except OSError:
+        return False  # it ends just now
 
 
 def holds_the_lock(workshop: Workshop, pid: int) -> bool:

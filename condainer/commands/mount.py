@@ -66,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         use.check_image(project)
         console.write_path(use.offer(project))
         return 0
+    if arguments.for_shell is not None and not use.is_offered(project, arguments.for_shell):
+        return shell.TRY_AGAIN  # a mount that nobody could hold would go, and the file with it
     held = use.use(
         project,
         arguments.backend,

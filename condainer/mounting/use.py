@@ -309,6 +309,22 @@ def offer(project: Project) -> Path:
     return project.use_lock
 
 
+def is_offered(project: Project, descriptor: int) -> bool:
+    """Whether a descriptor is still of the lock file that `offer` has made.
+
+    Args:
+        project: whose mount.
+        descriptor: opened by another process on that file.
+
+    Raises:
+        MountError: If it is not open.
+    """
+    try:
+        return locks.is_current(project.use_lock, descriptor)
+    except OSError as error:
+        raise MountError(f"descriptor {descriptor} cannot hold the mount: {error}") from error
+
+
 def share(project: Project, descriptor: int) -> bool:
     """Let a descriptor that this process inherited hold a mount as well; the caller holds it.
 
@@ -325,9 +341,9 @@ def share(project: Project, descriptor: int) -> bool:
     Raises:
         MountError: where it is not open.
     """
+    if not is_offered(project, descriptor):
+        return False
     try:
-        if not locks.is_current(project.use_lock, descriptor):
-            return False
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         raise MountError(f"descriptor {descriptor} cannot hold the mount: {error}") from error

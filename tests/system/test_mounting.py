@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from condainer.running import shell
 from condainer.system import mounttable, users
 from tests import building, support
 from tests.support import CONDAINER, daemons_of, wait_for
@@ -356,6 +357,23 @@ def test_the_daemon_holds_nothing_of_the_caller(ready: Workshop, tmp_path: Path)
         assert not [path for path in opened if path.startswith(str(tmp_path))]
         assert os.getsid(int(pid)) != os.getsid(0)
     ready.run("umount")
+
+
+def test_a_shell_whose_lock_file_has_gone_mounts_nothing(ready: Workshop) -> None:
+    """Such a mount would go at once, and take the file of the shell's next attempt with it."""
+    lock = Path(ready.run("-q", "mount", "--for-shell").stdout.rstrip("\n"))
+    with lock.open() as held:
+        lock.unlink()
+        done = subprocess.run(
+            [*CONDAINER, "-q", "mount", "--for-shell", str(held.fileno())],
+            cwd=ready.directory,
+            env=ready.variables,
+            pass_fds=[held.fileno()],
+            check=False,
+        )
+    assert done.returncode == shell.TRY_AGAIN
+    assert not ready.is_mounted()
+    ready.run("exec", "--", "true")  # whose end takes the empty directory away
 
 
 def test_ctrl_c_ends_the_command_and_not_the_mount(ready: Workshop) -> None:

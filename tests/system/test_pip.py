@@ -358,7 +358,7 @@ def test_editable_packages_that_a_file_elsewhere_lists_are_refused(
     with building.served(tmp_path / "served") as url:
         (indexed.directory / "requirements.txt").write_text(f"-r {url}/list.txt\n")
         refused = indexed.run("build", "--force", status=1).stderr
-    assert "the package cnd_git-1.0 is installed as editable" in refused
+    assert "cnd_git" in refused
     assert "list it without -e" in refused
     assert not (indexed.directory / "src").exists()
 

@@ -277,7 +277,7 @@ def test_no_link_of_others_says_where_an_image_is_written(place: Place, *, dangl
     link.symlink_to(private)
     os.lchown(link, BOB, BOB)
     done = place.run(ANN, "build", "--force", cwd=directory, status=1)
-    assert f"{link} is a link of user {BOB} (daemon)" in done.stderr
+    assert f"{link} is a link that belongs to user {BOB} (daemon)" in done.stderr
     os.lchown(link, ANN, ANN)
     if dangling:
         assert not private.exists()

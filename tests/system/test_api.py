@@ -45,7 +45,7 @@ def test_a_project_is_built_and_used(workshop: Workshop, hard_channel: Path) -> 
     assert project.image == workshop.image
     assert project.status()["image"]["packages"] == 1
     before = project.image.stat().st_ino
-    with pytest.raises(condainer.CondainerError, match="is there already"):
+    with pytest.raises(condainer.CondainerError, match="exists already"):
         project.build()
     project.build(force=True)
     assert project.image.stat().st_ino != before
