@@ -18,11 +18,12 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CONDAINER = (sys.executable, "-m", "condainer")
 REPOSITORY = Path(__file__).parent.parent
 PATIENCE = 60.0
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -143,6 +145,30 @@ class Workshop:
     def wait_until_clean(self) -> None:
         """Wait until the last mount has gone and nothing of it is left."""
         wait_for(lambda: not self.left_over(), f"left over: {self.left_over()}")
+
+
+def at_once(count: int, ask: Callable[[int], _T]) -> list[_T]:
+    """Ask in as many threads, which begin together, and give what each was answered."""
+    found: dict[int, _T | Exception] = {}
+    together = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        together.wait(PATIENCE)
+        try:
+            found[number] = ask(number)
+        except Exception as error:  # noqa: BLE001  (raised below)
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    answers = [found[number] for number in range(count)]
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, Exception)]
 
 
 def wait_for(condition: Callable[[], object], failure: str = "it did not happen") -> None:

@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 COMPRESSORS = {"zstd": (1, 22), "gzip": (1, 9), "xz": None, "lzo": (1, 9), "lz4": None}
 """The compressors of images, and the range of levels of each; None if it has no levels."""
@@ -112,6 +116,12 @@ def boolean(text: str) -> bool:
     return choices[text.lower()]
 
 
+def _one_of(known: Iterable[str], text: str) -> str:
+    if text not in known:
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return text
+
+
 def compression(text: str) -> str:
     """A compressor.
 
@@ -121,9 +131,7 @@ def compression(text: str) -> str:
     Raises:
         ValueError: If it is something else.
     """
-    if text not in COMPRESSORS:
-        raise ValueError(f"must be one of {', '.join(COMPRESSORS)}")
-    return text
+    return _one_of(COMPRESSORS, text)
 
 
 def channel_priority(text: str) -> str:
@@ -135,9 +143,7 @@ def channel_priority(text: str) -> str:
     Raises:
         ValueError: If it is something else.
     """
-    if text not in CHANNEL_PRIORITIES:
-        raise ValueError(f"must be one of {', '.join(CHANNEL_PRIORITIES)}")
-    return text
+    return _one_of(CHANNEL_PRIORITIES, text)
 
 
 def block_size(text: str) -> int:

@@ -26,7 +26,7 @@ from condainer.squashfs import (
 )
 from condainer.squashfs.blocks import BlockReader
 from tests import images
-from tests.support import PATIENCE, wait_for
+from tests.support import at_once, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,30 +49,6 @@ def opened(path: Path, *, threads: int = 0, **how: int) -> Iterator[FileSystem]:
 
 def read(files: FileSystem, path: bytes, offset: int, size: int) -> bytes:
     return b"".join(files.read(files.inode(files.resolve(path)), offset, size))
-
-
-def at_once(count: int, ask: Callable[[int], _T]) -> list[_T]:
-    """Ask in as many threads, which begin together, and give what each was answered."""
-    found: dict[int, _T | Exception] = {}
-    together = threading.Barrier(count)
-
-    def run(number: int) -> None:
-        together.wait(PATIENCE)
-        try:
-            found[number] = ask(number)
-        except Exception as error:  # noqa: BLE001  (raised below)
-            found[number] = error
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    answers = [found[number] for number in range(count)]
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return [answer for answer in answers if not isinstance(answer, Exception)]
 
 
 def in_step(filename: str, ask: Callable[[int], _T]) -> list[_T]:

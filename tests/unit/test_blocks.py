@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -13,37 +12,7 @@ from condainer.squashfs import (
 )
 from condainer.squashfs.blocks import DataBlock
 from condainer.squashfs.cache import BlockCache
-from tests.support import PATIENCE, wait_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-_T = TypeVar("_T")
-
-
-def at_once(count: int, ask: Callable[[int], _T]) -> list[_T]:
-    """Ask in as many threads, which begin together, and give what each was answered."""
-    found: dict[int, _T | Exception] = {}
-    together = threading.Barrier(count)
-
-    def run(number: int) -> None:
-        together.wait(PATIENCE)
-        try:
-            found[number] = ask(number)
-        except Exception as error:  # noqa: BLE001  (raised below)
-            found[number] = error
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    answers = [found[number] for number in range(count)]
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return [answer for answer in answers if not isinstance(answer, Exception)]
+from tests.support import PATIENCE, at_once, wait_for
 
 
 class Loader:
